@@ -1,0 +1,226 @@
+"""Entries on disk: bytes and listings, each verified before it is used; shared by mounts, kept between them.
+
+A cache is a `diskcache.Cache` that holds `str` keys and `bytes` values only. Its calls block on files and on
+SQLite's locks, so they run in threads of their own; from trio's side every method is async and none waits for
+the network. A cache that fails makes reads slower, not wrong: `get` then finds nothing and `put` keeps nothing,
+and `Cache.failure` says why.
+"""
+
+import contextlib
+import os
+import re
+import sqlite3
+import struct
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diskcache
+import trio
+
+from idcfs.errors import CacheUnusable
+
+RESERVE = 512 << 20
+"""Bytes that a cache leaves free on its disk whatever its limit is; half a gigabyte is a guess."""
+
+THREADS = 8
+"""Threads for one cache's calls: reads wait for the disk, and a few writes at a time are enough."""
+
+_SQLITE_TIMEOUT = 5.0
+"""Seconds that a call waits for another process' lock on the database."""
+
+_HEADER = struct.Struct("<4sIHI")
+_MAGIC = b"IDC1"
+_FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
+
+T = TypeVar("T")
+
+
+class EntryRefused(Exception):
+    """An entry of the database that this project cannot have written."""
+
+
+class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
+    """Stores text keys and byte values, and refuses all else: nothing is unpickled, no path leaves the folder."""
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        """The form of a key in the database."""
+        if type(key) is not str:
+            raise EntryRefused("a key that is not text")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> str:
+        """The key from its form in the database."""
+        if type(key) is not str or not raw:
+            raise EntryRefused("a key that is not text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> Any:
+        """Write a value; a file that cannot be written whole is removed."""
+        if type(value) is not bytes or read:
+            raise EntryRefused("a value that is not bytes")
+        return super().store(value, read, key=key)
+
+    def _write(self, full_path: str, iterator: Any, mode: str, encoding: str | None = None) -> Any:
+        try:
+            return super()._write(full_path, iterator, mode, encoding)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(full_path)
+            raise
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> bytes:
+        """Read a value."""
+        if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
+            return value
+        if mode != diskcache.core.MODE_BINARY or filename is None or not _FILE_NAME.fullmatch(filename):
+            raise EntryRefused(f"a value of mode {mode} in file {filename!r}")
+        with open(os.path.join(self._directory, filename), "rb") as file:
+            return file.read()
+
+    def remove(self, file_path: str) -> None:
+        """Remove a value's file."""
+        if _FILE_NAME.fullmatch(file_path):
+            super().remove(file_path)
+
+
+class Cache:
+    """A cache that is open; `open_cache` makes one.
+
+    Args:
+        folder: where it is kept.
+        limit: bytes it may take; the least recently used entries go first.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.failure: str | None = None
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._disk: diskcache.Cache | None = None
+
+    async def get(self, key: str) -> memoryview | None:
+        """The value under *key*, or None. An entry that does not verify is dropped."""
+        return await self._run(self._get, key)
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Keep *value* under *key*, unless the disk is nearly full."""
+        await self._run(self._put, key, value)
+
+    async def delete(self, key: str) -> None:
+        """Drop the entry under *key*, if there is one."""
+        await self._run(self._delete, key)
+
+    async def usage(self) -> tuple[int, int]:
+        """The number of entries, and the bytes they take on disk."""
+        return await self._run(self._usage) or (0, 0)
+
+    async def clear(self) -> None:
+        """Drop all entries."""
+        await self._run(self._clear)
+
+    async def _run(self, call: Callable[..., T | None], *arguments: Any) -> T | None:
+        if self._disk is None:
+            return None
+        try:
+            found = await trio.to_thread.run_sync(call, *arguments, limiter=self._threads)
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            self.failure = f"{self.folder}: {error or type(error).__name__}"
+            return None
+        self.failure = None
+        return found
+
+    def _get(self, key: str) -> memoryview | None:
+        assert self._disk is not None
+        try:
+            entry = self._disk.get(key)
+        except EntryRefused:
+            entry = b""
+        if entry is None:
+            return None
+        value = _unpack(key, entry)
+        if value is None:
+            self._delete(key)
+        return value
+
+    def _put(self, key: str, value: bytes) -> None:
+        assert self._disk is not None
+        space = os.statvfs(self.folder)
+        if space.f_bavail * space.f_frsize - len(value) < RESERVE:
+            raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
+        self._disk.set(key, _pack(key, value))
+
+    def _delete(self, key: str) -> None:
+        assert self._disk is not None
+        with contextlib.suppress(EntryRefused):
+            self._disk.delete(key)
+
+    def _usage(self) -> tuple[int, int]:
+        assert self._disk is not None
+        return len(self._disk), self._disk.volume()
+
+    def _clear(self) -> None:
+        assert self._disk is not None
+        self._disk.clear()
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._disk = diskcache.Cache(
+            str(self.folder),
+            timeout=_SQLITE_TIMEOUT,
+            disk=SafeDisk,
+            size_limit=self.limit,
+            eviction_policy="least-recently-used",
+        )
+
+    def _close(self) -> None:
+        if self._disk is not None:
+            self._disk.close()
+
+
+@contextlib.asynccontextmanager
+async def open_cache(folder: Path, limit: int) -> AsyncIterator[Cache]:
+    """Open the cache in *folder*, created if missing, which may take up to *limit* bytes.
+
+    Raises:
+        CacheUnusable: the folder cannot be written, or what is in it is no cache.
+    """
+    cache = Cache(folder, limit)
+    try:
+        await trio.to_thread.run_sync(cache._open)
+    except OSError as error:
+        raise CacheUnusable(
+            f"cache folder {folder}: {error.strerror or error}; choose another with --cache-dir"
+        ) from error
+    except (sqlite3.Error, diskcache.Timeout) as error:
+        raise CacheUnusable(
+            f"cache folder {folder}: its database cannot be used ({error}); "
+            "'idcfs cache clear' makes a new one, --cache-dir chooses another folder"
+        ) from error
+    try:
+        yield cache
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(cache._close)
+
+
+def _pack(key: str, value: bytes) -> bytes:
+    name = key.encode()
+    check = zlib.crc32(value, zlib.crc32(name))
+    return b"".join((_HEADER.pack(_MAGIC, check, len(name), len(value)), name, value))
+
+
+def _unpack(key: str, entry: bytes) -> memoryview | None:
+    """The value in an entry, or None if it is not what was put under *key*."""
+    name = key.encode()
+    start = _HEADER.size + len(name)
+    if len(entry) < start:
+        return None
+    magic, check, name_length, length = _HEADER.unpack_from(entry)
+    value = memoryview(entry)[start:]
+    if magic != _MAGIC or name_length != len(name) or length != len(value):
+        return None
+    if entry[_HEADER.size : start] != name or zlib.crc32(value, zlib.crc32(name)) != check:
+        return None
+    return value

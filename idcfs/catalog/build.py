@@ -1,0 +1,341 @@
+"""Building catalogues and views with DuckDB; runs as a child process of its own, so the daemon never loads it.
+
+    python -m idcfs.catalog.build < specification
+
+The specification is one line of JSON (see `main`). Progress and the one error there may be are JSON lines on
+standard output. What is built is whole before it gets a name that others look for. The end of standard input
+after that line means that the parent is gone, and ends this process.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from idcfs.catalog import view
+from idcfs.catalog.index import REPAIR
+from idcfs.catalog.table import TableWriter
+from idcfs.errors import IdcfsError, IndexUnusable
+from idcfs.layout import PLAIN_COMPONENT, Column, Template, escape, parse_template, with_suffix
+
+SERIES_SCHEMA = pa.schema(
+    [("uuid", pa.binary()), ("bucket", pa.uint8()), ("instances", pa.uint32()), ("bytes", pa.uint64())]
+)
+ATTRIBUTE_ROWS = 8192
+"""Rows in a row group of the attributes: one decodes in about 10 ms."""
+
+STREAM_ROWS = 1 << 16
+"""Rows taken from DuckDB at a time, so that memory does not grow with the index."""
+
+_NEEDED = {
+    "index": """collection_id PatientID StudyInstanceUID SeriesInstanceUID Modality aws_bucket crdc_series_uuid
+        instanceCount series_size_MB series_revised_idc_version analysis_result_id""",
+    "prior_versions_index": """collection_id PatientID StudyInstanceUID SeriesInstanceUID Modality aws_bucket
+        crdc_series_uuid series_size_MB min_idc_version max_idc_version""",
+}
+"""The columns that the tree is built from, by table."""
+_FIRST_OF_EACH_PRIOR = (
+    "(SELECT DISTINCT ON (crdc_series_uuid) * FROM prior_versions_index "
+    "ANTI JOIN index USING (crdc_series_uuid) ORDER BY crdc_series_uuid, max_idc_version DESC)"
+)
+_ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
+_CANONICAL_ORDER = (
+    "series_revised_idc_version IS NULL, collection_id, PatientID, StudyInstanceUID, SeriesInstanceUID, "
+    "crdc_series_uuid"
+)
+"""Every row of today's index before the rows of earlier versions, which have no revised version."""
+
+Connection = Any
+"""A duckdb.DuckDBPyConnection; duckdb ships no types that hold from 1.2 to 2.x."""
+
+
+def connect(tables: dict[str, str]) -> Connection:
+    """A connection that knows the index's files as tables.
+
+    Raises:
+        IndexUnusable: a file is not parquet, or lacks a column.
+    """
+    connection = duckdb.connect()
+    for name, path in tables.items():
+        quoted = path.replace("'", "''")
+        try:
+            connection.execute(f"CREATE VIEW \"{name}\" AS SELECT * FROM read_parquet('{quoted}')")
+            columns = {row[0] for row in connection.execute(f'DESCRIBE "{name}"').fetchall()}
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise IndexUnusable(f"{path} is not readable ({reason}); {REPAIR}") from error
+        for column in _NEEDED.get(name, "").split():
+            if column not in columns:
+                raise IndexUnusable(f"{path} has no column {column}; {REPAIR}")
+    return connection
+
+
+def stream(connection: Connection, sql: str) -> Iterator[pa.RecordBatch]:
+    """The rows of a query, a batch at a time."""
+    relation = connection.sql(sql)
+    # Newer versions of duckdb call it to_arrow_reader and warn of the other name.
+    reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
+    yield from reader(STREAM_ROWS)
+
+
+def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
+    """Write the table of all series and say what is in the index, for the catalogue's description."""
+    buckets = [
+        row[0] for row in connection.execute(f"SELECT DISTINCT aws_bucket FROM {_ALL_SERIES} ORDER BY 1").fetchall()
+    ]
+    places = ", ".join("'" + bucket.replace("'", "''") + "'" for bucket in buckets)
+    sql = f"""
+        SELECT unhex(replace(crdc_series_uuid, '-', '')),
+            CAST(list_position([{places}], aws_bucket) - 1 AS UTINYINT),
+            CAST(coalesce(instanceCount, 0) AS UINTEGER),
+            CAST(round(coalesce(series_size_MB, 0) * 1e6) AS UBIGINT)
+        FROM {_ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"""
+    with TableWriter(folder / "series.arrow", SERIES_SCHEMA) as writer:
+        for batch in stream(connection, sql):
+            arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
+            writer.append([array.cast(kind) for array, kind in arrays])
+    counts = connection.execute("""
+        SELECT count(*) AS series, count(DISTINCT StudyInstanceUID) AS studies,
+            count(DISTINCT (collection_id, PatientID)) AS patients,
+            count(DISTINCT collection_id) AS collections,
+            CAST(sum(instanceCount) AS BIGINT) AS instances,
+            CAST(sum(round(series_size_MB * 1e6)) AS BIGINT) AS bytes FROM index""")
+    totals = dict(zip([column[0] for column in counts.description], counts.fetchone(), strict=True))
+    return {
+        "buckets": buckets,
+        "columns": [row[0] for row in connection.execute('DESCRIBE "index"').fetchall()],
+        "rows": writer.rows,
+        "counts": totals,
+        "releases": _releases(connection),
+        "analysis_results": [
+            row[0]
+            for row in connection.execute(
+                "SELECT DISTINCT analysis_result_id FROM index WHERE analysis_result_id <> '' ORDER BY 1"
+            ).fetchall()
+        ],
+    }
+
+
+def _releases(connection: Connection) -> dict[str, str]:
+    """The release date of each IDC version, where the index tells them."""
+    try:
+        rows = connection.execute("SELECT idc_version, version_timestamp FROM version_metadata_index").fetchall()
+    except duckdb.CatalogException:
+        rows = connection.execute("SELECT max(series_revised_idc_version), '1970-01-01' FROM index").fetchall()
+    return {str(version): str(date) for version, date in rows}
+
+
+def selection(what: dict[str, Any]) -> str:
+    """The SQL of a view's set of series, with the columns of `index`."""
+    match what:
+        case {"version": int(number)}:
+            prior = f"SELECT * FROM prior_versions_index WHERE {number} BETWEEN min_idc_version AND max_idc_version"
+            return (
+                f"(SELECT * FROM index WHERE series_revised_idc_version <= {number} UNION ALL BY NAME "
+                f"SELECT DISTINCT ON (crdc_series_uuid) * FROM ({prior}))"
+            )
+        case {"analysis_result": str(name)}:
+            quoted = name.replace("'", "''")
+            return f"(SELECT * FROM index WHERE analysis_result_id = '{quoted}')"
+        case {"all": True}:
+            return _ALL_SERIES
+        case _:
+            return "index"
+
+
+def build_view(connection: Connection, series_table: Path, source: str, template: Template, folder: Path) -> None:
+    """Write the view of the series of *source*, laid out by *template*, into *folder* (created)."""
+    _register_series(connection, series_table)
+    levels = [f"n{number}" for number in range(1, len(template.levels) + 1)]
+    rendered = ", ".join(
+        f"{_component_sql(parts)} AS {name}" for parts, name in zip(template.levels, levels, strict=True)
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE TEMP TABLE rendered AS
+        SELECT {rendered}, series_rows.series AS series, source.crdc_series_uuid AS uuid
+        FROM {source} AS source JOIN series_rows
+            ON series_rows.uuid = unhex(replace(source.crdc_series_uuid, '-', ''))""")
+    for name in levels:
+        _escape_names(connection, name)
+    _tell_namesakes_apart(connection, levels)
+    order = ", ".join(levels)
+    batches = stream(connection, f"SELECT {order}, series FROM rendered ORDER BY {order}")
+    _write_levels(batches, template, folder)
+
+
+def _register_series(connection: Connection, series_table: Path) -> None:
+    with pa.memory_map(str(series_table)) as file:
+        uuids = pa.ipc.open_file(file).read_all().column("uuid")
+        rows = pa.array(range(len(uuids)), pa.uint32())
+        connection.register("registered", pa.table({"uuid": uuids, "series": rows}))
+        connection.execute("CREATE OR REPLACE TEMP TABLE series_rows AS SELECT * FROM registered")
+        connection.unregister("registered")
+
+
+def _component_sql(parts: tuple[str | Column, ...]) -> str:
+    pieces = [
+        f"coalesce(nullif(CAST(source.\"{part.name}\" AS VARCHAR), ''), '_')"
+        if isinstance(part, Column)
+        else "'" + part.replace("'", "''") + "'"
+        for part in parts
+    ]
+    return " || ".join(pieces)
+
+
+def _escape_names(connection: Connection, level: str) -> None:
+    unplain = connection.execute(
+        f"SELECT DISTINCT {level} FROM rendered WHERE NOT regexp_full_match({level}, ?)", [PLAIN_COMPONENT]
+    ).fetchall()
+    changed = [(raw, escape(raw)) for (raw,) in unplain if escape(raw) != raw]
+    if not changed:
+        return
+    raws, safes = zip(*changed, strict=True)
+    connection.register("registered", pa.table({"raw": list(raws), "safe": list(safes)}))
+    connection.execute(f"UPDATE rendered SET {level} = safe FROM registered WHERE raw = {level}")
+    connection.unregister("registered")
+
+
+def _tell_namesakes_apart(connection: Connection, levels: list[str]) -> None:
+    """Give series that share a whole path a suffix of their UUIDs: short, or all of it where that is not enough."""
+    path = ", ".join(levels)
+    for digits in (8, 36):
+        rows = connection.execute(f"""
+            SELECT series, {levels[-1]}, uuid FROM rendered
+            SEMI JOIN (SELECT {path} FROM rendered GROUP BY ALL HAVING count(*) > 1) USING ({path})
+            """).fetchall()
+        if not rows:
+            return
+        renamed = pa.table(
+            {
+                "renamed": pa.array([row[0] for row in rows], pa.uint32()),
+                "told_apart": [with_suffix(name, uuid[:digits]) for _, name, uuid in rows],
+            }
+        )
+        connection.register("registered", renamed)
+        connection.execute(f"UPDATE rendered SET {levels[-1]} = told_apart FROM registered WHERE renamed = series")
+        connection.unregister("registered")
+
+
+def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder: Path) -> None:
+    """Cut sorted rows of names into levels: a folder is a run of rows with one path."""
+    folder.mkdir(parents=True)
+    depth = len(template.levels)
+    schemas = [view.INNER_SCHEMA] * (depth - 1) + [view.LAST_SCHEMA]
+    rows = [0] * depth
+    previous: pa.RecordBatch | None = None
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(TableWriter(folder / view.level_file(number), schema))
+            for number, schema in enumerate(schemas, start=1)
+        ]
+        for batch in batches:
+            names = [column.cast(pa.binary()) for column in batch.columns[:depth]]
+            starts = _starts(names, previous)
+            for level in range(depth - 1):
+                at = pc.indices_nonzero(starts[level])
+                below = pc.cumulative_sum(starts[level + 1].cast(pa.uint32()))
+                first = pc.add(pc.take(below, at), pa.scalar(rows[level + 1] - 1, pa.int64()))
+                writers[level].append([pc.take(names[level], at), first.cast(pa.uint32())])
+            writers[-1].append([names[-1], batch.column(depth).cast(pa.uint32())])
+            rows = [writer.rows for writer in writers]
+            previous = batch.slice(batch.num_rows - 1)
+    description = {"rows": rows, "template": template.text}
+    (folder / view.DESCRIPTION).write_text(json.dumps(description))
+
+
+def _starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.Array]:
+    """For each level, at which rows a new folder starts."""
+    rows = len(names[0])
+    starts: list[pa.Array] = []
+    for level, column in enumerate(names[:-1]):
+        if previous is None:
+            first = pa.array([True])
+        else:
+            first = pc.not_equal(column.slice(0, 1), previous.column(level).cast(pa.binary()))
+        changed = pa.concat_arrays([first, pc.not_equal(column.slice(1), column.slice(0, rows - 1))])
+        starts.append(pc.or_(starts[-1], changed) if starts else changed)
+    return [*starts, pa.array([True] * rows)]
+
+
+def build_attributes(connection: Connection, destination: Path) -> None:
+    """Write every column of every series, in the order of the table of all series."""
+    temporary = destination.with_suffix(".partial")
+    writer: pq.ParquetWriter | None = None
+    for batch in stream(connection, f"SELECT * FROM {_ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"):
+        table = pa.Table.from_batches([batch])
+        writer = writer or pq.ParquetWriter(temporary, table.schema, compression="snappy", write_page_checksum=True)
+        writer.write_table(table, row_group_size=ATTRIBUTE_ROWS)
+    if writer is not None:
+        writer.close()
+    temporary.replace(destination)
+
+
+def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Build what a specification asks for; see `main`."""
+    folder = Path(specification["folder"])
+    connection = connect(specification["tables"])
+    columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
+    what = specification["build"]
+    if what == "catalogue":
+        tell("reading the index")
+        description = build_series(connection, folder)
+        (folder / "contents.json").write_text(json.dumps(description))
+        tell("sorting the tree")
+    if what == "attributes":
+        build_attributes(connection, folder / "attributes.parquet")
+        return
+    template = parse_template(specification["template"], columns)
+    source = selection(specification["select"])
+    build_view(connection, folder / "series.arrow", source, template, Path(specification["view"]))
+
+
+def main(argument: str) -> int:
+    """Build and report; the exit code is 0, or 1 after an error line.
+
+    The specification's `build` is "catalogue" (the table of all series and the main view), "view" or
+    "attributes"; `folder` is the catalogue's; `tables` maps names to parquet files; for a view there are
+    `view` (the folder to write), `template` and `select` (see `selection`).
+    """
+
+    def tell(step: str) -> None:
+        print(json.dumps({"step": step}), flush=True)
+
+    try:
+        run(json.loads(argument), tell)
+    except IdcfsError as error:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
+        return 1
+    except duckdb.Error as error:
+        message = f"the IDC index is not readable ({str(error).splitlines()[0]}); {REPAIR}"
+        print(json.dumps({"error": "IndexUnusable", "message": message}), flush=True)
+        return 1
+    except OSError as error:
+        message = f"the catalogue cannot be written: {error}"
+        print(json.dumps({"error": "CacheUnusable", "message": message}), flush=True)
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    # Not sys.stdin: a thread inside its buffer would keep the interpreter from ending.
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    line = sys.stdin.buffer.readline()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    code = main(line.decode())
+    sys.stdout.flush()
+    # A normal exit would wait for the thread that reads standard input.
+    os._exit(code)

@@ -1,0 +1,327 @@
+"""The catalogue of one index: the table of all series and the views that are open; belongs to the event loop.
+
+On disk it is a folder named after the index's fingerprint:
+
+    contents.json       what the index holds, and the format of all this
+    series.arrow        every series, past versions included: UUID, bucket, instances, bytes
+    attributes.parquet  every column of every series, built when first asked for
+    views/<digest>/     one view each, named after its set of series and its template
+
+Each part is built under another name and renamed, under a lock file, so that two mounts that start at once
+build it once. A part that is damaged is built again; the rows come out in the same order, so inode numbers stay.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import trio
+
+from idcfs.catalog.builder import run_build
+from idcfs.catalog.index import Index
+from idcfs.catalog.table import BatchCache, Table
+from idcfs.catalog.view import View
+from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound, UsageError
+from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
+
+FORMAT = 1
+"""Changes when a file of the catalogue changes its form; a catalogue of another format is built anew."""
+
+BATCH_CACHE_BYTES = 64 << 20
+"""For all tables together: the names of the three upper levels of the whole tree take 13 MB."""
+
+MAIN_GENERATION = 0
+BY_UUID_GENERATION = 1
+VERSION_GENERATIONS = 16
+ANALYSIS_RESULT_GENERATIONS = 2048
+"""Generations of the fixed views: part of inode numbers, equal in every mount of an index."""
+
+_LOCK_POLL = 0.1
+"""Seconds between looks at a lock that another process holds; there is no way to wait for it in trio."""
+
+
+class Series(NamedTuple):
+    """A row of the table of all series; `instances` and `size` (bytes) are the index's hints, 0 if unknown."""
+
+    uuid: str
+    bucket: str
+    instances: int
+    size: int
+
+
+class ViewKey(NamedTuple):
+    """What a view is made of: a set of series (see `idcfs.catalog.build.selection`) and a template."""
+
+    select: str
+    template: str
+
+    @property
+    def digest(self) -> str:
+        """The name of the view's folder."""
+        return hashlib.sha256(f"{self.select}\n{self.template}".encode()).hexdigest()[:24]
+
+
+def view_key(template: str = DEFAULT_TEMPLATE, **select: Any) -> ViewKey:
+    """The key of the view of the series that *select* names, laid out by *template*."""
+    return ViewKey(json.dumps(select, sort_keys=True), template)
+
+
+class Catalogue:
+    """The open catalogue of an index; `open_catalogue` makes one.
+
+    Args:
+        folder: the catalogue's.
+        index: the index it was, or will be, built from.
+        main: the main tree's view.
+    """
+
+    def __init__(self, folder: Path, index: Index, main: ViewKey, tell: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._index = index
+        self._tell = tell
+        self._batches = BatchCache(BATCH_CACHE_BYTES)
+        self._keys = {MAIN_GENERATION: main}
+        self._views: dict[int, View] = {}
+        self._opening = trio.Lock()
+
+    async def open(self) -> None:
+        """Open the series table and the main view, and build what is missing; may take seconds.
+
+        Raises:
+            IndexUnusable, CacheUnusable: it cannot be built.
+        """
+        async with self._lock():
+            if not self._read_contents():
+                await self._rebuild()
+        if self.mount_version not in self.versions:
+            raise UsageError(
+                f"IDC version {self.mount_version} is not in the installed index, which has versions "
+                f"{min(self.versions)} to {max(self.versions)}"
+            )
+        for version in self.versions:
+            self._keys[VERSION_GENERATIONS + version] = view_key(version=version)
+        for number, name in enumerate(self.analysis_results):
+            self._keys[ANALYSIS_RESULT_GENERATIONS + number] = view_key(analysis_result=name)
+        self._keys[BY_UUID_GENERATION] = view_key("%crdc_series_uuid", all=True)
+        await self.open_view(MAIN_GENERATION)
+
+    def close(self) -> None:
+        """Close all files."""
+        for view in self._views.values():
+            view.close()
+        self._series.close()
+
+    @property
+    def version(self) -> int:
+        """The IDC version that the index describes."""
+        return max(self.versions)
+
+    @property
+    def versions(self) -> list[int]:
+        """The IDC versions that the index knows."""
+        return sorted(int(number) for number in self.contents["releases"])
+
+    @property
+    def mount_version(self) -> int:
+        """The IDC version whose tree is the main one."""
+        return int(json.loads(self._keys[MAIN_GENERATION].select).get("version", self.version))
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Totals of the index: collections, patients, studies, series, instances, bytes."""
+        return self.contents["counts"]  # type: ignore[no-any-return]  # what build_series wrote
+
+    @property
+    def analysis_results(self) -> list[str]:
+        """The ids of the analysis results that have series."""
+        return self.contents["analysis_results"]  # type: ignore[no-any-return]  # what build_series wrote
+
+    def template(self, generation: int) -> Template:
+        """The layout of a view that is open."""
+        return parse_template(self._views[generation].template, frozenset(self.contents["columns"]))
+
+    def release_date(self, generation: int) -> str:
+        """The day (YYYY-MM-DD) of the IDC version that a view shows."""
+        select = json.loads(self._keys[generation].select)
+        return str(self.contents["releases"][str(select.get("version", self.version))])
+
+    def view(self, generation: int) -> View | None:
+        """The view of a generation if it is open."""
+        return self._views.get(generation)
+
+    def series(self, row: int) -> Series:
+        """A row of the table of all series."""
+        table = self._series
+        uuid = str(UUID(bytes=table.value(0, row)))
+        return Series(uuid, self.contents["buckets"][table.value(1, row)], table.value(2, row), table.value(3, row))
+
+    async def open_view(self, generation: int) -> View:
+        """The view of a generation, built first if it must be; may take seconds.
+
+        Raises:
+            NotFound: there is no such view.
+            IndexUnusable, CacheUnusable: it cannot be built.
+        """
+        async with self._opening:
+            if generation in self._views:
+                return self._views[generation]
+            key = self._keys.get(generation)
+            if key is None:
+                raise NotFound(f"no view has generation {generation}")
+            folder = self.folder / "views" / key.digest
+            async with self._lock():
+                try:
+                    view = View(folder, self._batches)
+                except CatalogueDamaged:
+                    await self._build_view(key)
+                    view = View(folder, self._batches)
+            self._views[generation] = view
+            return view
+
+    async def attributes_file(self) -> Path:
+        """The file of every column of every series, in the rows' order; takes seconds the first time."""
+        path = self.folder / "attributes.parquet"
+        if not path.exists():
+            async with self._opening, self._lock():
+                if not path.exists():
+                    await run_build(self._specification("attributes", self.folder))
+        return path
+
+    async def repair(self) -> None:
+        """Build again everything that is open; called when a table turned out damaged. Takes seconds."""
+        async with self._opening, self._lock():
+            damaged = self._series
+            await self._rebuild()
+            damaged.close()
+            for generation, view in self._views.items():
+                if generation != MAIN_GENERATION:
+                    await self._build_view(self._keys[generation])
+                self._views[generation] = View(self._view_folder(generation), self._batches)
+                view.close()
+
+    def _view_folder(self, generation: int) -> Path:
+        return self.folder / "views" / self._keys[generation].digest
+
+    def _read_contents(self) -> bool:
+        """Read what was built; False if there is nothing, or it is damaged or of another format."""
+        try:
+            contents = json.loads((self.folder / "contents.json").read_bytes())
+            if contents["format"] != FORMAT:
+                return False
+            series = Table(self.folder / "series.arrow", self._batches)
+            if len(series) != contents["rows"]:
+                return False
+        except (OSError, ValueError, KeyError, TypeError, CatalogueDamaged):
+            return False
+        self.contents, self._series = contents, series
+        return True
+
+    async def _rebuild(self) -> None:
+        """Build the series table and the main view in a new folder and put it in the old one's place."""
+        building = self.folder.with_suffix(f".{os.getpid()}.building")
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            building.mkdir(parents=True)
+            key = self._keys[MAIN_GENERATION]
+            await run_build(self._specification("catalogue", building, key), self._tell)
+            contents = json.loads((building / "contents.json").read_bytes())
+            (building / "contents.json").write_text(json.dumps({**contents, "format": FORMAT}))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            building.replace(self.folder)
+        except OSError as error:
+            raise CacheUnusable(f"the catalogue cannot be written to {self.folder}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        if not self._read_contents():
+            raise CacheUnusable(f"what was just written to {self.folder} does not read back; is the disk sound?")
+
+    async def _build_view(self, key: ViewKey) -> None:
+        views = self.folder / "views"
+        building = views / f"{key.digest}.{os.getpid()}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            await run_build(self._specification("view", self.folder, key, building), self._tell)
+            shutil.rmtree(views / key.digest, ignore_errors=True)
+            building.replace(views / key.digest)
+        except OSError as error:
+            raise CacheUnusable(f"the catalogue cannot be written to {views}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _specification(
+        self, build: str, folder: Path, key: ViewKey | None = None, view: Path | None = None
+    ) -> dict[str, Any]:
+        specification: dict[str, Any] = {
+            "build": build,
+            "folder": str(folder),
+            "tables": {name: str(path) for name, path in self._index.tables.items()},
+        }
+        if key is not None:
+            specification["template"] = key.template
+            specification["select"] = json.loads(key.select)
+            specification["view"] = str(view or folder / "views" / key.digest)
+        return specification
+
+    @contextlib.asynccontextmanager
+    async def _lock(self) -> AsyncIterator[None]:
+        """Only one process builds at a time; the others find what it built."""
+        path = self.folder.with_suffix(".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CacheUnusable(
+                f"cache folder {path.parent}: {error.strerror}; choose another with --cache-dir"
+            ) from error
+        try:
+            told = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        self._tell("waiting for another idcfs to build the catalogue")
+                        told = True
+                    await trio.sleep(_LOCK_POLL)
+            yield
+        finally:
+            os.close(file)
+
+
+@contextlib.asynccontextmanager
+async def open_catalogue(
+    cache_folder: Path,
+    index: Index,
+    template: str = DEFAULT_TEMPLATE,
+    version: int | None = None,
+    tell: Callable[[str], None] = lambda step: None,
+) -> AsyncIterator[Catalogue]:
+    """Open the catalogue of *index*, kept under *cache_folder*, and build it first if it must be.
+
+    Args:
+        cache_folder: the user's cache folder for idcfs.
+        index: where the index is.
+        template: the main tree's layout.
+        version: the IDC version that the main tree shows; the index's own if None.
+        tell: called with a line of text at each step of a build.
+
+    Raises:
+        UsageError: the index has no such version, or the template is not one.
+        IndexUnusable, CacheUnusable: it cannot be built.
+    """
+    folder = cache_folder / "catalogue" / index.fingerprint
+    main = view_key(template) if version is None else view_key(template, version=version)
+    catalogue = Catalogue(folder, index, main, tell)
+    await catalogue.open()
+    try:
+        yield catalogue
+    finally:
+        catalogue.close()

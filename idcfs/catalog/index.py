@@ -1,0 +1,54 @@
+"""The IDC index: which parquet files there are, and what version of IDC they describe; reads no data.
+
+The files are those of the Python package idc-index-data, or of a folder that holds files of the same names.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from idcfs.errors import IndexUnusable
+
+INDEX_FILE = "idc_index.parquet"
+REQUIRED = {"index": INDEX_FILE, "prior_versions_index": "prior_versions_index.parquet"}
+REPAIR = "install it again: python -m pip install --force-reinstall idc-index-data"
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index's files: `tables` maps the names that idc-index gives tables to parquet files."""
+
+    folder: Path
+    tables: Mapping[str, Path]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a file is another one (32 hexadecimal digits; by names, sizes and times)."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self.tables.items()):
+            status = path.stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:32]
+
+
+def find_index(folder: Path | None = None) -> Index:
+    """The index in *folder*, or the installed package's.
+
+    Raises:
+        IndexUnusable: there is none, or a file that idcfs needs is missing.
+    """
+    if folder is None:
+        package = importlib.util.find_spec("idc_index_data")
+        if package is None or not package.submodule_search_locations:
+            raise IndexUnusable("the IDC index is not installed; install it: python -m pip install idc-index-data")
+        folder = Path(package.submodule_search_locations[0])
+    tables = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    # idc-index calls this one table just "index".
+    if INDEX_FILE.removesuffix(".parquet") in tables:
+        tables["index"] = tables.pop(INDEX_FILE.removesuffix(".parquet"))
+    for name, file in REQUIRED.items():
+        if name not in tables:
+            raise IndexUnusable(f"the IDC index in {folder} has no {file}; {REPAIR}")
+    return Index(folder, tables)

@@ -1,0 +1,240 @@
+"""Tables on disk: Arrow IPC files read in small batches, each verified by its checksum before it is used.
+
+A batch is read when it is first touched, copied out of the file, checked, and kept in a cache that all tables
+of a catalogue share and that is bounded in bytes. So opening a table costs the same whatever its length, and a
+file that is damaged or cut while it is open raises `CatalogueDamaged`, where a memory map would end the
+process with SIGBUS or hand out the wrong bytes.
+
+Reading is synchronous and takes no lock: one table and its cache belong to one thread.
+"""
+
+import itertools
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+
+from idcfs.errors import CatalogueDamaged
+
+BATCH_ROWS = 4096
+"""Rows in every batch but the last: about 300 kB of names, which read and verify in half a millisecond."""
+
+_CHECKSUM = "crc32"
+
+
+class Strings(Sequence[bytes]):
+    """A column of byte strings."""
+
+    __slots__ = ("_data", "_offsets")
+
+    def __init__(self, offsets: memoryview, data: bytes) -> None:
+        self._offsets = offsets
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            offsets = self._offsets[at.start : at.stop + 1].tolist()
+            data = self._data
+            return [data[a:b] for a, b in itertools.pairwise(offsets)]
+        return self._data[self._offsets[at] : self._offsets[at + 1]]
+
+
+Column = Strings | memoryview
+
+
+class BatchCache:
+    """The batches last used, up to *limit* bytes; the oldest goes first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._batches: OrderedDict[tuple[int, int], tuple[tuple[Column, ...], int]] = OrderedDict()
+
+    def get(self, key: tuple[int, int]) -> tuple[Column, ...] | None:
+        """The batch under *key*, if it is still here."""
+        entry = self._batches.get(key)
+        if entry is None:
+            return None
+        self._batches.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: tuple[int, int], columns: tuple[Column, ...], size: int) -> None:
+        """Keep a batch of *size* bytes and let go of the oldest beyond the limit."""
+        self._batches[key] = (columns, size)
+        self._size += size
+        while self._size > self._limit and len(self._batches) > 1:
+            self._size -= self._batches.popitem(last=False)[1][1]
+
+
+class Table:
+    """An Arrow IPC file that `TableWriter` wrote.
+
+    Args:
+        path: the file.
+        cache: where its batches are kept.
+
+    Raises:
+        CatalogueDamaged: here and from every method, when the file is not what was written.
+    """
+
+    _serial = 0
+
+    def __init__(self, path: Path, cache: BatchCache) -> None:
+        self._path = path
+        self._cache = cache
+        Table._serial += 1
+        self._key = Table._serial
+        try:
+            self._file = pa.OSFile(str(path))
+            self._reader = pa.ipc.open_file(self._file)
+            batches = self._reader.num_record_batches
+            self._length = 0
+            if batches:
+                last = self._reader.get_batch(batches - 1)
+                self._length = (batches - 1) * BATCH_ROWS + last.num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise CatalogueDamaged(f"{path} is not readable: {error}") from error
+
+    def close(self) -> None:
+        """Close the file; its batches stay in the cache until they are pushed out."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def value(self, column: int, row: int) -> Any:
+        """What stands in *column* of *row*: bytes of a string column, an int of a number column."""
+        number, at = divmod(row, BATCH_ROWS)
+        return self._batch(number)[column][at]
+
+    def values(self, column: int, start: int, stop: int) -> list[Any]:
+        """The values of *column* from row *start* to *stop* (exclusive)."""
+        found: list[Any] = []
+        while start < stop:
+            number, at = divmod(start, BATCH_ROWS)
+            end = min(BATCH_ROWS, at + stop - start)
+            part = self._batch(number)[column][at:end]
+            found += part if isinstance(part, list) else part.tolist()
+            start += end - at
+        return found
+
+    def verify(self) -> None:
+        """Read every batch and check it; blocks for as long as reading the file takes."""
+        for number in range(self._reader.num_record_batches):
+            self._read(number)
+
+    def _batch(self, number: int) -> tuple[Column, ...]:
+        columns = self._cache.get((self._key, number))
+        if columns is None:
+            columns, size = self._read(number)
+            self._cache.put((self._key, number), columns, size)
+        return columns
+
+    def _read(self, number: int) -> tuple[tuple[Column, ...], int]:
+        try:
+            batch, metadata = self._reader.get_batch_with_custom_metadata(number)
+            wanted = int(metadata[_CHECKSUM]) if metadata else None
+            rows = min(BATCH_ROWS, self._length - number * BATCH_ROWS)
+            if batch.num_rows != rows:
+                raise CatalogueDamaged(f"{self._path}: batch {number} has {batch.num_rows} rows, not {rows}")
+            columns = tuple(column_of(array) for array in batch.columns)
+        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
+            raise CatalogueDamaged(f"{self._path}: batch {number} is not readable: {error}") from error
+        if checksum(columns) != wanted:
+            raise CatalogueDamaged(f"{self._path}: batch {number} does not match its checksum")
+        return columns, sum(len(part) for column in columns for part in _buffers(column))
+
+
+class TableWriter:
+    """Writes a table under a temporary name; leaving the context without an error gives it its own."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._schema = schema
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        self._temporary = self._path.with_suffix(".partial")
+        self._writer = pa.ipc.new_file(str(self._temporary), self._schema)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._pending_rows:
+            self._write(self._pending_rows)
+        self._writer.close()
+        if kind is None:
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+    def append(self, arrays: Sequence[pa.Array]) -> None:
+        """Add rows: one array a column, as long as each other, without nulls."""
+        batch = pa.record_batch(list(arrays), schema=self._schema)
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self.rows += batch.num_rows
+        if self._pending_rows >= BATCH_ROWS:
+            self._write(self._pending_rows // BATCH_ROWS * BATCH_ROWS)
+
+    def _write(self, rows: int) -> None:
+        pending = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
+        for batch in pending.slice(0, rows).to_batches(max_chunksize=BATCH_ROWS):
+            # Taking copies the slice to buffers of its own, which is what the checksum is over.
+            batch = batch.take(pa.array(range(batch.num_rows), pa.int32()))
+            value = checksum(tuple(column_of(array) for array in batch.columns))
+            self._writer.write_batch(batch, custom_metadata={_CHECKSUM: str(value)})
+        self._pending = pending.slice(rows).to_batches()
+        self._pending_rows -= rows
+
+
+def checksum(columns: Sequence[Column]) -> int:
+    """The CRC-32 of a batch's columns."""
+    value = 0
+    for column in columns:
+        for part in _buffers(column):
+            value = zlib.crc32(part, value)
+    return value
+
+
+def _buffers(column: Column) -> Iterator[memoryview | bytes]:
+    if isinstance(column, Strings):
+        yield column._offsets.cast("B")
+        yield column._data
+    else:
+        yield column.cast("B")
+
+
+_NUMBER_FORMATS: dict[Any, Literal["B", "I", "Q", "q"]] = {
+    pa.uint8(): "B",
+    pa.uint32(): "I",
+    pa.uint64(): "Q",
+    pa.int64(): "q",
+}
+
+
+def column_of(array: pa.Array) -> Column:
+    """The values of *array*, copied out of Arrow's buffers."""
+    rows = len(array)
+    buffers = array.buffers()
+    if array.type == pa.binary():
+        offsets = memoryview(buffers[1].to_pybytes()).cast("i")[: rows + 1]
+        if any(offset < 0 for offset in (offsets[0], offsets[rows])):
+            raise ValueError("negative offsets")
+        data = buffers[2].to_pybytes() if buffers[2] is not None else b""
+        return Strings(offsets, data[: offsets[rows]])
+    numbers: bytes = buffers[1].to_pybytes()
+    return memoryview(numbers).cast(_NUMBER_FORMATS[array.type])[:rows]

@@ -1,0 +1,161 @@
+"""Settings: what a mount is told by flags, `IDCFS_*` variables and the configuration file; reads that file.
+
+Each setting is a field of `Settings`; its variable and its key in the file are made from the field's name
+(`IDCFS_CACHE_SIZE`, ``cache_size = "20GB"``).
+"""
+
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from idcfs.errors import UsageError
+from idcfs.layout import DEFAULT_TEMPLATE
+
+SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+DEFAULT_CACHE_SHARE = 10
+"""The cache takes one part in ten of its disk by default, …"""
+
+DEFAULT_CACHE_MOST = 50 * 10**9
+"""… up to 50 GB."""
+
+SMALLEST_CACHE = 64 << 20
+"""Less than a few objects' worth would throw out what was just fetched."""
+
+
+def default_cache_folder() -> Path:
+    """Where caches and catalogues are kept if nothing else is said."""
+    return Path(platformdirs.user_cache_dir("idcfs"))
+
+
+def config_file() -> Path:
+    """The user's configuration file."""
+    return Path(platformdirs.user_config_dir("idcfs")) / "config.toml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a mount can be told.
+
+    `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), `timeout` in seconds, `index` a folder
+    with the index's parquet files (None: the installed package's), `idc_version` the version whose tree is
+    shown (None: the index's own).
+    """
+
+    mirror: str = "aws"
+    cache_dir: Path = field(default_factory=default_cache_folder)
+    cache_size: int | None = None
+    timeout: float = 30.0
+    layout: str = DEFAULT_TEMPLATE
+    idc_version: int | None = None
+    index: Path | None = None
+    xattr: bool = False
+    allow_other: bool = False
+
+    @property
+    def cache_limit(self) -> int:
+        """The bytes that the cache may take; looks at the disk if no size was set."""
+        if self.cache_size is not None:
+            return self.cache_size
+        existing = next(path for path in (self.cache_dir, *self.cache_dir.parents) if path.exists())
+        return min(shutil.disk_usage(existing).total // DEFAULT_CACHE_SHARE, DEFAULT_CACHE_MOST)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a size as people write it: ``20GB``, ``512 MiB``, ``1.5T``.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    units = SIZE_UNITS | BINARY_UNITS
+    if match is None or match[2] not in units:
+        raise UsageError(f"size {text!r}: write a number and a unit, such as 20GB or 512MiB")
+    size = int(float(match[1]) * units[match[2]])
+    if size < SMALLEST_CACHE:
+        raise UsageError(f"size {text!r} is too small: the cache needs at least {SMALLEST_CACHE >> 20}MiB")
+    return size
+
+
+def load_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str] | None = None, file: Path | None = None
+) -> Settings:
+    """The settings of *flags* (those that are not None), else of the environment, else of the file.
+
+    Args:
+        flags: values by field name.
+        environment: variables; the process' own if None.
+        file: the configuration file; the user's if None. It may be missing.
+
+    Raises:
+        UsageError: the file cannot be read, a name is unknown, or a value is not of its form.
+    """
+    file = file or config_file()
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    for name, value in _read_file(file).items():
+        values[name] = _convert(name, value, f"{file}: {name}")
+    for known in fields(Settings):
+        variable = f"IDCFS_{known.name.upper()}"
+        if environment.get(variable):
+            values[known.name] = _convert(known.name, environment[variable], variable)
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = _convert(name, value, "--" + name.replace("_", "-"))
+    return Settings(**values)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    known = {known.name for known in fields(Settings)}
+    for name in content:
+        if name not in known:
+            raise UsageError(f"{file}: {name} is no setting; the settings are {', '.join(sorted(known))}")
+    return content
+
+
+def _convert(name: str, value: Any, where: str) -> Any:
+    """The value of a setting from what a flag, a variable or the file gives."""
+    try:
+        match name:
+            case "cache_size":
+                return parse_size(str(value))
+            case "cache_dir" | "index":
+                return Path(str(value)).expanduser().absolute()
+            case "timeout":
+                seconds = float(value)
+                if not 0 < seconds < 3600:
+                    raise ValueError("a number of seconds above 0 and under an hour")
+                return seconds
+            case "idc_version":
+                return int(value)
+            case "xattr" | "allow_other":
+                return _parse_bool(value)
+            case _:
+                return str(value)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"{where}: {value!r} is not a usable value ({error})") from None
+
+
+def _parse_bool(value: Any) -> bool:
+    text = str(value).lower()
+    if text in {"1", "true", "yes", "on"}:
+        return True
+    if text in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("write true or false")

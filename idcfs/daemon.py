@@ -1,0 +1,199 @@
+"""The daemon: opens everything a mount needs, mounts, serves until it is unmounted or told to end, and closes.
+
+All tasks live in the nurseries of `serve`. What was opened closes in the opposite order, whatever happens.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from idcfs import mountpoint as mountpoints
+from idcfs.cache import Cache, open_cache
+from idcfs.catalog.catalogue import Catalogue, open_catalogue
+from idcfs.catalog.index import find_index
+from idcfs.config import Settings
+from idcfs.control import Control
+from idcfs.errors import MountFailed
+from idcfs.filesystem import FileSystem
+from idcfs.fuse import Adapter
+from idcfs.listing import Listings
+from idcfs.metrics import Metrics
+from idcfs.reader import Reader
+from idcfs.store.base import ObjectStore
+from idcfs.store.folder import FolderStore
+from idcfs.store.mirror import Mirror, parse_mirror
+from idcfs.store.retry import RetryingStore
+from idcfs.store.s3 import S3Store
+
+log = logging.getLogger(__name__)
+
+LISTING_CACHE_BYTES = 1 << 30
+"""A listing takes about 130 bytes an instance, so this is some eight million files' worth."""
+
+MAX_BACKGROUND = 256
+"""Requests that the kernel lets wait in the background; its own 12 would let 12 slow reads block all others."""
+
+MIN_TASKS = 64
+MAX_TASKS = 4 * MAX_BACKGROUND
+"""pyfuse3's tasks: as many idle ones as answer a burst, and enough that waiting reads leave some over."""
+
+START_TIMEOUT = 20.0
+"""Seconds in which a mount that is made must answer."""
+
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes ``{"step": text}`` as the start goes on, and ``{"ready": facts}`` when the mount answers."""
+
+
+async def serve(settings: Settings, mountpoint: Path, tell: Tell, bytes_folder: Path | None = None) -> None:
+    """Mount and serve until the mount ends.
+
+    Args:
+        settings: the mount's.
+        mountpoint: an absolute path that `mountpoint.prepare` has accepted.
+        tell: called as the start goes on.
+        bytes_folder: where objects and listings are kept, if not in the cache folder.
+
+    Raises:
+        UsageError, IndexUnusable, CacheUnusable, MountFailed: the mount cannot be made.
+    """
+    async with trio.open_nursery() as nursery:
+        starting = trio.CancelScope()
+        nursery.start_soon(_end_on_signal, starting)
+        with starting:
+            folder = bytes_folder or settings.cache_dir
+            async with _open_filesystem(settings, folder, lambda step: tell({"step": step})) as (
+                adapter,
+                facts,
+            ):
+                await _mount(adapter, mountpoint, settings, lambda: tell({"ready": facts}))
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(starting: trio.CancelScope) -> None:
+    """SIGTERM and SIGINT end a mount that serves by unmounting it, and one that does not yet by giving up."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if pyfuse3.trio_token is None:
+                starting.cancel()
+            else:
+                pyfuse3.terminate()
+
+
+@contextlib.asynccontextmanager
+async def _open_filesystem(
+    settings: Settings, folder: Path, tell: Callable[[str], None]
+) -> AsyncIterator[tuple[Adapter, dict[str, Any]]]:
+    mirror = parse_mirror(settings.mirror)
+    mirror.check()
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        catalogue = await stack.enter_async_context(
+            open_catalogue(settings.cache_dir, find_index(settings.index), settings.layout, settings.idc_version, tell)
+        )
+        objects = await stack.enter_async_context(open_cache(folder / "objects", settings.cache_limit))
+        lists = await stack.enter_async_context(open_cache(folder / "listings", LISTING_CACHE_BYTES))
+        store = await stack.enter_async_context(RetryingStore(_store(mirror)))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
+        reader = Reader(store, mirror, objects, listings, metrics, nursery, settings.timeout)
+        caches: dict[str, Cache] = {"objects": objects, "listings": lists}
+        control = Control(catalogue, mirror, caches, metrics)
+        filesystem = FileSystem(catalogue, listings, reader, control, metrics)
+        if settings.xattr:
+            tell("preparing extended attributes")
+            await catalogue.attributes_file()
+        yield Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror)
+        # Reading ahead stops with the mount; what is being written to the cache is given up.
+        nursery.cancel_scope.cancel()
+
+
+def _store(mirror: Mirror) -> ObjectStore:
+    if mirror.folder is not None:
+        return FolderStore(mirror.folder)
+    assert mirror.endpoint is not None
+    return S3Store(mirror.endpoint)
+
+
+def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
+    """What the user is told when the mount answers."""
+    version = catalogue.mount_version
+    return {
+        "version": version,
+        "released": catalogue.contents["releases"][str(version)],
+        "mirror": mirror.word,
+        "counts": dict(catalogue.counts),
+    }
+
+
+async def _mount(adapter: Adapter, mountpoint: Path, settings: Settings, ready: Callable[[], None]) -> None:
+    options = {"fsname=idc", f"subtype={mountpoints.SUBTYPE}"}
+    if settings.allow_other:
+        # The kernel then checks the modes that are shown, which keeps files as read-only as they look.
+        options |= {"allow_other", "default_permissions"}
+    try:
+        pyfuse3.init(adapter, str(mountpoint), options)
+    except RuntimeError as error:
+        raise MountFailed(f"{mountpoint}: the kernel refused the mount ({error})") from error
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_when_answering, mountpoint, ready)
+            await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
+            nursery.cancel_scope.cancel()
+    finally:
+        _notify("STOPPING=1")
+        pyfuse3.close()
+
+
+async def _tell_when_answering(mountpoint: Path, ready: Callable[[], None]) -> None:
+    with trio.fail_after(START_TIMEOUT):
+        await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+    _raise_limits(mountpoint)
+    ready()
+    _notify("READY=1")
+
+
+def _raise_limits(mountpoint: Path) -> None:
+    """Let more requests wait in the background, where this user may say so."""
+    try:
+        folder = mountpoints.daemon_limits(mountpoint)
+        (folder / "max_background").write_text(str(MAX_BACKGROUND))
+        (folder / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
+    except (OSError, StopIteration) as error:
+        log.debug("the kernel's limits stay as they are: %s", error)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it asked (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.connect("\0" + address[1:] if address.startswith("@") else address)
+        notify.send(state.encode())
+
+
+async def serve_demo(settings: Settings, mountpoint: Path, tell: Tell) -> None:
+    """Mount the sample mirror; its bytes and listings live in a cache of their own that goes with the mount.
+
+    Raises:
+        As `serve`.
+    """
+    from idcfs.demo import write_demo_mirror
+
+    tell({"step": "writing the sample mirror"})
+    index = find_index(settings.index)
+    with tempfile.TemporaryDirectory(prefix="idcfs-demo-") as folder:
+        mirror = Path(folder) / "mirror"
+        await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
+        await serve(replace(settings, mirror=str(mirror)), mountpoint, tell, Path(folder) / "cache")

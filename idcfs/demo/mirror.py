@@ -1,0 +1,134 @@
+"""Writing the demo's folder mirror.
+
+Contract: afterwards the folder holds exactly right files for the demo's series, whatever an interrupted run
+left there. Right files are not written again. A folder that is anything else is refused, untouched. One run
+at a time.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    CTImageStorage,
+    EnhancedSRStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
+
+from idcfs.demo.derived import report, segmentation, structure_set
+from idcfs.demo.modules import encode
+from idcfs.demo.selection import DEMO_SERIES, SOURCES, IndexedSeries, read_series
+from idcfs.demo.slices import slice_image
+from idcfs.demo.slides import slide_level
+from idcfs.errors import UsageError
+
+Progress = Callable[[int, int], None]
+"""Told after each instance: how many are done, and how many there are."""
+
+_README = "README.txt"
+_TITLE = "idcfs demo mirror: synthetic DICOM objects"
+_TEXT = f"""{_TITLE}
+
+Written by idcfs. The identifiers and dates are those of public series of the NCI Imaging Data Commons
+(https://imaging.datacommons.cancer.gov); everything else, pixels included, is made up. No object shows a
+patient, and none must be taken for what the Imaging Data Commons publishes under the same identifiers.
+
+Licence of everything in this folder: CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
+"""
+_WRITTEN = 1_577_836_800  # 2020-01-01T00:00:00Z, so that two mirrors are the same to the attribute
+
+_IMAGES: dict[str, Callable[[IndexedSeries, int], Dataset]] = {
+    CTImageStorage: slice_image,
+    MRImageStorage: slice_image,
+    PositronEmissionTomographyImageStorage: slice_image,
+    VLWholeSlideMicroscopyImageStorage: slide_level,
+}
+_DERIVED: dict[str, Callable[[IndexedSeries, int, IndexedSeries], Dataset]] = {
+    SegmentationStorage: segmentation,
+    RTStructureSetStorage: structure_set,
+    EnhancedSRStorage: report,
+    ComprehensiveSRStorage: report,
+    Comprehensive3DSRStorage: report,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSummary:
+    """What a demo mirror holds, and which of the demo's series the installed index does not have."""
+
+    series: int
+    instances: int
+    bytes: int
+    skipped: tuple[str, ...]
+
+
+def write_demo_mirror(folder: Path, index_parquet: Path, *, progress: Progress | None = None) -> DemoSummary:
+    """Write the demo's mirror, or complete it.
+
+    Raises:
+        UsageError: The folder holds something else, or cannot be made.
+        IndexUnusable: The index cannot be read or has none of the demo's series.
+    """
+    found = {series.crdc_series_uuid: series for series in read_series(index_parquet)}
+    _claim(folder)
+    total = sum(series.instance_count for series in found.values())
+    done = size = 0
+    for path, content in _files(found):
+        _write(folder / path, content)
+        done += 1
+        size += len(content)
+        if progress:
+            progress(done, total)
+    skipped = tuple(series for series in DEMO_SERIES if series not in found)
+    return DemoSummary(len(found), done, size, skipped)
+
+
+def _files(found: dict[str, IndexedSeries]) -> Iterator[tuple[Path, bytes]]:
+    for uuid, series in found.items():
+        for number in range(1, series.instance_count + 1):
+            instance = _instance(series, number, found.get(SOURCES.get(uuid, "")))
+            path = Path(series.aws_bucket, uuid, series.file_name(number))
+            yield path, encode(instance, series)
+
+
+def _instance(series: IndexedSeries, number: int, source: IndexedSeries | None) -> Dataset:
+    if source is None:
+        return _IMAGES[series.sop_class_uid](series, number)
+    return _DERIVED[series.sop_class_uid](series, number, source)
+
+
+def _claim(folder: Path) -> None:
+    """Mark the folder as a demo mirror before anything else is in it."""
+    readme = folder / _README
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # an interrupted run may have left no more than this
+        is_empty = {entry.name for entry in folder.iterdir()} <= {_unfinished(readme).name}
+        is_demo = readme.is_file() and readme.read_bytes().startswith(_TITLE.encode())
+    except OSError as error:
+        raise UsageError(f"cannot use {folder} for the demo: {error.strerror}; name another folder") from error
+    if not (is_empty or is_demo):
+        raise UsageError(f"{folder} is not empty and not a demo mirror; name another folder, or empty this one")
+    _write(readme, _TEXT.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not (path.is_file() and path.read_bytes() == content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = _unfinished(path)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    os.utime(path, (_WRITTEN, _WRITTEN))
+
+
+def _unfinished(path: Path) -> Path:
+    """Return the name a file has while it is written: always the same, so that the next run takes it up."""
+    return path.with_name(f".{path.name}.unfinished")

@@ -1,0 +1,109 @@
+"""The DICOM modules that all the demo's objects share, and their encoding into files.
+
+Contract: `new_object` gives a data set with patient, study, series, equipment and SOP common modules filled
+in from the index; every free text in it says that it is synthetic. `encode` gives a file's bytes, in which
+nothing names the version of pydicom that wrote them.
+"""
+
+import io
+
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from idcfs.demo.selection import IndexedSeries, synthetic_uid
+
+PATIENT_NAME = "SYNTHETIC^IDCFS DEMO"
+NOTE = "synthetic demo data, not a patient"
+TIME = "120000"
+"""Every time of day, where one must be given."""
+
+_IMPLEMENTATION_CLASS_UID = UID(synthetic_uid("implementation"))
+
+
+def dicom_date(date: str) -> str:
+    """Turn the index's 2001-02-03 into DICOM's 20010203."""
+    return date.replace("-", "")
+
+
+def code(value: str, scheme: str, meaning: str) -> list[Dataset]:
+    """Return a code sequence of one item."""
+    return [item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
+
+
+def item(**attributes: object) -> Dataset:
+    """Return a sequence item with these attributes."""
+    result = Dataset()
+    for keyword, value in attributes.items():
+        setattr(result, keyword, value)
+    return result
+
+
+def reference(series: IndexedSeries, number: int) -> Dataset:
+    """Return a reference to an instance."""
+    return item(ReferencedSOPClassUID=series.sop_class_uid, ReferencedSOPInstanceUID=series.sop_instance_uid(number))
+
+
+def new_object(series: IndexedSeries, number: int) -> Dataset:
+    """Return the modules that every object of the demo has."""
+    result = item(
+        SpecificCharacterSet="ISO_IR 192",
+        SOPClassUID=series.sop_class_uid,
+        SOPInstanceUID=series.sop_instance_uid(number),
+        InstanceNumber=number,
+        PatientName=PATIENT_NAME,
+        PatientID=series.patient_id,
+        PatientBirthDate="",
+        PatientSex=series.patient_sex,
+        PatientAge=series.patient_age,
+        PatientComments=NOTE,
+        QualityControlSubject="YES",
+        StudyInstanceUID=series.study_instance_uid,
+        StudyDate=dicom_date(series.study_date),
+        StudyTime=TIME,
+        StudyID="DEMO",
+        StudyDescription=f"SYNTHETIC: {NOTE}",
+        AccessionNumber="",
+        ReferringPhysicianName="",
+        SeriesInstanceUID=series.series_instance_uid,
+        SeriesNumber=series.series_number,
+        SeriesDescription=f"SYNTHETIC {series.modality}: {NOTE}",
+        Modality=series.modality,
+        Manufacturer="SYNTHETIC (idcfs demo)",
+        ManufacturerModelName="SYNTHETIC idcfs demo",
+        DeviceSerialNumber="SYNTHETIC",
+        SoftwareVersions="1",
+        InstitutionName="SYNTHETIC (idcfs demo)",
+    )
+    if series.series_date:
+        result.SeriesDate = dicom_date(series.series_date)
+        result.SeriesTime = TIME
+    return result
+
+
+def add_frame_of_reference(target: Dataset, series: IndexedSeries) -> None:
+    """Add the frame of reference module."""
+    target.FrameOfReferenceUID = series.frame_of_reference_uid
+    target.PositionReferenceIndicator = ""
+
+
+def add_content_moment(target: Dataset, series: IndexedSeries) -> None:
+    """Add when the content was made."""
+    target.ContentDate = dicom_date(series.content_date)
+    target.ContentTime = TIME
+
+
+def encode(instance: Dataset, series: IndexedSeries) -> bytes:
+    """Return the file of an object; compressed transfer syntaxes become the plain one."""
+    implicit = series.transfer_syntax_uid == ImplicitVRLittleEndian
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID = UID(series.sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = instance.SOPInstanceUID
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    meta.ImplementationClassUID = _IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = "IDCFS_DEMO_1"
+    instance.file_meta = meta
+    file = io.BytesIO()
+    dcmwrite(file, instance, enforce_file_format=True)
+    return file.getvalue()

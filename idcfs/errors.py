@@ -1,0 +1,74 @@
+"""The things that go wrong in idcfs, as types; pure.
+
+Two families. `IdcfsError` and its direct children are told to a person by the command line, which maps each
+to an exit code. `ReadError` and its children happen under a file-system call; the FUSE adapter maps each to
+an errno. Nothing in here knows exit codes or errnos.
+"""
+
+
+class IdcfsError(Exception):
+    """Something a person should read: the message is one line that names the thing and the way out."""
+
+
+class UsageError(IdcfsError):
+    """A flag, variable, setting or argument that cannot be used."""
+
+
+class IndexUnusable(IdcfsError):
+    """The IDC index is missing, unreadable, or lacks what the tree is built from."""
+
+
+class MountFailed(IdcfsError):
+    """The mountpoint or the machine's FUSE cannot be used."""
+
+
+class CacheUnusable(IdcfsError):
+    """The cache folder cannot be used at all."""
+
+
+class CatalogueDamaged(IdcfsError):
+    """A catalogue file does not hold what its checksum says; building it again repairs it."""
+
+
+class ReadError(IdcfsError):
+    """A file-system call that cannot be answered."""
+
+
+class NotFound(ReadError):
+    """No such name, or the object is gone from every bucket."""
+
+
+class NotAFolder(ReadError):
+    """A folder operation on a file."""
+
+
+class IsAFolder(ReadError):
+    """A file operation on a folder."""
+
+
+class ReadOnly(ReadError):
+    """A write where idcfs has nothing to write to."""
+
+
+class NoSuchAttribute(ReadError):
+    """An extended attribute that the file or folder does not have."""
+
+
+class AccessDenied(ReadError):
+    """The mirror refuses the object (HTTP 403)."""
+
+
+class Unreachable(ReadError):
+    """The mirror cannot be reached, or answers that it cannot serve (5xx, 429, a broken connection)."""
+
+
+class DeadlineExceeded(ReadError):
+    """The answer did not come within the time one call may take."""
+
+
+class ObjectChanged(ReadError):
+    """The object is no longer the one that was listed (HTTP 412, or another ETag or size)."""
+
+
+class Untrusted(ReadError):
+    """The answer is not what was asked for: wrong length, range, key or form."""

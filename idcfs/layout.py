@@ -1,0 +1,117 @@
+"""Layouts: templates of folders, and index values as safe path components; pure.
+
+A template is idc-index's `dirTemplate`: components between slashes, each of literal text and `%word`s that
+stand for columns of the index. Escaping is percent-encoding of just what a path cannot hold, so an ordinary
+value is its own name, and `unescape` gives back every value of up to 255 bytes.
+"""
+
+import hashlib
+import re
+from typing import NamedTuple
+
+from idcfs.errors import UsageError
+
+DEFAULT_TEMPLATE = "%collection_id/%PatientID/%StudyInstanceUID/%Modality_%SeriesInstanceUID"
+
+MAX_COMPONENT_BYTES = 255
+"""The longest name of a file or folder on Linux (NAME_MAX)."""
+
+NO_VALUE = "_"
+"""The name of a value that is NULL or empty."""
+
+PLAIN_COMPONENT = r"[A-Za-z0-9_ ^+=,-][A-Za-z0-9_ .^+=,-]{0,199}"
+"""A regular expression for names that need no escaping: all of them are, some others are too."""
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f/]|%(?=[0-9A-Fa-f]{2})|^\.")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+
+
+class Column(NamedTuple):
+    """A `%word` of a template: the column whose value stands there."""
+
+    name: str
+
+
+class Template(NamedTuple):
+    """A layout: for each level of folders, the parts its names are made of.
+
+    The last level names one series each.
+    """
+
+    text: str
+    levels: tuple[tuple[str | Column, ...], ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template uses, each once, in order."""
+        parts = (part.name for level in self.levels for part in level if isinstance(part, Column))
+        return tuple(dict.fromkeys(parts))
+
+
+def parse_template(text: str, columns: frozenset[str]) -> Template:
+    """Read a template whose words are among *columns*.
+
+    Of several columns that could start at a `%` the longest counts, so that `%Modality_%SeriesInstanceUID`
+    is Modality, an underscore, and SeriesInstanceUID.
+
+    Raises:
+        UsageError: a word is no column, a component is empty, or there are too many levels.
+    """
+    components = text.strip().strip("/").split("/")
+    if not all(components):
+        raise UsageError(f"layout {text!r}: an empty folder name; write components as %column between slashes")
+    # A level number has 4 bits in an inode number, and level 0 is the root.
+    if len(components) > 15:
+        raise UsageError(f"layout {text!r}: more than 15 levels of folders")
+    return Template(text, tuple(_parse_component(component, columns, text) for component in components))
+
+
+def _parse_component(component: str, columns: frozenset[str], text: str) -> tuple[str | Column, ...]:
+    literal, *rest = component.split("%")
+    parts: list[str | Column] = [literal] if literal else []
+    for piece in rest:
+        word = max((c for c in columns if piece.startswith(c)), key=len, default="")
+        if not word:
+            wanted = re.match(r"\w*", piece)
+            raise UsageError(
+                f"layout {text!r}: %{wanted.group() if wanted else ''} is no column of the index; "
+                "see 'idcfs mount --help' for the usual ones"
+            )
+        parts.append(Column(word))
+        if piece != word:
+            parts.append(piece[len(word) :])
+    return tuple(parts)
+
+
+def escape(value: str | None) -> str:
+    """The path component for a value: never empty, hidden, over 255 bytes, or holding a slash or control.
+
+    A longer value is cut, and ends in `~` and eight hexadecimal digits of its SHA-256.
+    """
+    if not value:
+        return NO_VALUE
+    # Lone surrogates cannot be written as UTF-8, and file names must be.
+    value = value.encode("utf-8", "replace").decode()
+    escaped = _UNSAFE.sub(lambda match: f"%{ord(match.group()):02X}", value)
+    return shorten(escaped, MAX_COMPONENT_BYTES, value)
+
+
+def unescape(component: str) -> str:
+    """The value that `escape` made *component* of, where it was not cut."""
+    return _ESCAPE.sub(lambda match: bytes([int(match.group(1), 16)]), component.encode()).decode()
+
+
+def with_suffix(component: str, suffix: str) -> str:
+    """*component* told apart from its namesakes by ``_`` and *suffix*, in 255 bytes."""
+    return shorten(component, MAX_COMPONENT_BYTES - len(suffix) - 1, component) + "_" + suffix
+
+
+def shorten(escaped: str, limit: int, value: str) -> str:
+    """*escaped* in at most *limit* bytes, cut between characters and told apart by a digest of *value*."""
+    encoded = escaped.encode()
+    if len(encoded) <= limit:
+        return escaped
+    cut = encoded[: limit - 9].decode("utf-8", "ignore")
+    # A cut inside %2F would leave text that unescapes to something else.
+    cut = re.sub(r"%[0-9A-F]?$", "", cut)
+    return f"{cut}~{hashlib.sha256(value.encode()).hexdigest()[:8]}"

@@ -1,0 +1,258 @@
+"""The instances of a series: listed from the bucket once, then kept for ever; belongs to the event loop.
+
+The names of instances are in no index, so a series' folder needs a listing of its prefix. A series that the
+index says is large is listed as sixteen prefixes at once, because names are uniform hexadecimal digits. What
+comes back is checked against the prefix, against itself and against the index's count. Callers that want the
+same listing at the same time wait for one request.
+"""
+
+import bisect
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import trio
+
+from idcfs.cache import Cache
+from idcfs.catalog.catalogue import Series
+from idcfs.catalog.table import Strings, column_of
+from idcfs.errors import AccessDenied, NotFound, Untrusted
+from idcfs.flights import Flights, first_error
+from idcfs.metrics import Metrics
+from idcfs.store.base import ObjectInfo, ObjectStore
+from idcfs.store.mirror import Mirror
+
+log = logging.getLogger(__name__)
+
+FAN_OUT_INSTANCES = 2000
+"""From how many instances on a series is listed as sixteen prefixes: two pages one after the other are as fast."""
+
+PAGES = 10_000
+"""Pages after which a listing is taken to be endless: a hundred times the largest series."""
+
+REMEMBERED_INSTANCES = 500_000
+"""Instances whose listings stay in memory (about 150 bytes each); the least recently used go first."""
+
+_SUFFIX = ".dcm"
+_FORMAT = "1"
+_SCHEMA = pa.schema([("name", pa.binary()), ("size", pa.uint64()), ("modified", pa.int64()), ("etag", pa.binary())])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The instances of a series in name order, as columns.
+
+    `bucket` is the mirror's bucket that they were found in. Sizes are in bytes, times in nanoseconds since the
+    epoch.
+    """
+
+    bucket: str
+    names: Strings
+    sizes: memoryview
+    modified: memoryview
+    etags: Strings
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, name: bytes) -> int | None:
+        """The instance with *name*, or None."""
+        at = bisect.bisect_left(self.names, name)
+        return at if at < len(self) and self.names[at] == name else None
+
+
+class Listings:
+    """Listings from memory, the cache, or the mirror.
+
+    Args:
+        store: where to ask.
+        mirror: whose buckets these are.
+        cache: where listings are kept.
+        series: the row of the table of all series for its number.
+        nursery: runs the requests, so that a caller who gives up does not end them for the others.
+        timeout: seconds that a listing may take.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        mirror: Mirror,
+        cache: Cache,
+        series: Callable[[int], Series],
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        timeout: float,
+    ) -> None:
+        self._store = store
+        self._mirror = mirror
+        self._cache = cache
+        self._series = series
+        self._metrics = metrics
+        self._flights = Flights[int, Listing](nursery, timeout)
+        self._remembered: OrderedDict[int, Listing] = OrderedDict()
+        self._instances = 0
+
+    def uuid(self, row: int) -> str:
+        """The crdc_series_uuid of a series."""
+        return self._series(row).uuid
+
+    def peek(self, row: int) -> Listing | None:
+        """The listing of a series if it is in memory."""
+        return self._remembered.get(row)
+
+    async def get(self, row: int) -> Listing:
+        """The listing of the series in *row* of the table of all series. May wait for the network.
+
+        Raises:
+            NotFound: no bucket has such a series.
+            ReadError: as `ObjectStore.list_page`; DeadlineExceeded.
+        """
+        listing = self._remembered.get(row)
+        if listing is None:
+            return await self._flights.join(row, lambda: self._load(row))
+        self._remembered.move_to_end(row)
+        return listing
+
+    async def refresh(self, row: int) -> Listing:
+        """The listing asked from the mirror again, because an object was not as it says. Waits for the network."""
+        self._forget(row)
+        await self._cache.delete(self._key(row))
+        return await self.get(row)
+
+    def _key(self, row: int) -> str:
+        return f"{self._mirror.listing_namespace}/{self._series(row).uuid}/{_FORMAT}"
+
+    async def _load(self, row: int) -> Listing:
+        kept = await self._cache.get(self._key(row))
+        listing = _unpack(kept) if kept is not None else None
+        if listing is None:
+            listing = await self._ask(self._series(row), row)
+        self._remember(row, listing)
+        return listing
+
+    def _remember(self, row: int, listing: Listing) -> None:
+        self._forget(row)
+        self._remembered[row] = listing
+        self._instances += len(listing)
+        while self._instances > REMEMBERED_INSTANCES and len(self._remembered) > 1:
+            self._forget(next(iter(self._remembered)))
+
+    def _forget(self, row: int) -> None:
+        if row in self._remembered:
+            self._instances -= len(self._remembered.pop(row))
+
+    async def _ask(self, series: Series, row: int) -> Listing:
+        candidates = self._mirror.candidates(series.bucket)
+        for bucket in candidates:
+            try:
+                objects = await self._list(bucket, series)
+            except NotFound:
+                continue
+            except AccessDenied:
+                # Public storage refuses what does not exist; only the series' own bucket must be there.
+                if bucket == candidates[0]:
+                    raise
+                continue
+            if objects:
+                break
+        else:
+            raise NotFound(f"series {series.uuid} is in no bucket of mirror {self._mirror.word}")
+        self._metrics.listings_fetched += 1
+        batch = _batch(objects, bucket)
+        if len(objects) < series.instances:
+            # Kept in memory only: the next mount asks again.
+            log.warning(
+                "series %s: bucket %s lists %d instances, the index says %d",
+                series.uuid, bucket, len(objects), series.instances,
+            )  # fmt: skip
+        else:
+            await self._cache.put(self._key(row), _pack(batch))
+        return _listing(batch)
+
+    async def _list(self, bucket: str, series: Series) -> list[ObjectInfo]:
+        folder = f"{series.uuid}/"
+        objects: list[ObjectInfo] = []
+        if series.instances > FAN_OUT_INSTANCES:
+            parts: list[list[ObjectInfo]] = [[] for _ in range(16)]
+
+            async def list_part(number: int) -> None:
+                parts[number] = await self._list_prefix(bucket, f"{folder}{number:x}")
+
+            try:
+                async with trio.open_nursery() as nursery:
+                    for number in range(16):
+                        nursery.start_soon(list_part, number)
+            except ExceptionGroup as group:
+                raise first_error(group) from None
+            objects = [found for part in parts for found in part]
+        if len(objects) < max(series.instances, 1):
+            # Names that are no hexadecimal digits, or a series that is not as large as the index says.
+            objects = await self._list_prefix(bucket, folder)
+        return _instances(objects, folder)
+
+    async def _list_prefix(self, bucket: str, prefix: str) -> list[ObjectInfo]:
+        objects: list[ObjectInfo] = []
+        token: str | None = None
+        for _ in range(PAGES):
+            page = await self._store.list_page(bucket, prefix, token)
+            if objects and page.objects and page.objects[0].key <= objects[-1].key:
+                raise Untrusted(f"listing {bucket}/{prefix}: a page repeats keys of the one before")
+            objects += page.objects
+            token = page.token
+            if token is None:
+                return objects
+            if not page.objects:
+                raise Untrusted(f"listing {bucket}/{prefix}: an empty page that is not the last")
+        raise Untrusted(f"listing {bucket}/{prefix}: more than {PAGES} pages")
+
+
+def _instances(objects: list[ObjectInfo], folder: str) -> list[ObjectInfo]:
+    """The objects directly in *folder* that are instances, with their names for keys.
+
+    A series' folder holds `*.dcm` only, so other objects (a folder's marker) are left out.
+    """
+    found = []
+    for info in objects:
+        name = info.key[len(folder) :]
+        if "/" in name or len(name.encode()) > 255:
+            raise Untrusted(f"listing {folder}: {name!r} is no name of an instance")
+        if name.endswith(_SUFFIX) and not name.startswith("."):
+            found.append(info._replace(key=name))
+    return found
+
+
+def _batch(objects: list[ObjectInfo], bucket: str) -> pa.RecordBatch:
+    # S3 lists in the order of UTF-8 bytes, but what is searched later had better be sorted for sure.
+    names = sorted((info.key.encode(), at) for at, info in enumerate(objects))
+    ordered = [objects[at] for _, at in names]
+    columns: list[list[Any]] = [
+        [name for name, _ in names],
+        [info.size for info in ordered],
+        [info.modified_ns for info in ordered],
+        [info.etag.encode() for info in ordered],
+    ]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
+    return pa.record_batch(arrays, schema=_SCHEMA.with_metadata({"bucket": bucket}))
+
+
+def _listing(batch: pa.RecordBatch) -> Listing:
+    bucket = batch.schema.metadata[b"bucket"].decode()
+    return Listing(bucket, *(column_of(array) for array in batch.columns))  # type: ignore[arg-type]  # by _SCHEMA
+
+
+def _pack(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
+
+
+def _unpack(kept: memoryview) -> Listing | None:
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(kept)) as reader:
+            return _listing(reader.read_next_batch())
+    except (pa.ArrowException, KeyError, StopIteration, ValueError):
+        return None

@@ -1,0 +1,145 @@
+"""Mountpoints: what is mounted where, whether a folder can take a mount, and unmounting; synchronous.
+
+Everything is read from the kernel (/proc/self/mountinfo), so there is no list of mounts to keep true. Nothing
+in here touches what is below a mountpoint, except `check` after it has seen that nothing is mounted there.
+"""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from idcfs.errors import MountFailed
+
+SUBTYPE = "idcfs"
+FUSE_DEVICE = Path("/dev/fuse")
+FUSE_CONFIG = Path("/etc/fuse.conf")
+
+
+class Mount(NamedTuple):
+    """A mount as the kernel tells it."""
+
+    path: Path
+    kind: str
+    device: str
+
+
+def mounts() -> list[Mount]:
+    """All mounts that this process sees, the last one on a path last."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        # The kernel writes blanks and the like in octal (proc_pid_mountinfo(5)).
+        path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
+        found.append(Mount(Path(path), after.split(" ")[0], fields[2]))
+    return found
+
+
+def idcfs_mounts() -> list[Path]:
+    """Where idcfs is mounted."""
+    return [mount.path for mount in mounts() if mount.kind == f"fuse.{SUBTYPE}"]
+
+
+def absolute(path: Path) -> Path:
+    """The path as the kernel would name it; its last part is not looked at, as it may be a dead mount."""
+    path = Path(os.path.abspath(path.expanduser()))
+    return path.parent.resolve() / path.name
+
+
+def is_dead(path: Path) -> bool:
+    """Whether a mount is there whose daemon is gone."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def prepare(path: Path, recover: bool) -> None:
+    """Make sure that *path* can take a mount: an empty folder, created if only it is missing.
+
+    Args:
+        path: an absolute path.
+        recover: replace a mount whose daemon is gone.
+
+    Raises:
+        MountFailed: it cannot, and why.
+    """
+    if is_dead(path):
+        if not recover:
+            raise MountFailed(
+                f'{path}: the idcfs that was mounted here is gone ("Transport endpoint is not connected"); '
+                f"mount with --recover, or unmount it: fusermount3 -u {path}"
+            )
+        unmount(path, lazy=True)
+    if path in idcfs_mounts():
+        raise MountFailed(f"{path}: idcfs is mounted here already; unmount it first: idcfs unmount {path}")
+    if path in {mount.path for mount in mounts()}:
+        raise MountFailed(f"{path}: something else is mounted here; choose another folder")
+    if not path.parent.is_dir():
+        raise MountFailed(f"{path}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
+    try:
+        path.mkdir(exist_ok=True)
+        occupied = any(path.iterdir())
+    except FileExistsError:
+        raise MountFailed(f"{path} is a file; choose a folder") from None
+    except OSError as error:
+        raise MountFailed(f"{path}: {error.strerror}; choose a folder that you can write") from error
+    if occupied:
+        raise MountFailed(f"{path} is not empty; choose an empty folder, which the mount then covers")
+    if not os.access(path, os.W_OK):
+        raise MountFailed(f"{path} is not yours to write, so you cannot mount on it; choose another folder")
+
+
+def check_machine(allow_other: bool) -> None:
+    """Make sure that this machine lets this user mount.
+
+    Raises:
+        MountFailed: it does not, and what to do.
+    """
+    if not FUSE_DEVICE.exists():
+        raise MountFailed(
+            f"{FUSE_DEVICE} is missing; load the kernel module (sudo modprobe fuse), or start the container "
+            f"with --device {FUSE_DEVICE} --cap-add SYS_ADMIN"
+        )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise MountFailed(f"{FUSE_DEVICE} is not open to you; ask for membership in its group, or mount as root")
+    if shutil.which("fusermount3") is None:
+        raise MountFailed("fusermount3 is missing; install it: sudo apt install fuse3")
+    if allow_other and os.getuid() != 0 and not _user_allow_other():
+        raise MountFailed(
+            f"--allow-other needs a line 'user_allow_other' in {FUSE_CONFIG}; ask the administrator for it"
+        )
+
+
+def _user_allow_other() -> bool:
+    try:
+        lines = FUSE_CONFIG.read_text().splitlines()
+    except OSError:
+        return False
+    return "user_allow_other" in [line.strip() for line in lines]
+
+
+def unmount(path: Path, lazy: bool = False) -> None:
+    """Unmount *path*; *lazy* lets go of it even while it is in use. Blocks until it is done.
+
+    Raises:
+        MountFailed: it is not mounted, or in use.
+    """
+    if path not in {mount.path for mount in mounts()}:
+        raise MountFailed(f"{path}: nothing is mounted here; see where with: idcfs status")
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().removeprefix("fusermount3: ")
+        raise MountFailed(f"{path} is not unmounted ({reason}); close what uses it (fuser -vm {path}), or add --lazy")
+
+
+def daemon_limits(path: Path) -> Path:
+    """The folder of /sys in which the kernel keeps the limits of the FUSE connection mounted on *path*."""
+    device = next(mount.device for mount in reversed(mounts()) if mount.path == path)
+    return Path("/sys/fs/fuse/connections") / device.partition(":")[2]

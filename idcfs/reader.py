@@ -1,0 +1,220 @@
+"""Reading ranges of objects: from memory, the disk cache, or the mirror; belongs to the event loop.
+
+An object is read in extents: whole if it is small, else in blocks. Callers that want the same extent wait for
+one fetch. The order for an extent is: memory, then disk, then mirror; whoever waits is answered before the
+extent is written to disk. Read-ahead fetches extents nobody waits for, a bounded number at a time.
+"""
+
+import contextlib
+from collections import OrderedDict
+from typing import NamedTuple
+
+import trio
+
+from idcfs import readahead
+from idcfs.cache import Cache
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError
+from idcfs.flights import Flights
+from idcfs.listing import Listing, Listings
+from idcfs.metrics import Metrics
+from idcfs.store.base import ObjectStore
+from idcfs.store.mirror import Mirror
+
+MEMORY_BYTES = 64 << 20
+"""Extents kept in memory: two full read-ahead windows and what several readers are at."""
+
+UNWRITTEN_BYTES = 64 << 20
+"""Fetched bytes that may wait to be written to disk; beyond them a fetch waits for its own writing."""
+
+PREFETCHES = 16
+"""Extents fetched ahead at a time; reads that somebody waits for are not counted."""
+
+Buffer = bytes | memoryview
+
+
+class Extent(NamedTuple):
+    """The part of an instance that begins at `offset`; `series` is a row of the table of all series."""
+
+    series: int
+    instance: int
+    offset: int
+
+
+class Reader:
+    """Reads instances.
+
+    Args:
+        store: the mirror.
+        mirror: whose buckets these are.
+        cache: where extents are kept.
+        listings: where instances are looked up.
+        nursery: runs the fetches, so that a caller who gives up does not end them for the others.
+        timeout: seconds that a fetch may take.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        mirror: Mirror,
+        cache: Cache,
+        listings: Listings,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        timeout: float,
+    ) -> None:
+        self._store = store
+        self._mirror = mirror
+        self._cache = cache
+        self._listings = listings
+        self._metrics = metrics
+        self._nursery = nursery
+        self._flights = Flights[Extent, Buffer](nursery, timeout)
+        self._memory: OrderedDict[Extent, Buffer] = OrderedDict()
+        self._memory_size = 0
+        self._unwritten = 0
+        self._policy = readahead.ReadAhead()
+        self._prefetches = trio.CapacityLimiter(PREFETCHES)
+
+    async def read(self, series: int, instance: int, offset: int, length: int) -> Buffer:
+        """Up to *length* bytes of an instance from *offset* on; fewer only at its end. May wait for the network.
+
+        Raises:
+            ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
+        """
+        listing = self._listings.peek(series) or await self._listings.get(series)
+        size = listing.sizes[instance]
+        stop = min(offset + length, size)
+        if offset >= stop:
+            return b""
+        pieces: list[Buffer] = []
+        for start in readahead.extents(size, offset, stop):
+            extent = Extent(series, instance, start)
+            data = self._memory.get(extent)
+            if data is None:
+                self._plan(extent, listing)
+                data = await self._flights.join(extent, lambda extent=extent: self._load(extent))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            else:
+                self._memory.move_to_end(extent)
+                self._plan(extent, listing)
+            pieces.append(memoryview(data)[max(0, offset - start) : stop - start])
+        self._metrics.bytes_served += stop - offset
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _plan(self, extent: Extent, listing: Listing) -> None:
+        """Start fetching what the policy expects to be read next."""
+        size = listing.sizes[extent.instance]
+        files = self._policy.next_files(extent.series, extent.instance, len(listing))
+        wanted = [
+            Extent(extent.series, instance, 0)
+            for instance in files
+            if listing.sizes[instance] <= readahead.SMALL_OBJECT
+        ]
+        if size > readahead.SMALL_OBJECT:
+            block = extent.offset // readahead.BLOCK
+            blocks = self._policy.next_blocks(extent.series, extent.instance, block, size)
+            wanted += [extent._replace(offset=number * readahead.BLOCK) for number in blocks]
+        for ahead in wanted:
+            if ahead not in self._memory and ahead not in self._flights:
+                self._nursery.start_soon(self._prefetch, ahead)
+
+    async def _prefetch(self, extent: Extent) -> None:
+        async with self._prefetches:
+            if extent in self._memory:
+                return
+            try:
+                await self._flights.join(extent, lambda: self._load(extent))
+            except ReadError:
+                # Whoever comes to read this extent asks again and is told.
+                return
+
+    async def _load(self, extent: Extent) -> Buffer:
+        """An extent that is not in memory."""
+        listing = await self._listings.get(extent.series)
+        size = listing.sizes[extent.instance]
+        length = readahead.extent_end(size, extent.offset) - extent.offset
+        key = self._key(extent, listing)
+        data: Buffer | None = await self._cache.get(key)
+        if data is not None and len(data) == length:
+            self._metrics.cache_hits += 1
+        else:
+            self._metrics.cache_misses += 1
+            fetched = await self._fetch(extent, listing)
+            data = fetched
+            if self._unwritten < UNWRITTEN_BYTES:
+                self._nursery.start_soon(self._keep, key, fetched)
+            else:
+                await self._keep(key, fetched)
+        self._remember(extent, data)
+        return data
+
+    async def _keep(self, key: str, data: bytes) -> None:
+        self._unwritten += len(data)
+        try:
+            await self._cache.put(key, data)
+        finally:
+            self._unwritten -= len(data)
+
+    def _key(self, extent: Extent, listing: Listing) -> str:
+        # The size is in the key because an object that changed its size must not meet its old blocks.
+        size = listing.sizes[extent.instance]
+        name = listing.names[extent.instance].decode()
+        series = self._listings.uuid(extent.series)
+        return f"{self._mirror.bytes_namespace}/{series}/{name}/{size}/{extent.offset}"
+
+    async def _fetch(self, extent: Extent, listing: Listing) -> bytes:
+        try:
+            return await self._get(extent, listing, listing.bucket)
+        except NotFound:
+            return await self._get_from_siblings(extent, listing)
+        except ObjectChanged:
+            return await self._get_changed(extent, listing)
+
+    async def _get(self, extent: Extent, listing: Listing, bucket: str) -> bytes:
+        key = f"{self._listings.uuid(extent.series)}/{listing.names[extent.instance].decode()}"
+        stop = readahead.extent_end(listing.sizes[extent.instance], extent.offset)
+        etag = listing.etags[extent.instance].decode()
+        data = await self._store.get(bucket, key, extent.offset, stop, etag)
+        self._metrics.objects_fetched += 1
+        self._metrics.bytes_fetched += len(data)
+        return data
+
+    async def _get_from_siblings(self, extent: Extent, listing: Listing) -> bytes:
+        """Objects have moved between buckets under unchanged names."""
+        for bucket in self._mirror.candidates(listing.bucket):
+            if bucket != listing.bucket:
+                with contextlib.suppress(NotFound, AccessDenied):
+                    return await self._get(extent, listing, bucket)
+        name = listing.names[extent.instance].decode()
+        raise NotFound(f"{name} of series {self._listings.uuid(extent.series)} is gone from every bucket")
+
+    async def _get_changed(self, extent: Extent, listing: Listing) -> bytes:
+        """Ask once more under a new listing: the same size means the same object, stored anew."""
+        name = listing.names[extent.instance]
+        fresh = await self._listings.refresh(extent.series)
+        at = fresh.find(name)
+        if at != extent.instance or fresh.sizes[at] != listing.sizes[extent.instance]:
+            raise ObjectChanged(
+                f"{name.decode()} of series {self._listings.uuid(extent.series)} is not the object that was "
+                "listed; unmount and mount again to see the new one"
+            )
+        await self._drop_others(extent, fresh)
+        return await self._get(extent, fresh, fresh.bucket)
+
+    async def _drop_others(self, extent: Extent, listing: Listing) -> None:
+        """Drop the blocks of an object that came under another ETag: two storings must not be mixed."""
+        size = listing.sizes[extent.instance]
+        for offset in readahead.extents(size, 0, size):
+            other = extent._replace(offset=offset)
+            self._forget(other)
+            await self._cache.delete(self._key(other, listing))
+
+    def _remember(self, extent: Extent, data: Buffer) -> None:
+        self._forget(extent)
+        self._memory[extent] = data
+        self._memory_size += len(data)
+        while self._memory_size > MEMORY_BYTES:
+            self._forget(next(iter(self._memory)))
+
+    def _forget(self, extent: Extent) -> None:
+        if extent in self._memory:
+            self._memory_size -= len(self._memory.pop(extent))

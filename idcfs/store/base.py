@@ -1,0 +1,63 @@
+"""The `ObjectStore` protocol: what every mirror can do.
+
+Calls may run concurrently. A call that returns has verified what it returns; a call that cannot raises one of
+the `ReadError` family and has no other effect. Cancelling a call gives up its request.
+"""
+
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+
+class ObjectInfo(NamedTuple):
+    """One object as a listing describes it.
+
+    `size` is in bytes, `modified_ns` is the LastModified time in nanoseconds since the epoch, `etag` is the
+    ETag header's value with its quotes.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified_ns: int
+
+
+class ListPage(NamedTuple):
+    """One page of a listing, in key order; `token` asks for the next page and is None on the last."""
+
+    objects: list[ObjectInfo]
+    token: str | None
+
+
+class ObjectStore(Protocol):
+    """A read-only store of objects in buckets."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        """List up to 1,000 objects whose keys start with *prefix*, in key order.
+
+        A prefix without objects gives an empty page. Waits for the network.
+
+        Raises:
+            NotFound: there is no such bucket.
+            AccessDenied, Unreachable: as their names say.
+            Untrusted: the answer is not a listing, or holds a key outside *prefix*.
+        """
+        ...
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        """Bytes *start* to *stop* (exclusive, at least one) of the object, if it still has *etag*.
+
+        Waits for the network. Exactly ``stop - start`` bytes come back.
+
+        Raises:
+            NotFound: there is no such object.
+            ObjectChanged: the object's ETag is another one.
+            AccessDenied, Unreachable: as their names say.
+            Untrusted: the body or its range is not what was asked for.
+        """
+        ...

@@ -1,0 +1,156 @@
+"""`FolderStore`: an `ObjectStore` over a folder laid out as ``<root>/<bucket>/<key>``.
+
+Every call's file-system work runs in a worker thread, a bounded number at once; a cancelled call leaves its
+thread to finish alone, since a stuck network file system cannot be interrupted. Nothing is kept between
+calls. An object's ETag is made of its size and modification time: a rewritten file is another object.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from heapq import nsmallest
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Unreachable, Untrusted
+from idcfs.store.base import ListPage, ObjectInfo
+
+_PAGE_LENGTH = 1000
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM}
+
+
+class FolderStore:
+    """The objects under *root*; *max_threads* calls work at once, others wait."""
+
+    def __init__(self, root: Path, *, max_threads: int = 16) -> None:
+        self._root = root
+        self._limiter = trio.CapacityLimiter(max_threads)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        """See `ObjectStore.list_page`; waits for the file system. The token is the page's last key."""
+        return await trio.to_thread.run_sync(
+            self._list_page, bucket, prefix, token, limiter=self._limiter, abandon_on_cancel=True
+        )
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        """See `ObjectStore.get`; waits for the file system."""
+        return await trio.to_thread.run_sync(
+            self._get, bucket, key, start, stop, etag, limiter=self._limiter, abandon_on_cancel=True
+        )
+
+    def _list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
+        with self._errors_of(f"{bucket}/{prefix}"):
+            folder = self._path(bucket)
+            os.stat(folder)
+            parent, slash, name_start = prefix.rpartition("/")
+            found = _keys(self._path(bucket, parent) if slash else folder, parent, name_start)
+            # One more than a page holds shows whether there is another page.
+            keys = nsmallest(_PAGE_LENGTH + 1, (key for key in found if token is None or key > token))
+            page = keys[:_PAGE_LENGTH]
+            objects = [described for key in page if (described := _describe(folder, key)) is not None]
+            return ListPage(objects, page[-1] if len(keys) > len(page) else None)
+
+    def _get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        name = f"{bucket}/{key}"
+        with self._errors_of(name):
+            # Without O_NONBLOCK, opening a FIFO waits for its writer.
+            descriptor = os.open(self._path(bucket, key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise NotFound(f"{name} is not a regular file")
+                content = _read(descriptor, start, stop)
+                # Asked after reading, so that a write in between is noticed too.
+                if _etag(os.fstat(descriptor)) != etag:
+                    raise ObjectChanged(f"{name} has changed since it was listed")
+            finally:
+                os.close(descriptor)
+        if len(content) != stop - start:
+            raise Untrusted(f"{name} has no bytes {start} to {stop}")
+        return content
+
+    def _path(self, bucket: str, key: str | None = None) -> Path:
+        """Where *key* is, having made sure that it is inside the root and the bucket."""
+        if "/" in bucket:
+            raise NotFound(f"{bucket!r} is not the name of a bucket")
+        parts = [bucket] if key is None else [bucket, *key.split("/")]
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise NotFound(f"{'/'.join(parts)!r} is not the name of an object")
+        return self._root.joinpath(*parts)
+
+    @contextmanager
+    def _errors_of(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            problem = f"{self._root}: {name}: {error.strerror}"
+            if error.errno in _NOT_ALLOWED:
+                raise AccessDenied(problem) from error
+            # A root that is not there is a disk that is not mounted, and says nothing about its objects.
+            if error.errno in _NO_SUCH_FILE and self._root.is_dir():
+                raise NotFound(problem) from error
+            raise Unreachable(problem) from error
+        except UnicodeEncodeError as error:
+            raise NotFound(f"{name!r} cannot be the name of a file") from error
+
+
+def _keys(folder: Path, parent: str, name_start: str) -> Iterator[str]:
+    """The keys of all files below *folder*, itself called *parent*, whose first part has *name_start*."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if not entry.name.startswith(name_start) or not _is_text(entry.name):
+                continue
+            key = f"{parent}/{entry.name}" if parent else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _keys(folder / entry.name, key, "")
+            else:
+                yield key
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, as keys are, rather than bytes that Python has escaped."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _describe(folder: Path, key: str) -> ObjectInfo | None:
+    """The object called *key*, or None if it is no regular file or has gone meanwhile."""
+    try:
+        status = os.stat(folder / key)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return ObjectInfo(key, status.st_size, _etag(status), status.st_mtime_ns)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f'"{status.st_size}-{status.st_mtime_ns:x}"'
+
+
+def _read(descriptor: int, start: int, stop: int) -> bytes:
+    """Bytes *start* to *stop*, or fewer where the file ends."""
+    chunks = []
+    while start < stop:
+        chunk = os.pread(descriptor, stop - start, start)
+        if not chunk:
+            break
+        chunks.append(chunk)
+        start += len(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,164 @@
+"""What a mirror is and what the word for one means; pure but for `Mirror.check`.
+
+A *mirror* is a place that holds IDC's objects: `aws`, `gcs`, an S3-shaped endpoint, or a folder. The index
+names buckets as AWS does, so a mirror knows its own name for each. It also says whose cache entries may serve
+it: AWS and GCS hold the same bytes and share them, but ETags and times belong to the mirror that gave them.
+
+A `Mirror` never changes, so it may be shared between threads.
+"""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import SplitResult, urlsplit
+
+from idcfs.errors import UsageError
+
+_AWS_ENDPOINT = "https://s3.us-east-1.amazonaws.com"
+_GCS_ENDPOINT = "https://storage.googleapis.com"
+
+_SAME_NAMES = MappingProxyType(
+    {
+        "idc-open-data": "idc-open-data",
+        "idc-open-data-two": "idc-open-data-two",
+        "idc-open-data-cr": "idc-open-data-cr",
+        # Rows of past versions name a bucket that is no more.
+        "public-datasets-idc": "idc-open-data",
+    }
+)
+_GCS_NAMES = MappingProxyType(
+    {
+        **_SAME_NAMES,
+        "idc-open-data-two": "idc-open-idc1",
+        "idc-open-data-cr": "idc-open-cr",
+    }
+)
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A place that holds IDC's objects.
+
+    Attributes:
+        word: what the user called it.
+        endpoint: the URL of its S3 interface, or None for a folder.
+        folder: the resolved path with ``<bucket>/<key>`` below it, or None for an endpoint.
+        bytes_namespace: prefix of the cache keys of its bytes.
+        listing_namespace: prefix of the cache keys of its listings.
+        bucket_names: from the index's (AWS) bucket to this mirror's.
+    """
+
+    word: str
+    endpoint: str | None
+    folder: Path | None
+    bytes_namespace: str
+    listing_namespace: str
+    bucket_names: Mapping[str, str] = field(hash=False)
+
+    def candidates(self, index_bucket: str) -> tuple[str, ...]:
+        """This mirror's buckets in the order to try them: the named one, then its siblings.
+
+        Objects have moved between buckets under unchanged names.
+        """
+        named = self.bucket_names.get(index_bucket, index_bucket)
+        return tuple(dict.fromkeys((named, *self.bucket_names.values())))
+
+    def check(self) -> None:
+        """Look whether a folder mirror's folder is there.
+
+        Raises:
+            UsageError: it is missing or not a folder.
+        """
+        if self.folder is not None and not self.folder.is_dir():
+            problem = "is not a folder" if self.folder.exists() else "does not exist"
+            raise UsageError(
+                f"mirror {self.word!r}: {self.folder} {problem}; name one that holds <bucket>/<series>/*.dcm"
+            )
+
+
+def parse_mirror(word: str) -> Mirror:
+    """The mirror that *word* means: ``aws``, ``gcs``, an http(s) URL, or the path of a folder.
+
+    Raises:
+        UsageError: it means none.
+    """
+    if word == "aws":
+        return Mirror(word, _AWS_ENDPOINT, None, "idc", "aws", _SAME_NAMES)
+    if word == "gcs":
+        return Mirror(word, _GCS_ENDPOINT, None, "idc", "gcs", _GCS_NAMES)
+    if "://" in word:
+        endpoint = _normalised_url(word)
+        namespace = f"s3-{_digest(endpoint)}"
+        return Mirror(word, endpoint, None, namespace, namespace, _SAME_NAMES)
+    if "/" in word or word.startswith((".", "~")):
+        folder = _resolved_path(word)
+        namespace = f"folder-{_digest(str(folder))}"
+        return Mirror(word, None, folder, namespace, namespace, _SAME_NAMES)
+    raise UsageError(f"mirror {word!r} is unknown; use aws, gcs, an http(s):// URL, or a folder such as ./{word}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _resolved_path(word: str) -> Path:
+    try:
+        return Path(word).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UsageError(f"mirror {word!r} is not a usable path ({error}); name an existing folder") from error
+
+
+def _normalised_url(word: str) -> str:
+    """*word* as ``scheme://host[:port]``, so that two spellings of one endpoint share their cache entries."""
+    try:
+        url = urlsplit(word)
+        port = url.port
+    except ValueError as error:
+        raise _bad_url(word, str(error)) from error
+    if url.scheme not in _DEFAULT_PORTS:
+        raise _bad_url(word, f"{url.scheme or 'its scheme'!r} is neither http nor https")
+    if problem := _surplus(url):
+        raise _bad_url(word, f"it has {problem}")
+    if port == 0 or url.netloc.endswith(":"):
+        raise _bad_url(word, "its port is not a number from 1 to 65535")
+    host = _normalised_host(word, url.hostname or "")
+    shown_port = "" if port in (None, _DEFAULT_PORTS[url.scheme]) else f":{port}"
+    return f"{url.scheme}://{host}{shown_port}"
+
+
+def _surplus(url: SplitResult) -> str | None:
+    """The part of *url* that an endpoint does not have, if there is one."""
+    if "@" in url.netloc:
+        return "a user name"
+    if url.path not in ("", "/"):
+        return "a path"
+    # An empty query or fragment is lost in splitting; its mark is not.
+    if "?" in url.geturl() or url.query:
+        return "a query"
+    if url.fragment:
+        return "a fragment"
+    return None
+
+
+def _normalised_host(word: str, host: str) -> str:
+    if not host:
+        raise _bad_url(word, "it has no host")
+    if ":" not in host:
+        if not _HOST_NAME.fullmatch(host):
+            raise _bad_url(word, f"{host!r} is not a host name")
+        return host
+    try:
+        return f"[{ipaddress.IPv6Address(host).compressed}]"
+    except ValueError as error:
+        raise _bad_url(word, f"{host!r} is not an address") from error
+
+
+def _bad_url(word: str, problem: str) -> UsageError:
+    return UsageError(f"mirror {word!r}: {problem}; use a URL such as https://host or http://host:9000")

@@ -1,0 +1,66 @@
+"""`RetryingStore`: an `ObjectStore` that asks again when the mirror is briefly away or garbles an answer.
+
+Waits grow exponentially with full jitter, so that many readers of one recovering mirror do not return at the
+same moment. The store sets no deadline: the caller's cancel scope is the deadline, and a wait ends with it.
+"""
+
+import random
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import trio
+
+from idcfs.errors import Unreachable, Untrusted
+from idcfs.store.base import ListPage, ObjectStore
+
+_Answer = TypeVar("_Answer")
+
+
+class RetryingStore:
+    """Wraps *inner*; each call makes up to *attempts* attempts.
+
+    The wait before attempt n + 1 is a random part of ``base_delay * 2**n``, at most *max_delay* seconds. What
+    the last attempt raised is raised.
+    """
+
+    def __init__(
+        self,
+        inner: ObjectStore,
+        *,
+        attempts: int = 4,
+        base_delay: float = 0.1,
+        max_delay: float = 2.0,
+        source: random.Random | None = None,
+    ) -> None:
+        self._inner = inner
+        self._attempts = attempts
+        self._base_delay = base_delay
+        self._max_delay = max_delay
+        self._random = source if source is not None else random.Random()
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, trace)
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        """See `ObjectStore.list_page`; waits between attempts too."""
+        return await self._insist(lambda: self._inner.list_page(bucket, prefix, token))
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        """See `ObjectStore.get`; waits between attempts too."""
+        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, etag))
+
+    async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        for failures in range(self._attempts - 1):
+            try:
+                return await ask()
+            except (Unreachable, Untrusted):
+                longest = min(self._max_delay, self._base_delay * 2**failures)
+            await trio.sleep(self._random.uniform(0, longest))
+        return await ask()

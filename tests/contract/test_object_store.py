@@ -1,0 +1,331 @@
+"""The suite that every `ObjectStore` passes."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.moto_api._internal.models import moto_api_backend
+from moto.s3.models import get_canned_acl, s3_backends
+from moto.server import ThreadedMotoServer
+
+from idcfs.errors import NotFound, ObjectChanged, Unreachable, Untrusted
+from idcfs.store.base import ObjectInfo, ObjectStore
+from idcfs.store.folder import FolderStore
+from idcfs.store.retry import RetryingStore
+from idcfs.store.s3 import S3Store
+from tests.memory_store import FailingStore, MemoryStore
+
+BUCKET = "idc-open-data"
+SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
+KEY = f"{SERIES}/e0e1e2e3.dcm"
+
+
+@dataclass
+class Mirror:
+    """A store under test and the way to put objects into it."""
+
+    store: ObjectStore
+    put: Callable[[str, bytes], None]
+
+    async def all_of(self, prefix: str) -> list[ObjectInfo]:
+        found = []
+        token = None
+        while True:
+            objects, token = await self.store.list_page(BUCKET, prefix, token)
+            found.extend(objects)
+            if token is None:
+                return found
+
+    async def etag_of(self, key: str) -> str:
+        (found,) = [described for described in await self.all_of(key) if described.key == key]
+        return found.etag
+
+
+@asynccontextmanager
+async def folder_mirror(root: Path, _: str) -> AsyncIterator[Mirror]:
+    (root / BUCKET).mkdir(exist_ok=True)
+
+    def put(key: str, content: bytes) -> None:
+        path = root / BUCKET / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    async with FolderStore(root) as store:
+        yield Mirror(store, put)
+
+
+@asynccontextmanager
+async def s3_mirror(_: Path, url: str) -> AsyncIterator[Mirror]:
+    moto_api_backend.reset()
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    backend.create_bucket(BUCKET, "us-east-1")
+
+    def put(key: str, content: bytes) -> None:
+        # Without it, unsigned requests are refused.
+        backend.put_object(BUCKET, key, content).set_acl(get_canned_acl("public-read"))
+
+    async with S3Store(url) as store:
+        yield Mirror(store, put)
+
+
+@asynccontextmanager
+async def memory_mirror(_: Path, __: str) -> AsyncIterator[Mirror]:
+    async with MemoryStore() as store:
+        store.objects[BUCKET] = {}
+        yield Mirror(store, lambda key, content: void(store.put(BUCKET, key, content)))
+
+
+@asynccontextmanager
+async def retrying_mirror(root: Path, url: str) -> AsyncIterator[Mirror]:
+    async with memory_mirror(root, url) as mirror:
+        failing = FailingStore(mirror.store, cycle([Unreachable("away"), Untrusted("garbled"), 0.001, None]))
+        async with RetryingStore(failing, attempts=50, base_delay=0.0001, source=Random(0)) as store:
+            yield Mirror(store, mirror.put)
+
+
+def void(_: object) -> None:
+    pass
+
+
+Opener = Callable[[Path, str], AbstractAsyncContextManager[Mirror]]
+ALL: dict[str, Opener] = {
+    "folder": folder_mirror,
+    "s3": s3_mirror,
+    "memory": memory_mirror,
+    "retrying": retrying_mirror,
+}
+
+
+@pytest.fixture(scope="module")
+def moto_url() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture(params=ALL.values(), ids=ALL.keys())
+def opener(request: pytest.FixtureRequest) -> Opener:
+    chosen: Opener = request.param
+    return chosen
+
+
+@pytest.fixture
+async def mirror(opener: Opener, tmp_path: Path, moto_url: str) -> AsyncIterator[Mirror]:
+    async with opener(tmp_path, moto_url) as opened:
+        yield opened
+
+
+async def test_a_prefix_without_objects_is_an_empty_page(mirror: Mirror) -> None:
+    mirror.put("another/1.dcm", b"x")
+    assert await mirror.store.list_page(BUCKET, f"{SERIES}/") == ([], None)
+
+
+async def test_a_listing_tells_size_etag_and_time(mirror: Mirror) -> None:
+    mirror.put(KEY, b"12345")
+    (found,) = await mirror.all_of(f"{SERIES}/")
+    assert (found.key, found.size) == (KEY, 5)
+    assert found.etag.startswith('"')
+    assert found.etag.endswith('"')
+    # 2020 to 2100
+    assert 1_577_836_800_000_000_000 < found.modified_ns < 4_102_444_800_000_000_000
+
+
+async def test_pages_follow_on_without_gaps(mirror: Mirror) -> None:
+    random = Random(1)
+    keys = sorted(f"{SERIES}/{UUID(int=random.getrandbits(128))}.dcm" for _ in range(2100))
+    for key in random.sample(keys, len(keys)):
+        mirror.put(key, b"")
+    first, token = await mirror.store.list_page(BUCKET, f"{SERIES}/")
+    assert (len(first), token is None) == (1000, False)
+    assert [found.key for found in await mirror.all_of(f"{SERIES}/")] == keys
+
+
+async def test_a_full_page_need_not_be_followed_by_an_empty_one(mirror: Mirror) -> None:
+    for number in range(1000):
+        mirror.put(f"{SERIES}/{number:03x}.dcm", b"")
+    objects, token = await mirror.store.list_page(BUCKET, f"{SERIES}/")
+    assert (len(objects), token) == (1000, None)
+
+
+async def test_a_prefix_may_end_within_a_name(mirror: Mirror) -> None:
+    for name in ("00.dcm", "0f.dcm", "10.dcm", "a.dcm"):
+        mirror.put(f"{SERIES}/{name}", b"")
+    mirror.put(f"{SERIES}0/00.dcm", b"")
+    assert [found.key for found in await mirror.all_of(f"{SERIES}/0")] == [
+        f"{SERIES}/00.dcm",
+        f"{SERIES}/0f.dcm",
+    ]
+    assert [found.key for found in await mirror.all_of(SERIES[:5])] == [
+        f"{SERIES}/00.dcm",
+        f"{SERIES}/0f.dcm",
+        f"{SERIES}/10.dcm",
+        f"{SERIES}/a.dcm",
+        f"{SERIES}0/00.dcm",
+    ]
+
+
+async def test_a_prefix_that_starts_with_a_slash_is_no_objects_prefix(mirror: Mirror) -> None:
+    mirror.put(KEY, b"")
+    try:
+        assert await mirror.all_of("/" + SERIES) == []
+    except NotFound:
+        pass
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a+b", "a%20b", "100%", "a&b;<c>", "ü-é-日本", "a'b\"c", "a=b?c#d", "a\xa0b", "-~_.!*()"]
+)
+async def test_odd_characters_in_keys(mirror: Mirror, name: str) -> None:
+    key = f"{SERIES}/{name}"
+    mirror.put(key, b"content")
+    assert [found.key for found in await mirror.all_of(f"{SERIES}/{name[0]}")] == [key]
+    assert await mirror.store.get(BUCKET, key, 0, 7, await mirror.etag_of(key)) == b"content"
+
+
+async def test_order_is_that_of_code_points(mirror: Mirror) -> None:
+    names = ["!", "A", "B/1", "Z", "_", "a", "é", "ﬁ", "𐀀"]
+    for name in names:
+        mirror.put(f"{SERIES}/{name}", b"")
+    assert [found.key for found in await mirror.all_of(f"{SERIES}/")] == [f"{SERIES}/{name}" for name in names]
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_any_range_is_that_slice(opener: Opener, tmp_path: Path, moto_url: str, data: st.DataObject) -> None:
+    content = data.draw(st.binary(min_size=1, max_size=300))
+    index = st.integers(0, len(content))
+    ranges = data.draw(st.lists(st.tuples(index, index).filter(lambda ends: ends[0] != ends[1]), max_size=8))
+    async with opener(tmp_path, moto_url) as mirror:
+        mirror.put(KEY, content)
+        etag = await mirror.etag_of(KEY)
+        for start, stop in map(sorted, [(0, len(content)), *ranges]):
+            assert await mirror.store.get(BUCKET, KEY, start, stop, etag) == content[start:stop]
+
+
+async def test_a_large_object_comes_whole(mirror: Mirror) -> None:
+    content = Random(2).randbytes(3_000_001)
+    mirror.put(KEY, content)
+    assert await mirror.store.get(BUCKET, KEY, 0, len(content), await mirror.etag_of(KEY)) == content
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 6), (4, 6), (5, 6), (100, 200)])
+async def test_bytes_beyond_the_end_are_an_error(mirror: Mirror, start: int, stop: int) -> None:
+    mirror.put(KEY, b"12345")
+    with pytest.raises((Untrusted, ObjectChanged)):
+        await mirror.store.get(BUCKET, KEY, start, stop, await mirror.etag_of(KEY))
+
+
+async def test_another_etag_is_a_changed_object(mirror: Mirror) -> None:
+    mirror.put(KEY, b"before")
+    etag = await mirror.etag_of(KEY)
+    mirror.put(KEY, b"after it")
+    with pytest.raises(ObjectChanged):
+        await mirror.store.get(BUCKET, KEY, 0, 6, etag)
+    assert await mirror.store.get(BUCKET, KEY, 0, 5, await mirror.etag_of(KEY)) == b"after"
+
+
+@pytest.mark.parametrize("key", [f"{SERIES}/missing.dcm", "no-series/1.dcm", f"{KEY}/below", SERIES])
+async def test_a_missing_object(mirror: Mirror, key: str) -> None:
+    mirror.put(KEY, b"x")
+    with pytest.raises(NotFound):
+        await mirror.store.get(BUCKET, key, 0, 1, '"0"')
+
+
+@pytest.mark.parametrize("bucket", ["no-such-bucket", "", "..", "arn:aws:s3:::idc-open-data"])
+async def test_a_missing_bucket(mirror: Mirror, bucket: str) -> None:
+    mirror.put(KEY, b"x")
+    with pytest.raises(NotFound):
+        await mirror.store.list_page(bucket, f"{SERIES}/")
+    with pytest.raises(NotFound):
+        await mirror.store.get(bucket, KEY, 0, 1, '"0"')
+
+
+@pytest.mark.parametrize("key", ["", f"../{BUCKET}/{KEY}", f"{SERIES}/../{KEY}", f"/{KEY}", f"{SERIES}/./x"])
+async def test_a_key_cannot_lead_elsewhere(mirror: Mirror, key: str) -> None:
+    mirror.put(KEY, b"x")
+    with pytest.raises(NotFound):
+        await mirror.store.get(BUCKET, key, 0, 1, await mirror.etag_of(KEY))
+
+
+async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
+    content = Random(3).randbytes(10_000)
+    mirror.put(KEY, content)
+    etag = await mirror.etag_of(KEY)
+    answers: dict[int, bytes] = {}
+
+    async def get(start: int) -> None:
+        answers[start] = await mirror.store.get(BUCKET, KEY, start, start + 100, etag)
+
+    async with trio.open_nursery() as nursery:
+        for start in range(0, 10_000, 100):
+            nursery.start_soon(get, start)
+    assert b"".join(answers[start] for start in sorted(answers)) == content
+
+
+async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:
+    mirror.put(KEY, b"content")
+    etag = await mirror.etag_of(KEY)
+    for seconds in (0.0, 0.0001, 0.001, 0.003):
+        with trio.move_on_after(seconds):
+            for _ in range(50):
+                await mirror.store.get(BUCKET, KEY, 0, 7, etag)
+    assert await mirror.store.get(BUCKET, KEY, 0, 7, etag) == b"content"
+    assert await mirror.store.list_page(BUCKET, SERIES)
+
+
+async def test_a_folder_gives_only_regular_files(tmp_path: Path) -> None:
+    from os import mkfifo
+
+    async with folder_mirror(tmp_path, "") as mirror:
+        mirror.put(f"{SERIES}/1.dcm", b"x")
+        mkfifo(tmp_path / BUCKET / SERIES / "fifo")
+        (tmp_path / BUCKET / SERIES / "dangling").symlink_to("nowhere")
+        (tmp_path / BUCKET / SERIES / "folder").mkdir()
+        assert [found.key for found in await mirror.all_of(f"{SERIES}/")] == [f"{SERIES}/1.dcm"]
+        for name in ("fifo", "dangling", "folder"):
+            with pytest.raises(NotFound):
+                await mirror.store.get(BUCKET, f"{SERIES}/{name}", 0, 1, '"0"')
+
+
+async def test_a_folder_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
+    async with FolderStore(tmp_path / "unmounted") as store:
+        with pytest.raises(Unreachable, match="unmounted"):
+            await store.get(BUCKET, KEY, 0, 1, '"0"')
+        with pytest.raises(Unreachable, match="unmounted"):
+            await store.list_page(BUCKET, f"{SERIES}/")
+
+
+async def test_retrying_gives_up_with_the_last_error(autojump_clock: trio.testing.MockClock) -> None:
+    failing = FailingStore(MemoryStore(), [Unreachable("1"), Untrusted("2"), Unreachable("3"), Untrusted("4")])
+    with pytest.raises(Untrusted, match="4"):
+        await RetryingStore(failing, source=Random(0)).get(BUCKET, KEY, 0, 1, '"0"')
+    assert failing.calls == 4
+    # The longest waits are 0.1, 0.2 and 0.4 s.
+    assert 0 < trio.current_time() - autojump_clock.autojump_threshold < 0.7
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), ObjectChanged("other")])
+async def test_retrying_does_not_repeat_what_is_certain(error: Exception) -> None:
+    failing = FailingStore(MemoryStore(), [error])
+    with pytest.raises(type(error)):
+        await RetryingStore(failing).list_page(BUCKET, "")
+    assert failing.calls == 1
+
+
+async def test_retrying_ends_with_the_callers_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    failing = FailingStore(MemoryStore(), cycle([Unreachable("away")]))
+    with trio.move_on_after(60) as scope:
+        await RetryingStore(failing, attempts=10**6).list_page(BUCKET, "")
+    assert scope.cancelled_caught
+    # Waits average half of max_delay.
+    assert 30 < failing.calls < 120

@@ -1,0 +1,434 @@
+"""What `S3Store` makes of answers that S3 should not give, and of servers that give none."""
+
+import ipaddress
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiobotocore.session
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
+from idcfs.store.base import ListPage, ObjectInfo
+from idcfs.store.s3 import S3Store
+from tests.raw_server import RawServer, http, raw_server
+
+ETAG = '"0123456789abcdef"'
+PREFIX = "0a1b2c3d/"
+CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+ENTRY = (
+    "<Contents><Key>{}</Key><LastModified>2024-01-02T03:04:05.678Z</LastModified>"
+    "<ETag>&quot;e&quot;</ETag><Size>7</Size></Contents>"
+)
+
+
+def part(body: bytes = b"67890", **changes: str | None) -> bytes:
+    """An answer to the request for bytes 5 to 10, with headers changed or (None) left out."""
+    headers: dict[str, str | None] = {
+        "Content-Length": str(len(body)),
+        "Content-Range": "bytes 5-9/100",
+        "ETag": ETAG,
+    }
+    headers |= {name.replace("_", "-"): value for name, value in changes.items()}
+    return http("206 Partial Content", {name: value for name, value in headers.items() if value is not None}, body)
+
+
+def listing(*keys: str, rest: str = "<IsTruncated>false</IsTruncated>", before: str = "") -> bytes:
+    entries = "".join(ENTRY.format(key) for key in keys)
+    body = f"{before}<ListBucketResult>{rest}{entries}</ListBucketResult>".encode()
+    return http("200 OK", {"Content-Length": str(len(body))}, body)
+
+
+def chunked(body: bytes, **changes: str | None) -> bytes:
+    framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    return part(framed, **{"Content-Length": None, "Transfer-Encoding": "chunked", **changes})
+
+
+@asynccontextmanager
+async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[RawServer, S3Store]]:
+    async with raw_server() as server, S3Store(server.url, **options) as store:
+        server.answer = answer
+        yield server, store
+
+
+def get(store: S3Store) -> Awaitable[bytes]:
+    return store.get("bucket", f"{PREFIX}k", 5, 10, ETAG)
+
+
+def list_page(store: S3Store) -> Awaitable[ListPage]:
+    return store.list_page("bucket", PREFIX)
+
+
+Ask = Callable[[S3Store], Awaitable[object]]
+
+
+async def check(ask: Ask, answer: bytes, error: type[ReadError], match: str = ":") -> None:
+    """*answer* to *ask* raises *error*, which names the endpoint; the store goes on."""
+    async with served(answer) as (server, store):
+        with pytest.raises(ReadError, match=match) as raised:
+            await ask(store)
+        assert type(raised.value) is error
+        assert server.url in str(raised.value)
+        # When a server just hangs up, aiohttp asks once more.
+        assert len(server.requests) <= 2
+        server.answer = part()
+        assert await get(store) == b"67890"
+
+
+async def test_the_request_asks_for_no_more_than_it_needs() -> None:
+    async with served(part()) as (server, store):
+        assert await get(store) == b"67890"
+    head = server.requests[0].decode().lower()
+    assert head.startswith("get /bucket/0a1b2c3d/k http/1.1")
+    assert "range: bytes=5-9\r\n" in head
+    assert f"if-match: {ETAG}\r\n" in head
+    assert "authorization" not in head
+    assert "checksum" not in head
+
+
+@pytest.mark.parametrize("answer", [part(), chunked(b"67890"), part(Content_Length=None)])
+async def test_right_bytes_however_framed(answer: bytes) -> None:
+    async with served(answer) as (_, store):
+        assert await get(store) == b"67890"
+
+
+async def test_a_whole_object_that_was_asked_for_whole() -> None:
+    answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
+    async with served(answer) as (_, store):
+        assert await store.get("bucket", "k", 0, 5, ETAG) == b"12345"
+        with pytest.raises(Untrusted):
+            await store.get("bucket", "k", 0, 4, ETAG)
+        with pytest.raises(Untrusted):
+            await store.get("bucket", "k", 1, 6, ETAG)
+
+
+UNTRUSTED_PARTS = {
+    "range before": part(Content_Range="bytes 4-8/100"),
+    "range longer": part(Content_Range="bytes 5-10/100"),
+    "range missing": part(Content_Range=None),
+    "range garbled": part(Content_Range="5-9"),
+    "longer body": part(b"678901"),
+    "shorter body": part(b"6789"),
+    "longer chunks": chunked(b"678901"),
+    "much longer chunks": chunked(b"6" * 1_000_000),
+    "shorter chunks": chunked(b"6789"),
+    "shorter until close": part(b"6789", Content_Length=None),
+    "no etag": part(ETag=None),
+    "whole object": http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345"),
+    "no content": http("204 No Content", {"ETag": ETAG}),
+}
+
+
+@pytest.mark.parametrize("answer", UNTRUSTED_PARTS.values(), ids=UNTRUSTED_PARTS.keys())
+async def test_bytes_that_are_not_those_asked_for(answer: bytes) -> None:
+    await check(get, answer, Untrusted)
+
+
+async def test_another_etag() -> None:
+    await check(get, part(ETag='"another"'), ObjectChanged)
+
+
+@pytest.mark.parametrize("answer", [part(b"678", Content_Length="5"), chunked(b"67890")[:-5]])
+async def test_a_connection_that_breaks_within_the_body(answer: bytes) -> None:
+    await check(get, answer, Unreachable)
+
+
+STATUSES = {
+    "301 Moved Permanently": Untrusted,
+    "307 Temporary Redirect": Untrusted,
+    "300 Multiple Choices": Untrusted,
+    "400 Bad Request": Untrusted,
+    "403 Forbidden": AccessDenied,
+    "404 Not Found": NotFound,
+    "412 Precondition Failed": ObjectChanged,
+    "416 Range Not Satisfiable": ObjectChanged,
+    "407 Proxy Authentication Required": Unreachable,
+    "429 Too Many Requests": Unreachable,
+    "500 Internal Server Error": Unreachable,
+    "503 Slow Down": Unreachable,
+}
+
+
+@pytest.mark.parametrize("ask", [get, list_page])
+@pytest.mark.parametrize(("status", "error"), STATUSES.items())
+async def test_each_status(ask: Ask, status: str, error: type[ReadError]) -> None:
+    body = b"<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>"
+    headers = {"Content-Length": str(len(body)), "x-amz-bucket-region": "eu-west-1"}
+    await check(ask, http(status, headers, body), error, match=status[:3])
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "307 Temporary Redirect"])
+async def test_redirects_are_not_followed(status: str) -> None:
+    async with raw_server() as elsewhere:
+        elsewhere.answer = part()
+        redirect = http(status, {"Location": f"{elsewhere.url}/bucket/k", "Content-Length": "0"})
+        for ask in (get, list_page):
+            await check(ask, redirect, Untrusted)
+        assert elsewhere.connections == 0
+
+
+async def test_an_endless_error_is_not_read_to_its_end() -> None:
+    async with served(http("404 Not Found", {"Content-Length": "999999999999"}, b"x" * 100)) as (server, store):
+        server.stalls = True
+        with trio.fail_after(5), pytest.raises(NotFound):
+            await get(store)
+
+
+async def test_what_a_listing_says() -> None:
+    rest = "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>a+%2B&amp;/"
+    answer = listing(f"{PREFIX}a+b%252B", rest=rest + "</NextContinuationToken>")
+    async with served(answer) as (server, store):
+        page = await list_page(store)
+        assert page == ([ObjectInfo(f"{PREFIX}a b%2B", 7, '"e"', 1704164645_678_000_000)], "a+%2B&/")
+        await store.list_page("bucket", PREFIX, page.token)
+    assert b"continuation-token=a%2B%252B%26%2F" in server.requests[1]
+    assert b"fetch-owner" not in server.requests[1]
+
+
+async def test_keys_that_were_not_encoded_are_not_decoded() -> None:
+    async with served(listing(f"{PREFIX}a+b%2B")) as (_, store):
+        assert [found.key for found in (await list_page(store)).objects] == [f"{PREFIX}a+b%2B"]
+
+
+URL = "<IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>"
+UNTRUSTED_LISTINGS = {
+    "outside the prefix": listing(f"{PREFIX}a", "other/b"),
+    "leads up": listing(f"{PREFIX}../x"),
+    "ends in up": listing(f"{PREFIX}.."),
+    "leads nowhere": listing(f"{PREFIX}./x"),
+    "encoded up": listing(f"{PREFIX}%2E%2E/x", rest=URL),
+    "not in order": listing(f"{PREFIX}b", f"{PREFIX}a"),
+    "twice the same": listing(f"{PREFIX}a", f"{PREFIX}a"),
+    "line break": listing(f"{PREFIX}a&#10;b"),
+    "encoded NUL": listing(f"{PREFIX}a%00", rest=URL),
+    "not UTF-8": listing(f"{PREFIX}a%ff", rest=URL),
+    "unknown encoding": listing(f"{PREFIX}a", rest=URL.replace("url", "rot13")),
+    "truncated, no token": listing(f"{PREFIX}a", rest="<IsTruncated>true</IsTruncated>"),
+    "no word on truncation": listing(f"{PREFIX}a", rest=""),
+    "document type": listing(f"{PREFIX}a", before='<!DOCTYPE x [<!ENTITY e "e">]>'),
+    "error with status 200": http("200 OK", {}, b"<Error><Code>InternalError</Code></Error>"),
+    "cut short": http("200 OK", {}, listing(f"{PREFIX}a").partition(b"\r\n\r\n")[2][:-9]),
+    "a web page": http("200 OK", {}, b"<!doctype html><title>Log in</title>"),
+    "text": http("200 OK", {}, b"Welcome\x00\xff"),
+    "nothing": http("200 OK", {"Content-Length": "0"}),
+    "negative size": listing(f"{PREFIX}a").replace(b"7</Size", b"-</Size"),
+    "no time": listing(f"{PREFIX}a").replace(b"2024-01-02", b"yesterday!"),
+    "no etag": listing(f"{PREFIX}a").replace(b"ETag>", b"Etag>"),
+}
+
+
+@pytest.mark.parametrize("answer", UNTRUSTED_LISTINGS.values(), ids=UNTRUSTED_LISTINGS.keys())
+async def test_listings_that_cannot_be_trusted(answer: bytes) -> None:
+    await check(list_page, answer, Untrusted)
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 200 OK\r\nETag"])
+async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
+    await check(get, answer, Unreachable)
+
+
+async def test_a_refused_connection() -> None:
+    async with raw_server() as server:
+        pass
+    async with S3Store(server.url) as store:
+        with pytest.raises(Unreachable, match=server.url):
+            await get(store)
+
+
+async def test_tls_with_a_server_that_has_none() -> None:
+    async with raw_server() as server:
+        server.answer = part()
+        async with S3Store(server.url.replace("http:", "https:"), connect_timeout=0.3) as store:
+            with pytest.raises(Unreachable, match="https://"):
+                await get(store)
+
+
+@pytest.mark.parametrize("answer", [b"", part()[:-2]], ids=["before the head", "within the body"])
+async def test_a_stalled_server(answer: bytes) -> None:
+    async with served(answer, read_timeout=0.2) as (server, store):
+        server.stalls = True
+        with trio.fail_after(5), pytest.raises(Unreachable):
+            await get(store)
+        server.stalls, server.answer = False, part()
+        assert await get(store) == b"67890"
+
+
+async def test_a_cancelled_request_is_given_up() -> None:
+    async with served(part()[:-2], max_connections=1) as (server, store):
+        server.stalls = True
+        with trio.move_on_after(1) as scope:
+            await get(store)
+        assert scope.cancelled_caught
+        server.stalls, server.answer = False, part()
+        # There is one connection only: it has been given back.
+        with trio.fail_after(5):
+            assert await get(store) == b"67890"
+
+
+async def test_starting_does_not_hold_up_trio() -> None:
+    async with served(part()) as (_, store), trio.open_nursery() as nursery:
+        longest = 0.0
+
+        async def watch() -> None:
+            nonlocal longest
+            while True:
+                before = time.perf_counter()
+                await trio.sleep(0.005)
+                longest = max(longest, time.perf_counter() - before)
+
+        nursery.start_soon(watch)
+        await get(store)
+        nursery.cancel_scope.cancel()
+    assert longest < 0.3
+
+
+async def test_the_users_aws_settings_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = tmp_path_factory.mktemp("aws") / "config"
+    config.write_text("[profile p]\nendpoint_url = http://127.0.0.1:1\nservices = missing\nnot ini")
+    for name, value in {
+        "AWS_PROFILE": "missing",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_SHARED_CREDENTIALS_FILE": str(config),
+        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_USE_DUALSTACK_ENDPOINT": "true",
+        "AWS_MAX_ATTEMPTS": "7",
+        "AWS_RETRY_MODE": "garbage",
+        "AWS_DEFAULTS_MODE": "garbage",
+        "AWS_BEARER_TOKEN_S3": "token",
+    }.items():
+        monkeypatch.setenv(name, value)
+    async with served(part()) as (server, store):
+        assert await get(store) == b"67890"
+    assert b"uthorization" not in server.requests[0]
+
+
+async def test_the_users_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_server() as proxy, S3Store("http://mirror.invalid") as store:
+        proxy.answer = part()
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert await get(store) == b"67890"
+        assert proxy.requests[0].startswith(b"GET http://mirror.invalid/bucket/0a1b2c3d/k HTTP")
+
+
+async def test_the_users_proxy_is_not_asked_for_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with served(part()) as (_, store):
+        assert await get(store) == b"67890"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 and its key, signed by nobody else."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "idcfs test")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(
+        signed.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", CA_VARIABLES)
+async def test_certificates_are_verified_with_the_users_authorities(
+    monkeypatch: pytest.MonkeyPatch, certificate: Path, name: str
+) -> None:
+    for variable in CA_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    async with raw_server(tls) as server:
+        server.answer = part()
+        async with S3Store(server.url) as store:
+            with pytest.raises(Unreachable, match="(?i)certificate"):
+                await get(store)
+        assert server.requests == []
+        monkeypatch.setenv(name, str(certificate))
+        async with S3Store(server.url) as store:
+            assert await get(store) == b"67890"
+
+
+async def test_authorities_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    async with S3Store("https://127.0.0.1:1") as store:
+        with pytest.raises(Unreachable, match=r"missing\.pem"):
+            await get(store)
+
+
+async def test_a_client_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aiobotocore.session, "AioSession", partial(raise_, RuntimeError("no session")))
+    async with S3Store("http://127.0.0.1:1") as store:
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="no session"):
+                await get(store)
+
+
+async def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(part()) as (_, store):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", partial(raise_, RuntimeError("can't start new thread")))
+            with pytest.raises(Unreachable, match="cannot start"):
+                await get(store)
+        assert await get(store) == b"67890"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_thread_that_dies() -> None:
+    async with served(part()[:-2]) as (server, store):
+        server.stalls = True
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(Unreachable, match="ended"):
+                    await get(store)
+
+            for _ in range(3):
+                nursery.start_soon(wait)
+            while len(server.requests) < 3:
+                await trio.sleep(0.01)
+            loop = store._thread._loop
+            assert loop is not None
+            loop.call_soon_threadsafe(partial(raise_, SystemExit()))
+        with trio.fail_after(1), pytest.raises(Unreachable):
+            await get(store)
+
+
+async def test_a_store_that_has_been_left() -> None:
+    async with served(part()) as (_, used), S3Store("http://127.0.0.1:1") as unused:
+        await get(used)
+    for store in (used, unused):
+        with pytest.raises(Unreachable):
+            await get(store)
+    with trio.fail_after(1):
+        while any(thread.name == "s3-client" for thread in threading.enumerate()):
+            await trio.sleep(0.01)
+
+
+def raise_(error: BaseException, *_: object, **__: object) -> None:
+    raise error

@@ -1,0 +1,116 @@
+"""An `ObjectStore` in memory, which counts what it is asked, and one that fails to a script."""
+
+from collections.abc import Iterable, Iterator
+from hashlib import md5
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import trio
+
+from idcfs.errors import NotFound, ObjectChanged, Untrusted
+from idcfs.store.base import ListPage, ObjectInfo, ObjectStore
+
+_PAGE_LENGTH = 1000
+
+
+class StoredObject(NamedTuple):
+    content: bytes
+    etag: str
+    modified_ns: int
+
+
+class Request(NamedTuple):
+    """One call of a store; `key` is the prefix of a listing, whose `start` and `stop` are None."""
+
+    operation: str
+    bucket: str
+    key: str
+    start: int | None = None
+    stop: int | None = None
+
+
+class MemoryStore:
+    """Objects by bucket and key; `requests` has every call in order."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, StoredObject]] = {}
+        self.requests: list[Request] = []
+
+    def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> str:
+        """Store an object and return its ETag."""
+        etag = f'"{md5(content, usedforsecurity=False).hexdigest()}"'
+        self.objects.setdefault(bucket, {})[key] = StoredObject(content, etag, modified_ns)
+        return etag
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        self.requests.append(Request("list", bucket, prefix))
+        await trio.lowlevel.checkpoint()
+        objects = self._bucket(bucket)
+        keys = sorted(key for key in objects if key.startswith(prefix) and (token is None or key > token))
+        page = keys[:_PAGE_LENGTH]
+        described = [
+            ObjectInfo(key, len(objects[key].content), objects[key].etag, objects[key].modified_ns) for key in page
+        ]
+        return ListPage(described, page[-1] if len(keys) > len(page) else None)
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        self.requests.append(Request("get", bucket, key, start, stop))
+        await trio.lowlevel.checkpoint()
+        stored = self._bucket(bucket).get(key)
+        if stored is None:
+            raise NotFound(f"no object {bucket}/{key}")
+        if stored.etag != etag:
+            raise ObjectChanged(f"{bucket}/{key} has changed")
+        if not 0 <= start < stop <= len(stored.content):
+            raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
+        return stored.content[start:stop]
+
+    def _bucket(self, bucket: str) -> dict[str, StoredObject]:
+        if bucket not in self.objects:
+            raise NotFound(f"no bucket {bucket}")
+        return self.objects[bucket]
+
+
+class FailingStore:
+    """Does what *script* says before each call of *inner*: raise an exception, sleep seconds, or (None) nothing.
+
+    Once the script is used up, all calls pass.
+    """
+
+    def __init__(self, inner: ObjectStore, script: Iterable[Exception | float | None]) -> None:
+        self.calls = 0
+        self._inner = inner
+        self._script: Iterator[Exception | float | None] = iter(script)
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, trace)
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        await self._act()
+        return await self._inner.list_page(bucket, prefix, token)
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        await self._act()
+        return await self._inner.get(bucket, key, start, stop, etag)
+
+    async def _act(self) -> None:
+        self.calls += 1
+        step = next(self._script, None)
+        if isinstance(step, Exception):
+            raise step
+        if step is not None:
+            await trio.sleep(step)

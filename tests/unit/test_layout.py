@@ -1,0 +1,85 @@
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from idcfs import layout
+from idcfs.errors import UsageError
+from idcfs.layout import Column
+
+COLUMNS = frozenset({"collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Mod"})
+text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(text)
+@example("%2F/%")
+@example("..")
+@example(".idc")
+@example("%\n25")
+@example("/" * 90)
+def test_a_component_is_a_legal_visible_name(value: str) -> None:
+    component = layout.escape(value)
+    assert component
+    assert not component.startswith(".")
+    assert not re.search(r"[/\x00-\x1f\x7f]", component)
+    assert len(component.encode()) <= 255
+
+
+@given(text.filter(bool))
+@example("%2F/%")
+@example("%%2/")
+@example(".")
+def test_escaping_is_reversible(value: str) -> None:
+    component = layout.escape(value)
+    if len(component.encode()) < 255 and "~" not in component[-9:]:
+        assert layout.unescape(component) == value
+
+
+@given(text.filter(bool), text.filter(bool))
+@example("a" * 300, "a" * 301)
+@example("/", "%2F")
+def test_different_values_have_different_names(one: str, other: str) -> None:
+    assert (one == other) == (layout.escape(one) == layout.escape(other))
+
+
+@given(st.from_regex(layout.PLAIN_COMPONENT, fullmatch=True))
+def test_a_plain_name_is_its_own(value: str) -> None:
+    assert layout.escape(value) == value
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_no_value_has_a_name(value: str | None) -> None:
+    assert layout.escape(value) == "_"
+
+
+def test_a_lone_surrogate_is_replaced() -> None:
+    assert layout.escape("a\ud800b").encode()
+
+
+@given(text.filter(bool), st.text("0123456789abcdef", min_size=8, max_size=36))
+def test_a_suffix_fits(value: str, suffix: str) -> None:
+    name = layout.with_suffix(layout.escape(value), suffix)
+    assert name.endswith("_" + suffix)
+    assert len(name.encode()) <= 255
+
+
+def test_the_default_template() -> None:
+    template = layout.parse_template(layout.DEFAULT_TEMPLATE, COLUMNS)
+    assert template.levels == (
+        (Column("collection_id"),),
+        (Column("PatientID"),),
+        (Column("StudyInstanceUID"),),
+        (Column("Modality"), "_", Column("SeriesInstanceUID")),
+    )
+    assert template.columns == ("collection_id", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
+
+
+def test_the_longest_column_counts() -> None:
+    assert layout.parse_template("x%Modality", COLUMNS).levels == (("x", Column("Modality")),)
+
+
+@pytest.mark.parametrize("bad", ["%Nothing", "%", "%PatientID//%Modality", "", "/", "/".join(["%Mod"] * 16)])
+def test_a_bad_template_is_refused_by_name(bad: str) -> None:
+    with pytest.raises(UsageError, match="layout"):
+        layout.parse_template(bad, COLUMNS)
