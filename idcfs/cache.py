@@ -9,7 +9,6 @@ and `Cache.failure` says why.
 import contextlib
 import os
 import re
-import sqlite3
 import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -70,19 +69,24 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
                 os.unlink(full_path)
             raise
 
-    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> bytes:
+    def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> bytes:
         """Read a value."""
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
-        if mode != diskcache.core.MODE_BINARY or filename is None or not _FILE_NAME.fullmatch(filename):
+        if mode != diskcache.core.MODE_BINARY or not _is_file_name(filename):
             raise EntryRefused(f"a value of mode {mode} in file {filename!r}")
         with open(os.path.join(self._directory, filename), "rb") as file:
             return file.read()
 
-    def remove(self, file_path: str) -> None:
+    def remove(self, file_path: Any) -> None:
         """Remove a value's file."""
-        if _FILE_NAME.fullmatch(file_path):
+        if _is_file_name(file_path):
             super().remove(file_path)
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether this is a name that diskcache gives files; SQLite's columns hold values of any type."""
+    return type(name) is str and _FILE_NAME.fullmatch(name) is not None
 
 
 class Cache:
@@ -96,9 +100,14 @@ class Cache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self.limit = limit
-        self.failure: str | None = None
+        self._failures: dict[str, str] = {}
         self._threads = trio.CapacityLimiter(THREADS)
         self._disk: diskcache.Cache | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Why calls fail; a kind of call that fails does so until one of that kind is done."""
+        return next(iter(self._failures.values()), None)
 
     async def get(self, key: str) -> memoryview | None:
         """The value under *key*, or None. An entry that does not verify is dropped."""
@@ -125,10 +134,10 @@ class Cache:
             return None
         try:
             found = await trio.to_thread.run_sync(call, *arguments, limiter=self._threads)
-        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
-            self.failure = f"{self.folder}: {error or type(error).__name__}"
+        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
+            self._failures[call.__name__] = f"{self.folder}: {str(error) or type(error).__name__}"
             return None
-        self.failure = None
+        self._failures.pop(call.__name__, None)
         return found
 
     def _get(self, key: str) -> memoryview | None:
@@ -193,7 +202,7 @@ async def open_cache(folder: Path, limit: int) -> AsyncIterator[Cache]:
         raise CacheUnusable(
             f"cache folder {folder}: {error.strerror or error}; choose another with --cache-dir"
         ) from error
-    except (sqlite3.Error, diskcache.Timeout) as error:
+    except Exception as error:  # As in `_run`.
         raise CacheUnusable(
             f"cache folder {folder}: its database cannot be used ({error}); "
             "'idcfs cache clear' makes a new one, --cache-dir chooses another folder"

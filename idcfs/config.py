@@ -10,6 +10,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ DEFAULT_CACHE_MOST = 50 * 10**9
 
 SMALLEST_CACHE = 64 << 20
 """Less than a few objects' worth would throw out what was just fetched."""
+
+LARGEST_CACHE = 1 << 60
+"""More than any disk holds, and still a number that the cache's database can keep."""
 
 
 def default_cache_folder() -> Path:
@@ -79,7 +83,9 @@ def parse_size(text: str) -> int:
     units = SIZE_UNITS | BINARY_UNITS
     if match is None or match[2] not in units:
         raise UsageError(f"size {text!r}: write a number and a unit, such as 20GB or 512MiB")
-    size = int(float(match[1]) * units[match[2]])
+    size = int(Decimal(match[1]) * units[match[2]])
+    if size > LARGEST_CACHE:
+        raise UsageError(f"size {text!r} is more than any disk holds")
     if size < SMALLEST_CACHE:
         raise UsageError(f"size {text!r} is too small: the cache needs at least {SMALLEST_CACHE >> 20}MiB")
     return size
@@ -115,7 +121,7 @@ def load_settings(
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -134,22 +140,32 @@ def _convert(name: str, value: Any, where: str) -> Any:
             case "cache_size":
                 return parse_size(str(value))
             case "cache_dir" | "index":
-                return Path(str(value)).expanduser().absolute()
+                return Path(_parse_text(value)).expanduser().absolute()
             case "timeout":
-                seconds = float(value)
+                seconds = float(str(value))
                 if not 0 < seconds < 3600:
                     raise ValueError("a number of seconds above 0 and under an hour")
                 return seconds
             case "idc_version":
-                return int(value)
+                return int(str(value))
             case "xattr" | "allow_other":
                 return _parse_bool(value)
             case _:
-                return str(value)
+                return _parse_text(value)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    except ValueError as error:
+    # A home folder that is not known is a RuntimeError.
+    except (ValueError, RuntimeError) as error:
         raise UsageError(f"{where}: {value!r} is not a usable value ({error})") from None
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str | Path):
+        raise ValueError("write it as text, in quotes")
+    text = str(value)
+    if not text or "\0" in text:
+        raise ValueError("write at least one character, and no NUL")
+    return text
 
 
 def _parse_bool(value: Any) -> bool:

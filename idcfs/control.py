@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -66,6 +67,8 @@ class Control:
         self._metrics = metrics
         self._attribute_file: pq.ParquetFile | None = None
         self._attribute_groups: OrderedDict[int, Any] = OrderedDict()
+        # A parquet file is not for two threads at a time.
+        self._reading_attributes = trio.Lock()
 
     def entries(self, address: FolderAddress) -> list[ControlEntry]:
         """The names in a control folder, or in a folder of views."""
@@ -125,7 +128,8 @@ class Control:
         """The index's columns of a folder's level, those that have a value; seconds the first time of all."""
         view = await self._catalogue.open_view(address.generation)
         first = view.series_groups(address.level, address.group).start
-        row = await self._attribute_row(view.series_row(first))
+        async with self._reading_attributes:
+            row = await self._attribute_row(view.series_row(first))
         if address.level == view.depth:
             return {name: value for name, value in row.items() if value is not None}
         words = {
@@ -143,23 +147,24 @@ class Control:
         return {name: row[name] for name in dict.fromkeys(wanted) if row.get(name) is not None}
 
     async def _attribute_row(self, row: int) -> dict[str, Any]:
+        path = await self._catalogue.attributes_file()
+        try:
+            return await trio.to_thread.run_sync(self._read_attributes, path, row)
+        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+            self._attribute_file = None
+            raise CatalogueDamaged(f"the attributes of the catalogue are not readable: {error}") from error
+
+    def _read_attributes(self, path: Path, row: int) -> dict[str, Any]:
         if self._attribute_file is None:
-            path = await self._catalogue.attributes_file()
             self._attribute_file = pq.ParquetFile(path, page_checksum_verification=True)
         # All row groups but the last are equally long.
         number, at = divmod(row, self._attribute_file.metadata.row_group(0).num_rows)
         if number not in self._attribute_groups:
-            read = self._attribute_file.read_row_group
-            try:
-                self._attribute_groups[number] = await trio.to_thread.run_sync(read, number)
-            except (OSError, ValueError) as error:
-                self._attribute_file = None
-                raise CatalogueDamaged(f"the attributes of the catalogue are not readable: {error}") from error
+            self._attribute_groups[number] = self._attribute_file.read_row_group(number)
             while len(self._attribute_groups) > ATTRIBUTE_GROUPS:
                 self._attribute_groups.popitem(last=False)
         self._attribute_groups.move_to_end(number)
-        found = self._attribute_groups[number].slice(at, 1).to_pylist()[0]
-        return dict(found)
+        return dict(self._attribute_groups[number].slice(at, 1).to_pylist()[0])
 
     async def status(self) -> dict[str, Any]:
         """What the mount says about itself."""

@@ -96,9 +96,16 @@ class FileSystem:
         """
         address = self._unpack(inode)
         if isinstance(address, FileAddress):
-            return _instance(await self._listings.get(address.series), *address)
+            if address.series >= self._catalogue.series_rows:
+                raise NotFound(f"no inode number {inode}")
+            listing = await self._listings.get(address.series)
+            if address.instance >= len(listing):
+                raise NotFound(f"no inode number {inode}")
+            return _instance(listing, *address)
         if address.facet == Facet.FOLDER and address.level:
             view = await self._view(address)
+            if address.level > view.depth or address.group >= view.groups(address.level):
+                raise NotFound(f"no inode number {inode}")
             return self._view_folder(view, address.generation, address.level, address.group)
         return await self._control_node(address)
 

@@ -19,7 +19,7 @@ import trio
 from idcfs.cache import Cache
 from idcfs.catalog.catalogue import Series
 from idcfs.catalog.table import Strings, column_of
-from idcfs.errors import AccessDenied, NotFound, Untrusted
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Untrusted
 from idcfs.flights import Flights, first_error
 from idcfs.metrics import Metrics
 from idcfs.store.base import ObjectInfo, ObjectStore
@@ -63,6 +63,10 @@ class Listing:
         at = bisect.bisect_left(self.names, name)
         return at if at < len(self) and self.names[at] == name else None
 
+    def has_instances_of(self, other: "Listing") -> bool:
+        """Whether both have the same names and sizes in the same places."""
+        return self.sizes == other.sizes and list(self.names) == list(other.names)
+
 
 class Listings:
     """Listings from memory, the cache, or the mirror.
@@ -92,6 +96,9 @@ class Listings:
         self._series = series
         self._metrics = metrics
         self._flights = Flights[int, Listing](nursery, timeout)
+        self._refreshes = Flights[int, Listing](nursery, timeout)
+        # Inode numbers are places in a listing, so one that may not be found the same again stays.
+        self._pinned: dict[int, Listing] = {}
         self._remembered: OrderedDict[int, Listing] = OrderedDict()
         self._instances = 0
 
@@ -101,7 +108,7 @@ class Listings:
 
     def peek(self, row: int) -> Listing | None:
         """The listing of a series if it is in memory."""
-        return self._remembered.get(row)
+        return self._pinned.get(row) or self._remembered.get(row)
 
     async def get(self, row: int) -> Listing:
         """The listing of the series in *row* of the table of all series. May wait for the network.
@@ -110,17 +117,36 @@ class Listings:
             NotFound: no bucket has such a series.
             ReadError: as `ObjectStore.list_page`; DeadlineExceeded.
         """
-        listing = self._remembered.get(row)
+        listing = self.peek(row)
         if listing is None:
             return await self._flights.join(row, lambda: self._load(row))
-        self._remembered.move_to_end(row)
+        if row in self._remembered:
+            self._remembered.move_to_end(row)
         return listing
 
-    async def refresh(self, row: int) -> Listing:
-        """The listing asked from the mirror again, because an object was not as it says. Waits for the network."""
-        self._forget(row)
+    async def refresh(self, row: int, shown: Listing) -> Listing:
+        """A listing newer than *shown*, because an object was not as that says. May wait for the network.
+
+        Raises:
+            ObjectChanged: the series has other instances now. Until it ends, the mount stays with those it has
+                shown: in another listing their inode numbers would mean other instances.
+            ReadError: as `get`.
+        """
+        listing = self.peek(row)
+        if listing is not None and listing is not shown:
+            return listing
+        return await self._refreshes.join(row, lambda: self._ask_again(row, shown))
+
+    async def _ask_again(self, row: int, shown: Listing) -> Listing:
         await self._cache.delete(self._key(row))
-        return await self.get(row)
+        listing = await self._ask(self._series(row), row)
+        if not listing.has_instances_of(shown):
+            self._pinned[row] = shown
+            raise ObjectChanged(
+                f"series {self.uuid(row)} is not what was listed; unmount and mount again to see it as it is now"
+            )
+        self._remember(row, listing)
+        return listing
 
     def _key(self, row: int) -> str:
         return f"{self._mirror.listing_namespace}/{self._series(row).uuid}/{_FORMAT}"
@@ -135,6 +161,9 @@ class Listings:
 
     def _remember(self, row: int, listing: Listing) -> None:
         self._forget(row)
+        if len(listing) < self._series(row).instances:
+            self._pinned[row] = listing
+            return
         self._remembered[row] = listing
         self._instances += len(listing)
         while self._instances > REMEMBERED_INSTANCES and len(self._remembered) > 1:
@@ -163,7 +192,7 @@ class Listings:
         self._metrics.listings_fetched += 1
         batch = _batch(objects, bucket)
         if len(objects) < series.instances:
-            # Kept in memory only: the next mount asks again.
+            # Kept in memory only: this mount stays with it, the next one asks again.
             log.warning(
                 "series %s: bucket %s lists %d instances, the index says %d",
                 series.uuid, bucket, len(objects), series.instances,
@@ -216,11 +245,13 @@ def _instances(objects: list[ObjectInfo], folder: str) -> list[ObjectInfo]:
     """
     found = []
     for info in objects:
-        name = info.key[len(folder) :]
-        if "/" in name or len(name.encode()) > 255:
+        name = info.key.removeprefix(folder)
+        if name == info.key or "/" in name or "\0" in name or len(name.encode()) > 255:
             raise Untrusted(f"listing {folder}: {name!r} is no name of an instance")
         if name.endswith(_SUFFIX) and not name.startswith("."):
             found.append(info._replace(key=name))
+    if len({info.key for info in found}) < len(found):
+        raise Untrusted(f"listing {folder}: an instance is listed twice")
     return found
 
 

@@ -29,8 +29,14 @@ class Mount(NamedTuple):
 
 def mounts() -> list[Mount]:
     """All mounts that this process sees, the last one on a path last."""
+    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts in a text such as /proc/self/mountinfo, in its order."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # Not splitlines(): the kernel leaves other line ends, such as a form feed, as they are in paths.
+    for line in text.removesuffix("\n").split("\n"):
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         # The kernel writes blanks and the like in octal (proc_pid_mountinfo(5)).

@@ -13,7 +13,7 @@ import trio
 
 from idcfs import readahead
 from idcfs.cache import Cache
-from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged
 from idcfs.flights import Flights
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
@@ -94,6 +94,7 @@ class Reader:
                 self._plan(extent, listing)
                 data = await self._flights.join(extent, lambda extent=extent: self._load(extent))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             else:
+                self._metrics.cache_hits += 1
                 self._memory.move_to_end(extent)
                 self._plan(extent, listing)
             pieces.append(memoryview(data)[max(0, offset - start) : stop - start])
@@ -123,8 +124,8 @@ class Reader:
                 return
             try:
                 await self._flights.join(extent, lambda: self._load(extent))
-            except ReadError:
-                # Whoever comes to read this extent asks again and is told.
+            except Exception:
+                # Whoever comes to read this extent asks again and is told; here it would end the mount.
                 return
 
     async def _load(self, extent: Extent) -> Buffer:
@@ -163,11 +164,12 @@ class Reader:
 
     async def _fetch(self, extent: Extent, listing: Listing) -> bytes:
         try:
-            return await self._get(extent, listing, listing.bucket)
-        except NotFound:
-            return await self._get_from_siblings(extent, listing)
+            return await self._get_anywhere(extent, listing)
         except ObjectChanged:
-            return await self._get_changed(extent, listing)
+            # The same size means the same object, stored anew.
+            fresh = await self._listings.refresh(extent.series, listing)
+            await self._drop_others(extent, fresh)
+            return await self._get_anywhere(extent, fresh)
 
     async def _get(self, extent: Extent, listing: Listing, bucket: str) -> bytes:
         key = f"{self._listings.uuid(extent.series)}/{listing.names[extent.instance].decode()}"
@@ -178,27 +180,16 @@ class Reader:
         self._metrics.bytes_fetched += len(data)
         return data
 
-    async def _get_from_siblings(self, extent: Extent, listing: Listing) -> bytes:
-        """Objects have moved between buckets under unchanged names."""
+    async def _get_anywhere(self, extent: Extent, listing: Listing) -> bytes:
+        """From the bucket that was listed, or its siblings: objects have moved under unchanged names."""
+        with contextlib.suppress(NotFound):
+            return await self._get(extent, listing, listing.bucket)
         for bucket in self._mirror.candidates(listing.bucket):
             if bucket != listing.bucket:
                 with contextlib.suppress(NotFound, AccessDenied):
                     return await self._get(extent, listing, bucket)
         name = listing.names[extent.instance].decode()
         raise NotFound(f"{name} of series {self._listings.uuid(extent.series)} is gone from every bucket")
-
-    async def _get_changed(self, extent: Extent, listing: Listing) -> bytes:
-        """Ask once more under a new listing: the same size means the same object, stored anew."""
-        name = listing.names[extent.instance]
-        fresh = await self._listings.refresh(extent.series)
-        at = fresh.find(name)
-        if at != extent.instance or fresh.sizes[at] != listing.sizes[extent.instance]:
-            raise ObjectChanged(
-                f"{name.decode()} of series {self._listings.uuid(extent.series)} is not the object that was "
-                "listed; unmount and mount again to see the new one"
-            )
-        await self._drop_others(extent, fresh)
-        return await self._get(extent, fresh, fresh.bucket)
 
     async def _drop_others(self, extent: Extent, listing: Listing) -> None:
         """Drop the blocks of an object that came under another ETag: two storings must not be mixed."""

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from idcfs.catalog import view
+from idcfs.catalog.description import write_description
 from idcfs.catalog.index import REPAIR
 from idcfs.catalog.table import TableWriter
 from idcfs.errors import IdcfsError, IndexUnusable
@@ -43,9 +44,15 @@ _NEEDED = {
         crdc_series_uuid series_size_MB min_idc_version max_idc_version""",
 }
 """The columns that the tree is built from, by table."""
+_LATEST_FIRST = (
+    "ORDER BY crdc_series_uuid, max_idc_version DESC, min_idc_version DESC, collection_id, PatientID, "
+    "StudyInstanceUID, SeriesInstanceUID"
+)
+"""Past versions may have one series in several rows; which one counts must not be left to chance."""
+
 _FIRST_OF_EACH_PRIOR = (
     "(SELECT DISTINCT ON (crdc_series_uuid) * FROM prior_versions_index "
-    "ANTI JOIN index USING (crdc_series_uuid) ORDER BY crdc_series_uuid, max_idc_version DESC)"
+    f"ANTI JOIN index USING (crdc_series_uuid) {_LATEST_FIRST})"
 )
 _ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
 _CANONICAL_ORDER = (
@@ -110,6 +117,8 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
             CAST(sum(instanceCount) AS BIGINT) AS instances,
             CAST(sum(round(series_size_MB * 1e6)) AS BIGINT) AS bytes FROM index""")
     totals = dict(zip([column[0] for column in counts.description], counts.fetchone(), strict=True))
+    if not totals["series"]:
+        raise IndexUnusable(f"the IDC index has no series; {REPAIR}")
     return {
         "buckets": buckets,
         "columns": [row[0] for row in connection.execute('DESCRIBE "index"').fetchall()],
@@ -127,9 +136,10 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
 
 def _releases(connection: Connection) -> dict[str, str]:
     """The release date of each IDC version, where the index tells them."""
-    try:
+    rows = []
+    with contextlib.suppress(duckdb.CatalogException):
         rows = connection.execute("SELECT idc_version, version_timestamp FROM version_metadata_index").fetchall()
-    except duckdb.CatalogException:
+    if not rows:
         rows = connection.execute("SELECT max(series_revised_idc_version), '1970-01-01' FROM index").fetchall()
     return {str(version): str(date) for version, date in rows}
 
@@ -141,7 +151,7 @@ def selection(what: dict[str, Any]) -> str:
             prior = f"SELECT * FROM prior_versions_index WHERE {number} BETWEEN min_idc_version AND max_idc_version"
             return (
                 f"(SELECT * FROM index WHERE series_revised_idc_version <= {number} UNION ALL BY NAME "
-                f"SELECT DISTINCT ON (crdc_series_uuid) * FROM ({prior}))"
+                f"(SELECT DISTINCT ON (crdc_series_uuid) * FROM ({prior}) {_LATEST_FIRST}))"
             )
         case {"analysis_result": str(name)}:
             quoted = name.replace("'", "''")
@@ -248,8 +258,7 @@ def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder:
             writers[-1].append([names[-1], batch.column(depth).cast(pa.uint32())])
             rows = [writer.rows for writer in writers]
             previous = batch.slice(batch.num_rows - 1)
-    description = {"rows": rows, "template": template.text}
-    (folder / view.DESCRIPTION).write_text(json.dumps(description))
+    write_description(folder / view.DESCRIPTION, {"rows": rows, "template": template.text})
 
 
 def _starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.Array]:
@@ -287,8 +296,7 @@ def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
     what = specification["build"]
     if what == "catalogue":
         tell("reading the index")
-        description = build_series(connection, folder)
-        (folder / "contents.json").write_text(json.dumps(description))
+        write_description(folder / "contents.json", build_series(connection, folder))
         tell("sorting the tree")
     if what == "attributes":
         build_attributes(connection, folder / "attributes.parquet")

@@ -2,7 +2,7 @@
 
 On disk it is a folder named after the index's fingerprint:
 
-    contents.json       what the index holds, and the format of all this
+    contents.json       what the index holds
     series.arrow        every series, past versions included: UUID, bucket, instances, bytes
     attributes.parquet  every column of every series, built when first asked for
     views/<digest>/     one view each, named after its set of series and its template
@@ -25,14 +25,12 @@ from uuid import UUID
 import trio
 
 from idcfs.catalog.builder import run_build
+from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound, UsageError
 from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
-
-FORMAT = 1
-"""Changes when a file of the catalogue changes its form; a catalogue of another format is built anew."""
 
 BATCH_CACHE_BYTES = 64 << 20
 """For all tables together: the names of the three upper levels of the whole tree take 13 MB."""
@@ -42,6 +40,9 @@ BY_UUID_GENERATION = 1
 VERSION_GENERATIONS = 16
 ANALYSIS_RESULT_GENERATIONS = 2048
 """Generations of the fixed views: part of inode numbers, equal in every mount of an index."""
+
+_BUILDING = ".building"
+"""The end of the name of a folder that is being built; the process is in it, as one killed may still write."""
 
 _LOCK_POLL = 0.1
 """Seconds between looks at a lock that another process holds; there is no way to wait for it in trio."""
@@ -90,6 +91,7 @@ class Catalogue:
         self._keys = {MAIN_GENERATION: main}
         self._views: dict[int, View] = {}
         self._opening = trio.Lock()
+        self._repairs = 0
 
     async def open(self) -> None:
         """Open the series table and the main view, and build what is missing; may take seconds.
@@ -156,6 +158,11 @@ class Catalogue:
         """The view of a generation if it is open."""
         return self._views.get(generation)
 
+    @property
+    def series_rows(self) -> int:
+        """How many rows the table of all series has."""
+        return len(self._series)
+
     def series(self, row: int) -> Series:
         """A row of the table of all series."""
         table = self._series
@@ -195,8 +202,14 @@ class Catalogue:
         return path
 
     async def repair(self) -> None:
-        """Build again everything that is open; called when a table turned out damaged. Takes seconds."""
+        """Build again everything that is open; called when a table turned out damaged. Takes seconds.
+
+        Callers that come together are content with one repair.
+        """
+        repairs = self._repairs
         async with self._opening, self._lock():
+            if self._repairs != repairs:
+                return
             damaged = self._series
             await self._rebuild()
             damaged.close()
@@ -205,6 +218,7 @@ class Catalogue:
                     await self._build_view(self._keys[generation])
                 self._views[generation] = View(self._view_folder(generation), self._batches)
                 view.close()
+            self._repairs += 1
 
     def _view_folder(self, generation: int) -> Path:
         return self.folder / "views" / self._keys[generation].digest
@@ -212,27 +226,23 @@ class Catalogue:
     def _read_contents(self) -> bool:
         """Read what was built; False if there is nothing, or it is damaged or of another format."""
         try:
-            contents = json.loads((self.folder / "contents.json").read_bytes())
-            if contents["format"] != FORMAT:
-                return False
+            contents = read_description(self.folder / "contents.json")
             series = Table(self.folder / "series.arrow", self._batches)
-            if len(series) != contents["rows"]:
-                return False
-        except (OSError, ValueError, KeyError, TypeError, CatalogueDamaged):
+        except CatalogueDamaged:
+            return False
+        if len(series) != contents["rows"]:
             return False
         self.contents, self._series = contents, series
         return True
 
     async def _rebuild(self) -> None:
         """Build the series table and the main view in a new folder and put it in the old one's place."""
-        building = self.folder.with_suffix(f".{os.getpid()}.building")
-        shutil.rmtree(building, ignore_errors=True)
+        building = self.folder.with_suffix(f".{os.getpid()}{_BUILDING}")
+        _remove_leftovers(self.folder)
         try:
             building.mkdir(parents=True)
             key = self._keys[MAIN_GENERATION]
             await run_build(self._specification("catalogue", building, key), self._tell)
-            contents = json.loads((building / "contents.json").read_bytes())
-            (building / "contents.json").write_text(json.dumps({**contents, "format": FORMAT}))
             shutil.rmtree(self.folder, ignore_errors=True)
             building.replace(self.folder)
         except OSError as error:
@@ -244,8 +254,8 @@ class Catalogue:
 
     async def _build_view(self, key: ViewKey) -> None:
         views = self.folder / "views"
-        building = views / f"{key.digest}.{os.getpid()}.building"
-        shutil.rmtree(building, ignore_errors=True)
+        building = views / f"{key.digest}.{os.getpid()}{_BUILDING}"
+        _remove_leftovers(views / key.digest)
         try:
             await run_build(self._specification("view", self.folder, key, building), self._tell)
             shutil.rmtree(views / key.digest, ignore_errors=True)
@@ -294,6 +304,12 @@ class Catalogue:
             yield
         finally:
             os.close(file)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what builds of *folder* that were killed have left; called with the lock."""
+    for leftover in folder.parent.glob(f"{folder.name}.*{_BUILDING}"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager

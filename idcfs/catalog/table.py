@@ -100,7 +100,7 @@ class Table:
             if batches:
                 last = self._reader.get_batch(batches - 1)
                 self._length = (batches - 1) * BATCH_ROWS + last.num_rows
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
             raise CatalogueDamaged(f"{path} is not readable: {error}") from error
 
     def close(self) -> None:
@@ -141,14 +141,14 @@ class Table:
     def _read(self, number: int) -> tuple[tuple[Column, ...], int]:
         try:
             batch, metadata = self._reader.get_batch_with_custom_metadata(number)
-            wanted = int(metadata[_CHECKSUM]) if metadata else None
-            rows = min(BATCH_ROWS, self._length - number * BATCH_ROWS)
-            if batch.num_rows != rows:
-                raise CatalogueDamaged(f"{self._path}: batch {number} has {batch.num_rows} rows, not {rows}")
+            wanted = int(metadata[_CHECKSUM])
             columns = tuple(column_of(array) for array in batch.columns)
-        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
+        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
             raise CatalogueDamaged(f"{self._path}: batch {number} is not readable: {error}") from error
-        if checksum(columns) != wanted:
+        rows = min(BATCH_ROWS, self._length - number * BATCH_ROWS)
+        if batch.num_rows != rows:
+            raise CatalogueDamaged(f"{self._path}: batch {number} has {batch.num_rows} rows, not {rows}")
+        if checksum(number, columns) != wanted:
             raise CatalogueDamaged(f"{self._path}: batch {number} does not match its checksum")
         return columns, sum(len(part) for column in columns for part in _buffers(column))
 
@@ -161,6 +161,7 @@ class TableWriter:
         self._schema = schema
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
+        self._batches = 0
         self.rows = 0
 
     def __enter__(self) -> Self:
@@ -195,15 +196,16 @@ class TableWriter:
         for batch in pending.slice(0, rows).to_batches(max_chunksize=BATCH_ROWS):
             # Taking copies the slice to buffers of its own, which is what the checksum is over.
             batch = batch.take(pa.array(range(batch.num_rows), pa.int32()))
-            value = checksum(tuple(column_of(array) for array in batch.columns))
+            value = checksum(self._batches, tuple(column_of(array) for array in batch.columns))
             self._writer.write_batch(batch, custom_metadata={_CHECKSUM: str(value)})
+            self._batches += 1
         self._pending = pending.slice(rows).to_batches()
         self._pending_rows -= rows
 
 
-def checksum(columns: Sequence[Column]) -> int:
-    """The CRC-32 of a batch's columns."""
-    value = 0
+def checksum(number: int, columns: Sequence[Column]) -> int:
+    """The CRC-32 of a batch's number in its file and its columns: a batch in another's place does not verify."""
+    value = number
     for column in columns:
         for part in _buffers(column):
             value = zlib.crc32(part, value)

@@ -6,11 +6,11 @@ run of the next level, sorted by name. The groups of the last level are series; 
 
 import bisect
 import itertools
-import json
 from pathlib import Path
 
 import pyarrow as pa
 
+from idcfs.catalog.description import read_description
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.errors import CatalogueDamaged
 
@@ -38,11 +38,8 @@ class View:
     """
 
     def __init__(self, folder: Path, cache: BatchCache) -> None:
-        try:
-            description = json.loads((folder / DESCRIPTION).read_bytes())
-            rows, self.template = list(description["rows"]), str(description["template"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CatalogueDamaged(f"{folder / DESCRIPTION} is not readable: {error}") from error
+        description = read_description(folder / DESCRIPTION)
+        rows, self.template = description["rows"], str(description["template"])
         self._levels = [Table(folder / level_file(number), cache) for number in range(1, len(rows) + 1)]
         if [len(table) for table in self._levels] != rows:
             raise CatalogueDamaged(f"{folder}: a level has not the number of rows it was written with")

@@ -58,9 +58,10 @@ def check_keys(objects: list[ObjectInfo], prefix: str) -> None:
 
 
 def _parse_xml(body: bytes) -> Element:
-    # In UTF-8, which is forced below, every declaration and CDATA section starts with these two bytes.
-    if b"<!" in body:
-        raise Untrusted("the listing's XML holds a declaration")
+    # All declarations and CDATA sections start with these two bytes in UTF-8, which is forced below; but expat
+    # goes by the look of UTF-16 all the same, and that has a NUL beside every such byte.
+    if b"<!" in body or b"\0" in body:
+        raise Untrusted("the listing's XML holds a declaration or a NUL")
     parser = XMLParser(encoding="utf-8")
     try:
         parser.feed(body)

@@ -124,7 +124,7 @@ def _normalised_url(word: str) -> str:
         raise _bad_url(word, str(error)) from error
     if url.scheme not in _DEFAULT_PORTS:
         raise _bad_url(word, f"{url.scheme or 'its scheme'!r} is neither http nor https")
-    if problem := _surplus(url):
+    if problem := _surplus(word, url):
         raise _bad_url(word, f"it has {problem}")
     if port == 0 or url.netloc.endswith(":"):
         raise _bad_url(word, "its port is not a number from 1 to 65535")
@@ -133,17 +133,17 @@ def _normalised_url(word: str) -> str:
     return f"{url.scheme}://{host}{shown_port}"
 
 
-def _surplus(url: SplitResult) -> str | None:
-    """The part of *url* that an endpoint does not have, if there is one."""
+def _surplus(word: str, url: SplitResult) -> str | None:
+    """What *word*, split into *url*, has and an endpoint has not, if there is anything."""
+    # Looked for in the word, because splitting drops line breaks and the marks of empty parts.
+    if " " in word or not word.isprintable():
+        return "a blank or a control character"
     if "@" in url.netloc:
         return "a user name"
+    if "?" in word or "#" in word:
+        return "a query"
     if url.path not in ("", "/"):
         return "a path"
-    # An empty query or fragment is lost in splitting; its mark is not.
-    if "?" in url.geturl() or url.query:
-        return "a query"
-    if url.fragment:
-        return "a fragment"
     return None
 
 

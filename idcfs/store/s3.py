@@ -101,7 +101,7 @@ class _ClientThread:
         self._callers: set[trio.Event] = set()
         # Used by the loop's thread alone.
         self._client: _Client = None
-        self._failure: str | None = None
+        self._failure: str | None = None  # why there is no client
         self._connected = asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -166,6 +166,7 @@ class _ClientThread:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._hold_client())
         finally:
+            loop.close()
             _run_in_trio(token, self._end)
 
     def _end(self) -> None:
@@ -178,7 +179,10 @@ class _ClientThread:
         try:
             async with self._connect() as self._client:
                 self._connected.set()
-                await self._stop.wait()
+                try:
+                    await self._stop.wait()
+                finally:
+                    self._failure = f"{self._name}: the S3 client has ended"
         except Exception as error:
             self._failure = f"{self._name}: the S3 client cannot start: {error}"
             self._connected.set()
@@ -186,9 +190,14 @@ class _ClientThread:
 
     async def _with_client(self, work: Callable[[_Client], Coroutine[Any, Any, _Answer]]) -> _Answer:
         await self._connected.wait()
-        if self._failure is not None:
-            raise Unreachable(self._failure)
-        return await work(self._client)
+        try:
+            if self._failure is None:
+                return await work(self._client)
+        except ReadError:
+            # A client that is closed meanwhile fails in ways that tell nothing of the mirror's answer.
+            if self._failure is None:
+                raise
+        raise Unreachable(self._failure)
 
 
 def _run_in_trio(token: trio.lowlevel.TrioToken, call: Callable[[], object]) -> None:

@@ -1,5 +1,6 @@
 """What `S3Store` makes of answers that S3 should not give, and of servers that give none."""
 
+import asyncio
 import ipaddress
 import ssl
 import threading
@@ -179,10 +180,16 @@ async def test_redirects_are_not_followed(status: str) -> None:
 
 
 async def test_an_endless_error_is_not_read_to_its_end() -> None:
-    async with served(http("404 Not Found", {"Content-Length": "999999999999"}, b"x" * 100)) as (server, store):
+    answer = http("404 Not Found", {"Content-Length": "999999999999"}, b"x" * 100)
+    async with served(answer, max_connections=1) as (server, store):
         server.stalls = True
-        with trio.fail_after(5), pytest.raises(NotFound):
+        with trio.fail_after(5), pytest.raises(NotFound) as kept:
             await get(store)
+        server.stalls, server.answer = False, part()
+        # The one connection has been given back, although the error that it brought is kept.
+        with trio.fail_after(5):
+            assert await get(store) == b"67890"
+        assert kept
 
 
 async def test_what_a_listing_says() -> None:
@@ -190,7 +197,7 @@ async def test_what_a_listing_says() -> None:
     answer = listing(f"{PREFIX}a+b%252B", rest=rest + "</NextContinuationToken>")
     async with served(answer) as (server, store):
         page = await list_page(store)
-        assert page == ([ObjectInfo(f"{PREFIX}a b%2B", 7, '"e"', 1704164645_678_000_000)], "a+%2B&/")
+        assert page == ListPage([ObjectInfo(f"{PREFIX}a b%2B", 7, '"e"', 1704164645_678_000_000)], "a+%2B&/")
         await store.list_page("bucket", PREFIX, page.token)
     assert b"continuation-token=a%2B%252B%26%2F" in server.requests[1]
     assert b"fetch-owner" not in server.requests[1]
@@ -366,7 +373,7 @@ async def test_certificates_are_verified_with_the_users_authorities(
     async with raw_server(tls) as server:
         server.answer = part()
         async with S3Store(server.url) as store:
-            with pytest.raises(Unreachable, match="(?i)certificate"):
+            with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await get(store)
         assert server.requests == []
         monkeypatch.setenv(name, str(certificate))
@@ -398,8 +405,18 @@ async def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> No
         assert await get(store) == b"67890"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_thread_that_dies() -> None:
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+async def test_a_thread_that_ends_before_it_serves_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(asyncio, "Runner", partial(raise_, MemoryError()))
+    async with S3Store("http://127.0.0.1:1") as store:
+        for _ in range(2):
+            with trio.fail_after(5), pytest.raises(Unreachable, match="ended"):
+                await get(store)
+
+
+async def test_a_thread_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     async with served(part()[:-2]) as (server, store):
         server.stalls = True
         async with trio.open_nursery() as nursery:
@@ -410,13 +427,13 @@ async def test_a_thread_that_dies() -> None:
 
             for _ in range(3):
                 nursery.start_soon(wait)
-            while len(server.requests) < 3:
-                await trio.sleep(0.01)
+            await until(lambda: len(server.requests) == 3)
             loop = store._thread._loop
             assert loop is not None
             loop.call_soon_threadsafe(partial(raise_, SystemExit()))
         with trio.fail_after(1), pytest.raises(Unreachable):
             await get(store)
+    await until(no_client_thread)
 
 
 async def test_a_store_that_has_been_left() -> None:
@@ -425,8 +442,16 @@ async def test_a_store_that_has_been_left() -> None:
     for store in (used, unused):
         with pytest.raises(Unreachable):
             await get(store)
-    with trio.fail_after(1):
-        while any(thread.name == "s3-client" for thread in threading.enumerate()):
+    await until(no_client_thread)
+
+
+def no_client_thread() -> bool:
+    return all(thread.name != "s3-client" for thread in threading.enumerate())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110  # what is waited for happens in another thread
             await trio.sleep(0.01)
 
 

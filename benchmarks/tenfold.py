@@ -1,0 +1,95 @@
+"""An index ten times as large beside the real one: the time to mount it and the memory it takes."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.results import Result
+from benchmarks.s3_server import serving
+from benchmarks.workspace import Workspace
+
+TIMES = 10
+PAIRS = 7
+SPACE = 8 * 10**9
+"""Bytes: 2 GB of parquet and catalogue, and what duckdb puts aside while it sorts."""
+
+RENAMED = {
+    "collection_id": "collection_id || '_' || copy",
+    "PatientID": "PatientID || '_' || copy",
+    "StudyInstanceUID": "StudyInstanceUID || '.' || copy",
+    "SeriesInstanceUID": "SeriesInstanceUID || '.' || copy",
+    "crdc_series_uuid": "CAST(CAST(md5(crdc_series_uuid || copy) AS UUID) AS VARCHAR)",
+}
+"""What tells the copies of a series apart, by column, in SQL."""
+
+LOOK_SECONDS = 0.02
+"""Between two looks at the building child's memory."""
+
+
+def measure(workspace: Workspace) -> Iterator[Result]:
+    workspace.need_space(SPACE)
+    index = workspace.folder / "tenfold-index"
+    index.mkdir()
+    processes.in_child(_write_index, index)
+    cache = workspace.empty_cache()
+    with serving() as mirror:
+        peaks = [0.0]
+        with _watching_build(peaks), workspace.mounted(cache, mirror, "--index", str(index)) as mounted:
+            yield Result("tenfold: first mount, the catalogue built, to `ls`", [mounted.seconds], "s")
+        yield Result("tenfold: peak memory (RSS) of the building child", [max(peaks)], "MB")
+
+        real, tenfold = [], []
+        for _ in range(PAIRS):
+            with workspace.mounted(workspace.cache(), mirror) as mounted:
+                real.append((mounted.seconds, mounted.memory()))
+            with workspace.mounted(cache, mirror, "--index", str(index)) as mounted:
+                tenfold.append((mounted.seconds, mounted.memory()))
+    for number, (what, unit) in enumerate([("mount to `ls`", "s"), ("PSS after `ls`", "MB")]):
+        yield Result(f"real: {what}", [run[number] for run in real], unit)
+        yield Result(f"tenfold: {what}", [run[number] for run in tenfold], unit)
+        ratios = [ten[number] / one[number] for one, ten in zip(real, tenfold, strict=True)]
+        yield Result(f"{what}, ratio of each pair", ratios, at_most=1.2)
+
+
+def _write_index(folder: Path) -> None:
+    """Write the index with each series `TIMES` times; loads duckdb, so it is called in a child process."""
+    import duckdb
+
+    from idcfs.catalog.index import REQUIRED, find_index
+
+    # Memory then does not grow with the index.
+    duckdb.execute("SET preserve_insertion_order = false")
+    replaced = ", ".join(f"{sql} AS {column}" for column, sql in RENAMED.items())
+    for source in find_index().folder.glob("*.parquet"):
+        copied = folder / source.name
+        if source.name in REQUIRED.values():
+            duckdb.execute(
+                f"COPY (SELECT * EXCLUDE (copy) REPLACE ({replaced}) FROM read_parquet('{source}'), "
+                f"(SELECT range AS copy FROM range({TIMES}))) TO '{copied}'"
+            )
+        else:
+            copied.symlink_to(source)
+
+
+@contextlib.contextmanager
+def _watching_build(peaks: list[float]) -> Iterator[None]:
+    """Look at the memory of children that build a catalogue, and append to *peaks*."""
+    stop = threading.Event()
+
+    def look() -> None:
+        # The mount itself is under way in this process' children meanwhile.
+        while not stop.wait(LOOK_SECONDS):
+            children = processes.descendants(os.getpid())
+            builders = [child for child in children if "idcfs.catalog.build" in processes.command_line(child)]
+            peaks.extend(map(processes.peak_memory, builders))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()

@@ -1,0 +1,353 @@
+"""The command line as a person meets it: what goes wrong is one clear line, an exit code, and no change."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from idcfs.catalog.index import find_index
+from tests.mounting import Commands, is_running, status
+
+NOTHING_LISTENS = "http://127.0.0.1:9"
+
+
+def refused(commands: Commands, code: int, *arguments: str | Path) -> str:
+    """Run idcfs, see that it ends with *code* and one line, and return the line."""
+    done = commands.idcfs(*arguments)
+    lines = [line for line in done.stderr.splitlines() if not line.endswith("...")]
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("idcfs: ")
+    assert done.stdout == ""
+    return lines[0]
+
+
+def test_mount_tells_what_it_mounted_and_where(commands: Commands, folder_mirror: Path) -> None:
+    done = commands.idcfs("mount", "--mirror", folder_mirror)
+    point = commands.home / "idc"
+    try:
+        assert done.returncode == 0, done.stderr
+        assert "IDC v25" in done.stdout
+        assert "1,044,191 series" in done.stdout
+        assert f"Mounted on {point}" in done.stdout
+        assert len(os.listdir(point)) == 179
+    finally:
+        assert commands.idcfs("unmount").returncode == 0
+    assert os.listdir(point) == []
+
+
+def test_the_daemon_is_gone_when_unmount_returns(commands: Commands, folder_mirror: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        daemon = status(point)["pid"]
+        assert commands.idcfs("unmount", point).returncode == 0
+        assert not is_running(daemon)
+
+
+def test_unmount_refuses_while_in_use_unless_lazy(commands: Commands, folder_mirror: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        user = commands.start("sleep", "60", cwd=point / "nlst")
+        try:
+            assert "fuser" in refused(commands, 4, "unmount", point)
+            assert (point / "nlst").is_dir()
+            assert commands.idcfs("unmount", "--lazy", point).returncode == 0
+            assert not os.path.ismount(point)
+        finally:
+            user.kill()
+            user.wait()
+
+
+def test_status_as_json_and_as_a_table(commands: Commands, folder_mirror: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        file = next((point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4").iterdir())
+        data = file.read_bytes()
+        facts = json.loads(commands.idcfs("status", "--json", point).stdout)[str(point)]
+        assert facts["mirror"] == str(folder_mirror)
+        assert facts["bytes_served"] >= len(data)
+        assert facts["bytes_fetched"] >= len(data)
+        assert facts["cache"]["objects"]["limit"] > 0
+        assert facts["uptime_seconds"] >= 0
+        with open(file, "rb") as opened:
+            opened.read(1)
+            assert status(point)["open_files"] == 1
+        table = commands.idcfs("status", point).stdout
+        assert str(point) in table
+        assert "fetched" in table
+        assert str(point) in commands.idcfs("status").stdout
+
+
+def test_status_of_what_is_not_mounted(commands: Commands) -> None:
+    assert "idcfs mount" in refused(commands, 4, "status", commands.home / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda home: home / "no" / "such", "mkdir -p"),
+        (lambda home: (home / "file").write_text("x") and home / "file", "is a file"),
+        (lambda home: (home / "full" / "x").mkdir(parents=True) or home / "full", "not empty"),
+    ],
+    ids=["no parent", "a file", "not empty"],
+)
+def test_a_mountpoint_that_cannot_be(commands: Commands, make: Callable[[Path], Path], says: str) -> None:
+    point = make(commands.home)
+    before = sorted(commands.home.rglob("*"))
+    line = refused(commands, 4, "mount", point)
+    assert says in line
+    assert str(point) in line
+    assert sorted(commands.home.rglob("*")) == before
+
+
+def test_mounting_twice(commands: Commands, folder_mirror: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        assert "idcfs unmount" in refused(commands, 4, "mount", point)
+        assert os.listdir(point)
+
+
+def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: Path) -> None:
+    point = commands.home / "idc"
+    assert commands.idcfs("mount", "--mirror", folder_mirror, point).returncode == 0
+    os.kill(status(point)["pid"], signal.SIGKILL)
+    while os.path.exists(point):
+        time.sleep(0.01)
+    assert "--recover" in refused(commands, 4, "mount", point)
+    shown = commands.idcfs("status").stdout
+    assert "not answering" in shown
+    with commands.mounted(point, "--recover", "--mirror", folder_mirror):
+        assert len(os.listdir(point)) == 179
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--mirror", "azure"], "azure"),
+        (["--mirror", "http://"], "http://"),
+        (["--mirror", "http://host:99999"], "99999"),
+        (["--mirror", "ftp://host"], "ftp"),
+        (["--mirror", "/no/such/mirror"], "/no/such/mirror"),
+        (["--cache-size", "lots"], "lots"),
+        (["--cache-size", "-1GB"], "-1GB"),
+        (["--cache-size", "1kB"], "1kB"),
+        (["--timeout", "0"], "timeout"),
+        (["--timeout", "soon"], "soon"),
+        (["--idc-version", "99"], "1 to 25"),
+        (["--idc-version", "new"], "new"),
+        (["--layout", "%Nothing"], "Nothing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_wrong_flag(commands: Commands, flags: list[str], says: str) -> None:
+    assert says in refused(commands, 2, "mount", *flags, commands.home / "idc")
+    assert not os.path.ismount(commands.home / "idc")
+
+
+def test_settings_from_the_file_and_the_environment(commands: Commands, folder_mirror: Path) -> None:
+    file = commands.home / ".config" / "idcfs" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f'mirror = "{folder_mirror}"\ncache_size = "1GB"\n')
+    commands.environment["IDCFS_CACHE_SIZE"] = "2GB"
+    with commands.mounted(commands.home / "idc") as point:
+        facts = status(point)
+        assert facts["mirror"] == str(folder_mirror)
+        assert facts["cache"]["objects"]["limit"] == 2 * 10**9
+    file.write_text("mirorr = 'aws'\n")
+    assert "mirorr" in refused(commands, 2, "mount", commands.home / "idc")
+    file.write_text("mirror = \n")
+    assert str(file) in refused(commands, 2, "mount", commands.home / "idc")
+
+
+def test_a_cache_folder_that_cannot_be_written(someone: Commands, folder_mirror: Path) -> None:
+    blocked = someone.home / "blocked"
+    blocked.write_text("not a folder")
+    line = refused(someone, 5, "mount", "--mirror", folder_mirror, "--cache-dir", blocked, someone.home / "idc")
+    assert "--cache-dir" in line
+    if someone.user is not None:
+        closed = someone.home.parent / f"{someone.home.name}-closed"
+        closed.mkdir(mode=0o755)
+        line = refused(someone, 5, "mount", "--mirror", folder_mirror, "--cache-dir", closed, someone.home / "idc")
+        assert str(closed) in line
+
+
+def _without_a_column(folder: Path) -> None:
+    path = folder / "idc_index.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["crdc_series_uuid"]), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "idc_index.parquet").unlink(), "idc_index.parquet"),
+        (lambda folder: (folder / "idc_index.parquet").write_bytes(b"PAR1 garbage"), "idc_index.parquet"),
+        (lambda folder: os.truncate(folder / "prior_versions_index.parquet", 100), "prior_versions_index.parquet"),
+        (_without_a_column, "crdc_series_uuid"),
+    ],
+    ids=["missing", "garbage", "cut", "lacking a column"],
+)
+def test_an_index_that_cannot_be_used(commands: Commands, spoil: Callable[[Path], None], says: str) -> None:
+    folder = commands.home / "index"
+    folder.mkdir()
+    for path in find_index().tables.values():
+        shutil.copy(path, folder)
+    # A small index is as good here, and quicker.
+    rows = pq.read_table(folder / "idc_index.parquet").slice(0, 100)
+    pq.write_table(rows, folder / "idc_index.parquet")
+    spoil(folder)
+    line = refused(commands, 3, "mount", "--index", folder, commands.home / "idc")
+    assert says in line
+    assert "idc-index-data" in line
+
+
+def test_no_index_package(commands: Commands) -> None:
+    """A Python that has everything but the index."""
+    (commands.home / "empty").mkdir()
+    line = refused(commands, 3, "mount", "--index", commands.home / "empty", commands.home / "idc")
+    assert "idc-index-data" in line
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can hide /dev/fuse")
+def test_a_machine_without_fuse(commands: Commands, tmp_path: Path) -> None:
+    """In a mount namespace of its own, so that this machine keeps its device."""
+    hidden = "mount --bind /dev/null /dev/fuse 2>/dev/null; rm -f /dev/fuse 2>/dev/null; mount -t tmpfs none /dev; "
+    done = commands.run("unshare", "--mount", "sh", "-c", hidden + "exec idcfs mount")
+    assert done.returncode == 4
+    assert "/dev/fuse is missing" in done.stderr
+    assert Path("/dev/fuse").exists()
+
+
+def test_a_machine_without_fusermount3(commands: Commands, tmp_path: Path) -> None:
+    for name in ("idcfs", "python", "python3"):
+        found = shutil.which(name)
+        assert found
+        (tmp_path / name).symlink_to(found)
+    commands.environment["PATH"] = str(tmp_path)
+    assert "apt install fuse3" in refused(commands, 4, "mount", commands.home / "idc")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run as another user")
+def test_allow_other_without_leave(world_readable: Path, someone: Commands, folder_mirror: Path) -> None:
+    if someone.user is None:
+        pytest.skip("root needs no leave")
+    config = Path("/etc/fuse.conf")
+    if config.exists() and "\nuser_allow_other" in config.read_text():
+        pytest.skip("this machine gives leave")
+    line = refused(someone, 4, "mount", "--allow-other", "--mirror", folder_mirror, someone.home / "idc")
+    assert "user_allow_other" in line
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to look as another user")
+def test_only_the_mounting_user_sees_the_mount_unless_allowed(commands: Commands, folder_mirror: Path) -> None:
+    other = Commands(commands.home, 65534)
+    for flags, code in (((), 2), (("--allow-other",), 0)):
+        with commands.mounted(commands.home / "idc", *flags, "--mirror", folder_mirror) as point:
+            assert other.run("ls", point).returncode == code
+            assert other.run("sh", "-c", f"echo x > {point}/x").returncode != 0
+
+
+def test_interrupting_the_first_mount_leaves_nothing(commands: Commands, world_readable: Path) -> None:
+    cache = commands.home / "fresh"
+    process = commands.start(
+        "idcfs", "mount", "--cache-dir", cache, commands.home / "idc", stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stderr is not None
+    while "reading the index" not in process.stderr.readline():
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130
+    process.stderr.close()
+    assert not os.path.ismount(commands.home / "idc")
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_two_first_mounts_at_once(world_readable: Path, commands: Commands) -> None:
+    cache = commands.home / "shared"
+    points = [commands.home / "one", commands.home / "two"]
+    starting = [commands.start("idcfs", "mount", "--cache-dir", cache, point) for point in points]
+    try:
+        assert [process.wait(60) for process in starting] == [0, 0]
+        assert os.listdir(points[0]) == os.listdir(points[1])
+        assert len(list((cache / "catalogue").glob("*/contents.json"))) == 1
+    finally:
+        for point in points:
+            commands.idcfs("unmount", "--lazy", point)
+
+
+def test_cache_info_and_clear(commands: Commands, folder_mirror: Path) -> None:
+    cache = commands.home / ".cache" / "idcfs"
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        for file in (point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4").iterdir():
+            file.read_bytes()
+        assert "unmount" in refused(commands, 5, "cache", "clear")
+    facts = json.loads(commands.idcfs("cache", "info", "--json").stdout)
+    assert facts["folder"] == str(cache)
+    assert facts["bytes"]["objects"] > 1_000_000
+    assert "freed" in commands.idcfs("cache", "clear").stdout
+    facts = json.loads(commands.idcfs("cache", "info", "--json").stdout)
+    assert facts["bytes"]["objects"] == 0
+    assert facts["bytes"]["catalogue"] > 0
+    commands.idcfs("cache", "clear", "--catalogue")
+    assert json.loads(commands.idcfs("cache", "info", "--json").stdout)["bytes"]["catalogue"] == 0
+    assert "objects" in commands.idcfs("cache", "info").stdout
+
+
+def test_the_demo_needs_nothing_but_the_index(commands: Commands) -> None:
+    commands.environment |= {"http_proxy": NOTHING_LISTENS, "https_proxy": NOTHING_LISTENS}
+    with commands.mounted(commands.home / "idc", "--demo") as point:
+        series = point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4"
+        assert all(file.read_bytes()[128:132] == b"DICM" for file in series.iterdir())
+        assert not list((commands.home / ".cache" / "idcfs").glob("objects/*"))
+
+
+@pytest.mark.parametrize("command", [[], ["mount"], ["unmount"], ["status"], ["cache"], ["demo-mirror"]])
+def test_help_everywhere(commands: Commands, command: list[str]) -> None:
+    done = commands.idcfs(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage: idcfs" in done.stdout
+
+
+def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirror: Path) -> None:
+    address = commands.home / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(address))
+        told.settimeout(30)
+        commands.environment["NOTIFY_SOCKET"] = str(address)
+        point = commands.home / "idc"
+        daemon = commands.start("idcfs", "mount", "--foreground", "--mirror", folder_mirror, point)
+        try:
+            assert told.recv(100) == b"READY=1"
+            assert len(os.listdir(point)) == 179
+            daemon.send_signal(signal.SIGTERM)
+            assert told.recv(100) == b"STOPPING=1"
+            assert daemon.wait(10) == 0
+            assert not os.path.ismount(point)
+        finally:
+            daemon.kill()
+
+
+def test_the_unit_is_sound(commands: Commands) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd on this machine")
+    unit = Path(__file__).parents[2] / "systemd" / "idcfs@.service"
+    commands.environment["XDG_RUNTIME_DIR"] = str(commands.home)
+    done = commands.run("systemd-analyze", "verify", "--user", "--man=no", unit)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_in_the_foreground_unmounts(commands: Commands, folder_mirror: Path) -> None:
+    point = commands.home / "idc"
+    daemon = commands.start("idcfs", "mount", "--foreground", "--mirror", folder_mirror, point, stdout=subprocess.PIPE)
+    try:
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline().startswith("IDC v25")
+        daemon.send_signal(signal.SIGINT)
+        assert daemon.wait(10) == 0
+        assert not os.path.ismount(point)
+        daemon.stdout.close()
+    finally:
+        daemon.kill()

@@ -1,0 +1,101 @@
+"""Mounts for tests: real ones, made by the installed command, that clean up after themselves."""
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ORDINARY_USER = 65534
+"""Nobody: on every Linux system, and without rights."""
+
+
+@dataclass
+class Commands:
+    """Runs idcfs with a home of its own, as root or as an ordinary user."""
+
+    home: Path
+    user: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command line; idcfs is the first word unless another program is."""
+        return subprocess.run(
+            [str(argument) for argument in arguments],
+            capture_output=True, text=True, timeout=timeout, env=self.variables(), check=False,
+            **self.identity(),
+        )  # fmt: skip
+
+    def start(self, *arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+        """Start a command line and go on."""
+        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # options of any kind
+            [str(argument) for argument in arguments], text=True, env=self.variables(), **self.identity(), **options
+        )
+
+    def idcfs(self, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run idcfs."""
+        return self.run("idcfs", *arguments, timeout=timeout)
+
+    def variables(self) -> dict[str, str]:
+        """The environment: nothing of the tester's own settings."""
+        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "LC_ALL"}}
+        return {**kept, "HOME": str(self.home), **self.environment}
+
+    def identity(self) -> dict[str, object]:
+        """Who runs it."""
+        if self.user is None:
+            return {}
+        return {"user": self.user, "group": self.user, "extra_groups": []}
+
+    @contextlib.contextmanager
+    def mounted(self, path: Path, *flags: str | Path) -> Iterator[Path]:
+        """A mount on *path* for the length of the context; whatever happens, nothing stays behind."""
+        done = self.idcfs("mount", *flags, path)
+        assert done.returncode == 0, done.stderr
+        # Not read here: root may not look into another user's mount.
+        daemon = int(json.loads(self.run("cat", path / ".idc" / "status.json").stdout)["pid"])
+        try:
+            yield path
+        finally:
+            self.end(path, daemon)
+
+    def end(self, path: Path, daemon: int) -> None:
+        """Unmount, and see that the daemon goes."""
+        self.idcfs("unmount", "--lazy", path)
+        deadline = time.monotonic() + 15
+        while is_running(daemon) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if is_running(daemon):
+            os.kill(daemon, 9)
+            raise AssertionError(f"the daemon {daemon} of {path} did not end")
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and not just waiting to be reaped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def status(path: Path) -> dict[str, Any]:
+    """What a mount says about itself."""
+    return json.loads((path / ".idc" / "status.json").read_bytes())  # type: ignore[no-any-return]
+
+
+def mirror_series(mirror: Path) -> dict[str, Path]:
+    """The series of a folder mirror by UUID."""
+    return {series.name: series for series in sorted(mirror.glob("*/*-*")) if series.is_dir()}
+
+
+def checksums(folder: Path) -> Mapping[str, str]:
+    """sha256sum of every file of a folder, by its path below it."""
+    names: Sequence[str] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    if not names:
+        return {}
+    out = subprocess.run(["sha256sum", "--", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
+    return {line[66:]: line[:64] for line in out.splitlines()}

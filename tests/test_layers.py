@@ -1,0 +1,116 @@
+"""Imports go down only: the table of layers in docs/architecture.md, held against the code."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import idcfs
+
+PACKAGE = Path(idcfs.__file__).parent
+
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "inode": set(),
+    "readahead": set(),
+    "metrics": set(),
+    "layout": {"errors"},
+    "config": {"errors", "layout"},
+    "flights": {"errors"},
+    "mountpoint": {"errors"},
+    "cache": {"errors"},
+    "catalog": {"errors", "inode", "layout"},
+    "store": {"errors"},
+    "demo": {"errors"},
+    "listing": {"cache", "catalog", "errors", "flights", "metrics", "store"},
+    "reader": {"cache", "errors", "flights", "listing", "metrics", "readahead", "store"},
+    "control": {"cache", "catalog", "errors", "inode", "layout", "metrics", "store"},
+    "filesystem": {"catalog", "control", "errors", "inode", "listing", "metrics", "reader"},
+    "fuse": {"errors", "filesystem", "flights", "metrics"},
+    "daemon": {
+        "cache", "catalog", "config", "control", "demo", "errors", "filesystem", "fuse", "listing", "metrics",
+        "mountpoint", "reader", "store",
+    },
+    "cli": {
+        "catalog", "config", "daemon", "demo", "errors", "flights", "layout", "mountpoint", "store",
+    },
+}  # fmt: skip
+"""What each module, or package of modules, may import of idcfs."""
+
+WHO_MAY_IMPORT = {
+    "duckdb": {"catalog/build.py"},
+    "pyfuse3": {"fuse.py", "daemon.py"},
+    "diskcache": {"cache.py"},
+    "aiobotocore": {"store/s3.py"},
+    "botocore": {"store/s3.py"},
+    "pydicom": {"demo"},
+}
+"""What is outside, and has one place inside."""
+
+SYNCHRONOUS = {"errors", "inode", "readahead", "metrics", "layout", "config", "mountpoint", "demo"}
+"""Modules that no trio may be in."""
+
+
+def modules() -> list[Path]:
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def layer(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imported(module: Path) -> Iterator[str]:
+    """The full names of what a module imports, wherever in it."""
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not how this project names modules"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("module", [path for path in modules() if path.name != "__init__.py"], ids=str)
+def test_a_module_imports_what_its_layer_may(module: Path) -> None:
+    assert layer(module) in LAYERS, f"{module} has no place in the table of layers"
+    allowed = LAYERS[layer(module)] | {layer(module), "__version__"}
+    inside = {name.split(".")[1] for name in imported(module) if name.startswith("idcfs.")}
+    assert inside <= allowed
+
+
+def test_the_table_has_no_cycle_and_nothing_that_is_gone() -> None:
+    assert set(LAYERS) == {layer(module) for module in modules()} - {"__init__"}
+    placed: set[str] = set()
+    while len(placed) < len(LAYERS):
+        ready = {name for name, below in LAYERS.items() if below <= placed} - placed
+        assert ready, f"a cycle among {set(LAYERS) - placed}"
+        placed |= ready
+
+
+@pytest.mark.parametrize("outside", WHO_MAY_IMPORT)
+def test_what_is_outside_has_its_place(outside: str) -> None:
+    users = {
+        path.as_posix() if path.as_posix() in WHO_MAY_IMPORT[outside] else layer(path)
+        for path in modules()
+        if any(name.split(".")[0] == outside for name in imported(path))
+    }
+    assert users == WHO_MAY_IMPORT[outside]
+
+
+def test_synchronous_modules_have_no_trio() -> None:
+    assert not [
+        str(path)
+        for path in modules()
+        if layer(path) in SYNCHRONOUS and any(name.split(".")[0] == "trio" for name in imported(path))
+    ]
+
+
+def test_only_the_adapter_knows_errnos_of_the_domain() -> None:
+    assert [str(path) for path in modules() if "ERRNOS" in (PACKAGE / path).read_text()] == ["fuse.py"]
+
+
+def test_the_daemon_does_not_load_duckdb() -> None:
+    code = "import sys, idcfs.daemon; sys.exit('duckdb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

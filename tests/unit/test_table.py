@@ -1,0 +1,182 @@
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from idcfs.catalog.table import BATCH_ROWS, BatchCache, Strings, Table, TableWriter, column_of
+from idcfs.errors import CatalogueDamaged
+
+SCHEMA = pa.schema([("name", pa.binary()), ("small", pa.uint8()), ("count", pa.uint32()), ("bytes", pa.uint64())])
+
+in_one_folder = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def row(number: int) -> tuple[bytes, int, int, int]:
+    return b"n%d" % number * (number % 5), number % 251, number, number << 40
+
+
+def write(path: Path, *sizes: int) -> int:
+    """A table of rows as `row` says, appended in pieces of *sizes*."""
+    total = 0
+    with TableWriter(path, SCHEMA) as writer:
+        for size in sizes:
+            columns = list(zip(*map(row, range(total, total + size)), strict=True)) or [()] * 4
+            writer.append([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)])
+            total += size
+        assert writer.rows == total
+    return total
+
+
+def rows(table: Table) -> list[tuple[bytes, int, int, int]]:
+    return list(zip(*(table.values(column, 0, len(table)) for column in range(4)), strict=True))
+
+
+border = st.sampled_from([0, 1, BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 1, 2 * BATCH_ROWS])
+
+
+@in_one_folder
+@given(st.lists(border | st.integers(0, 300), max_size=4), st.data())
+def test_what_is_written_is_read(tmp_path: Path, sizes: list[int], data: st.DataObject) -> None:
+    total = write(tmp_path / "table", *sizes)
+    table = Table(tmp_path / "table", BatchCache(1 << 20))
+    assert len(table) == total
+    table.verify()
+    start = data.draw(st.integers(0, total))
+    stop = data.draw(st.integers(0, total) | st.just(start))
+    expected = [row(number) for number in range(start, stop)]
+    for column in range(4):
+        assert table.values(column, start, stop) == [values[column] for values in expected]
+    if expected:
+        assert tuple(table.value(column, start) for column in range(4)) == expected[0]
+    table.close()
+
+
+def test_a_table_has_no_name_before_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    with TableWriter(path, SCHEMA):
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), TableWriter(tmp_path / "other", SCHEMA):
+        _ = 1 // 0
+    assert [found.name for found in tmp_path.iterdir()] == ["table"]
+
+
+def test_memory_is_bounded_and_the_batches_in_use_stay(tmp_path: Path) -> None:
+    total = write(tmp_path / "table", 6 * BATCH_ROWS)
+    cache = BatchCache(1 << 18)
+    table = Table(tmp_path / "table", cache)
+    for number in range(0, total, BATCH_ROWS):
+        table.value(0, 0)
+        table.value(0, number)
+    assert 0 < cache._size <= 1 << 18
+    assert cache._size == sum(size for _, size in cache._batches.values())
+    assert cache.get((table._key, 0)) is not None, "the one used all the time"
+    assert cache.get((table._key, 1)) is None, "the one used longest ago"
+    assert cache.get((table._key, 5)) is not None, "the last one"
+
+
+def test_tables_share_a_cache_without_meeting(tmp_path: Path) -> None:
+    write(tmp_path / "one", 10)
+    write(tmp_path / "other", 20)
+    cache = BatchCache(1 << 20)
+    one, other = Table(tmp_path / "one", cache), Table(tmp_path / "other", cache)
+    assert len(rows(one)) == 10
+    assert rows(other) == [row(number) for number in range(20)]
+
+
+def is_found_damaged(path: Path, expected: list[tuple[bytes, int, int, int]]) -> bool:
+    """Whether a file is seen to be damaged; what can be read of it has to be as it was written."""
+    try:
+        found = rows(Table(path, BatchCache(1 << 20)))
+    except CatalogueDamaged:
+        return True
+    assert found == expected[: len(found)]
+    # Fewer rows may be a whole table; whoever opens one knows how many there are (see View).
+    return len(found) != len(expected)
+
+
+def test_a_flipped_bit_never_gives_a_wrong_value(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    total = write(path, BATCH_ROWS + 40)
+    expected = [row(number) for number in range(total)]
+    whole = path.read_bytes()
+    ends = [*range(1200), *range(len(whole) - 2200, len(whole))]
+    chosen = random.Random(7)
+    found = 0
+    for at in chosen.sample(ends, 500) + chosen.sample(range(len(whole)), 100):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << chosen.randrange(8)
+        path.write_bytes(changed)
+        found += is_found_damaged(path, expected)
+    assert found > 150
+
+
+def test_a_flipped_bit_in_the_values_is_always_found(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    expected = [row(number) for number in range(write(path, 500))]
+    whole = path.read_bytes()
+    for number in (40, 250, 499):
+        at = whole.index((number << 40).to_bytes(8, "little"))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert is_found_damaged(path, expected)
+
+
+def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    expected = [row(number) for number in range(write(path, BATCH_ROWS + 40))]
+    whole = path.read_bytes()
+    for length in [0, 1, 8, 100, *range(0, len(whole), 20_011), len(whole) - 9, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert is_found_damaged(path, expected), length
+    with pytest.raises(CatalogueDamaged):
+        Table(tmp_path / "missing", BatchCache(1))
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"x" * 5000)
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(2000)
+
+
+@pytest.mark.parametrize("damage", [overwrite, cut])
+def test_damage_while_it_is_open_is_found_at_the_next_new_batch(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    path = tmp_path / "table"
+    write(path, 3 * BATCH_ROWS)
+    table = Table(path, BatchCache(1 << 20))
+    assert table.value(2, 2 * BATCH_ROWS) == 2 * BATCH_ROWS
+    damage(path)
+    assert table.value(2, 2 * BATCH_ROWS) == 2 * BATCH_ROWS
+    with pytest.raises(CatalogueDamaged):
+        table.value(2, 0)
+    with pytest.raises(CatalogueDamaged):
+        table.values(0, 0, 3 * BATCH_ROWS)
+
+
+def test_a_batch_in_the_place_of_another_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    write(path, 2 * BATCH_ROWS)
+    with pa.OSFile(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        batches = [reader.get_batch_with_custom_metadata(number) for number in (1, 0)]
+    with pa.ipc.new_file(str(path), SCHEMA) as swapped:
+        for batch, metadata in batches:
+            swapped.write_batch(batch, custom_metadata=metadata)
+    with pytest.raises(CatalogueDamaged):
+        Table(path, BatchCache(1 << 20)).value(2, 0)
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1))
+def test_a_column_of_strings_is_a_sequence(values: list[bytes]) -> None:
+    column = column_of(pa.array(values, pa.binary()))
+    assert isinstance(column, Strings)
+    assert list(column) == values
+    assert len(column) == len(values)
+    assert column[0 : len(values)] == values
