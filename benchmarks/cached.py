@@ -5,6 +5,7 @@ cases and the daemon knows nothing yet.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,16 @@ from benchmarks import processes
 from benchmarks.index_rows import SeriesRow, series_of
 from benchmarks.results import Result
 from benchmarks.s3_server import Generated, serving
-from benchmarks.workspace import Workspace
+from benchmarks.workspace import Mounted, Workspace
 
 PAIRS = 7
 SLICES, SLICE_BYTES = 400, 526_000
 SLIDE_BYTES = 300_000_000
 SPACE = 4 * 10**9
 """Bytes: the data twice, and what the cache wants to leave free."""
+
+SETTLE_SECONDS = 0.5
+"""In which a cache that is still written to grows."""
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -55,7 +59,16 @@ def _copy(workspace: Workspace, cache: Path, mirror: str, wanted: list[SeriesRow
         for series in wanted:
             copies[series] = workspace.folder / series.uuid
             workspace.run("cp", "-r", mounted.path / series.folder, copies[series])
+        _wait_for_cache(mounted)
     return copies
+
+
+def _wait_for_cache(mounted: Mounted) -> None:
+    """Wait until the cache stops growing: bytes are served before they are kept."""
+    before, now = -1, 0
+    while now > before:
+        time.sleep(SETTLE_SECONDS)
+        before, now = now, mounted.status()["cache"]["objects"]["bytes"]
 
 
 def _read_in_turns(

@@ -61,7 +61,7 @@ def _write_index(folder: Path) -> None:
     from idcfs.catalog.index import REQUIRED, find_index
 
     # Memory then does not grow with the index.
-    duckdb.execute("SET preserve_insertion_order = false")
+    duckdb.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
     replaced = ", ".join(f"{sql} AS {column}" for column, sql in RENAMED.items())
     for source in find_index().folder.glob("*.parquet"):
         copied = folder / source.name

@@ -9,7 +9,9 @@ and `Cache.failure` says why.
 import contextlib
 import os
 import re
+import sqlite3
 import struct
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -43,6 +45,10 @@ class EntryRefused(Exception):
 class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
     """Stores text keys and byte values, and refuses all else: nothing is unpickled, no path leaves the folder."""
 
+    def __init__(self, directory: str, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        self._thread = threading.local()
+
     def put(self, key: Any) -> tuple[str, bool]:
         """The form of a key in the database."""
         if type(key) is not str:
@@ -59,7 +65,13 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         """Write a value; a file that cannot be written whole is removed."""
         if type(value) is not bytes or read:
             raise EntryRefused("a value that is not bytes")
-        return super().store(value, read, key=key)
+        stored = super().store(value, read, key=key)
+        self._thread.file = stored[2]
+        return stored
+
+    def remove_last(self) -> None:
+        """Remove the file of the value that this thread stored last."""
+        self.remove(self._thread.file)
 
     def _write(self, full_path: str, iterator: Any, mode: str, encoding: str | None = None) -> Any:
         try:
@@ -158,7 +170,13 @@ class Cache:
         space = os.statvfs(self.folder)
         if space.f_bavail * space.f_frsize - len(value) < RESERVE:
             raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
-        self._disk.set(key, _pack(key, value))
+        entry = _pack(key, value)
+        try:
+            self._disk.set(key, entry)
+        except sqlite3.Error:
+            # diskcache leaves the value's file when its database then fails.
+            self._disk.disk.remove_last()
+            raise
 
     def _delete(self, key: str) -> None:
         assert self._disk is not None

@@ -114,6 +114,13 @@ class PriorRow(Row):
     first: int = 1
     last: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.uuid:
+            # Of the same identifiers as today's, but another series.
+            words = self.collection, self.patient, self.study, self.series, self.modality, self.first, self.last
+            object.__setattr__(self, "uuid", make_uuid("prior", *words))
+        super().__post_init__()
+
     def record(self) -> dict[str, Any]:
         row = super().record()
         kept = {name: row[name] for name in PRIOR_SCHEMA.names if name in row}

@@ -56,7 +56,7 @@ _FIRST_OF_EACH_PRIOR = (
 )
 _ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
 _CANONICAL_ORDER = (
-    "series_revised_idc_version IS NULL, collection_id, PatientID, StudyInstanceUID, SeriesInstanceUID, "
+    "series_revised_idc_version IS NULL, encode(collection_id), encode(PatientID), StudyInstanceUID, SeriesInstanceUID, "
     "crdc_series_uuid"
 )
 """Every row of today's index before the rows of earlier versions, which have no revised version."""
@@ -177,8 +177,9 @@ def build_view(connection: Connection, series_table: Path, source: str, template
     for name in levels:
         _escape_names(connection, name)
     _tell_namesakes_apart(connection, levels)
-    order = ", ".join(levels)
-    batches = stream(connection, f"SELECT {order}, series FROM rendered ORDER BY {order}")
+    # As bytes: duckdb 1.2 puts text that is not ASCII in another order.
+    order = ", ".join(f"encode({name})" for name in levels)
+    batches = stream(connection, f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
     _write_levels(batches, template, folder)
 
 

@@ -266,7 +266,7 @@ class _Refused(Exception):
 def _translate(error: Exception, what: str) -> ReadError:
     """What *error*, which came out of aiobotocore, means to the caller who asked for *what*."""
     # Loaded before, with the client that raised the error.
-    from aiohttp import ClientError
+    from aiohttp import ClientError, ClientPayloadError
     from botocore.exceptions import ConnectionError as EndpointError
     from botocore.exceptions import HTTPClientError
 
@@ -275,6 +275,8 @@ def _translate(error: Exception, what: str) -> ReadError:
     reason = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
     if isinstance(reason, _Refused):
         return _refusal(reason, what)
+    if isinstance(reason or error, ClientPayloadError):
+        return Untrusted(f"{what}: the body ended early")
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
         return Unreachable(f"{what}: {reason or error or type(error).__name__}")
     return Untrusted(f"{what}: {type(error).__name__}: {error}")

@@ -5,10 +5,14 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 import SimpleITK
 
+from idcfs.catalog.index import find_index
 from tests.mount.conftest import REAL_MIRROR, give_catalogue
 from tests.mounting import Commands, checksums, mirror_series, status
 
@@ -26,6 +30,20 @@ def mirror(request: pytest.FixtureRequest, folder_mirror: Path) -> str:
 @pytest.fixture(params=[SAMPLE_CT, pytest.param(REAL_CT, marks=needs_real_data)], ids=["sample", "real"])
 def ct(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def index_of_the_mirror(tmp_path_factory: pytest.TempPathFactory, folder_mirror: Path) -> Path:
+    """The real index's rows of just the series that the mirror holds."""
+    folder = tmp_path_factory.mktemp("index")
+    there = pa.array(list(mirror_series(folder_mirror)))
+    for name, path in find_index().tables.items():
+        table = pq.read_table(path)
+        if name == "index":
+            table = table.filter(pc.is_in(table["crdc_series_uuid"], there))
+            assert len(table) == len(there)
+        pq.write_table(table, folder / path.name)
+    return folder
 
 
 def by_uuid(point: Path, uuid: str) -> Path:
@@ -78,30 +96,21 @@ def test_simpleitk_reads_the_same_volume(commands: Commands, mirror: str, folder
         assert volumes[0][0][2] > 1
 
 
-def test_a_scan_of_a_study_finds_every_file_valid_and_none_foreign(
-    commands: Commands, mirror: str, folder_mirror: Path
+def test_a_scan_finds_every_file_valid_and_none_foreign(
+    commands: Commands, mirror: str, folder_mirror: Path, index_of_the_mirror: Path
 ) -> None:
     """What 3D Slicer's indexer does: walk everything, hidden files too, and read each up to the large elements."""
-    with commands.mounted(commands.home / "idc", "--mirror", mirror) as point:
-        uuids = [SAMPLE_CT, *([REAL_CT] if REAL_MIRROR.is_dir() else [])]
-        for uuid in uuids:
-            row = pydicom.dcmread(next(by_uuid(point, uuid).iterdir()), stop_before_pixels=True)
-            study = next(point.glob(f"*/{row.PatientID}/{row.StudyInstanceUID}"))
-            scan = commands.run("dcmdump", "--scan-directories", "--recurse", "--max-read-length", "4", study)
-            assert scan.returncode == 0
-            assert scan.stderr == ""
-            in_study = [
-                series
-                for series in mirror_series(folder_mirror).values()
-                if pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID == study.name
-            ]
-            count = sum(len(list(series.iterdir())) for series in in_study)
-            # Series of the study that this mirror does not hold are shown, but cannot be listed.
-            assert scan.stdout.count("# Dicom-Meta-Information-Header") == count
-            for folder, _, names in os.walk(study):
-                for name in names:
-                    test = commands.run("dcmftest", f"{folder}/{name}")
-                    assert test.stdout.startswith("yes:"), test.stdout
+    flags = ("--index", index_of_the_mirror, "--mirror", mirror)
+    with commands.mounted(commands.home / "idc", *flags) as point:
+        scan = commands.run("dcmdump", "--scan-directories", "--recurse", "--max-read-length", "4", point)
+        assert (scan.returncode, scan.stderr) == (0, "")
+        originals = {file.name for series in mirror_series(folder_mirror).values() for file in series.iterdir()}
+        assert scan.stdout.count("# Dicom-File-Format") == len(originals)
+        found = [f"{folder}/{name}" for folder, _, names in os.walk(point) for name in names]
+        assert {Path(file).name for file in found} == originals
+        for start in range(0, len(found), 50):
+            test = commands.run("dcmftest", *found[start : start + 50])
+            assert all(line.startswith("yes:") for line in test.stdout.splitlines()), test.stdout
 
 
 def test_pydicom_reads_headers(commands: Commands, mirror: str, folder_mirror: Path) -> None:

@@ -162,9 +162,7 @@ def test_derived_objects_refer_to_slices_that_are_there(demo: Demo) -> None:
 def test_a_segmentations_frames_lie_on_its_sources_slices_and_show_something(demo: Demo) -> None:
     for dataset in demo.of_modality("SEG"):
         frame_bytes = dataset.Rows * dataset.Columns // 8
-        uuid = next(
-            u for u, row in demo.rows.items() if row["SeriesInstanceUID"] == dataset.SeriesInstanceUID
-        )
+        uuid = next(u for u, row in demo.rows.items() if row["SeriesInstanceUID"] == dataset.SeriesInstanceUID)
         positions = {image.SOPInstanceUID: image.ImagePositionPatient for image in demo.series(SOURCES[uuid])}
         for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
             derivation = frame.DerivationImageSequence[0].SourceImageSequence[0]
@@ -219,9 +217,7 @@ def test_a_ct_is_in_hounsfield_units(demo: Demo) -> None:
 @pytest.mark.skipif(not shutil.which("dcm2niix"), reason="dcm2niix is not installed")
 def test_dcm2niix_makes_one_volume_of_the_ct(demo: Demo, tmp_path: Path) -> None:
     folder = demo.folder / demo.rows[CT_SERIES]["aws_bucket"] / CT_SERIES
-    subprocess.run(
-        ["dcm2niix", "-b", "n", "-f", "ct", "-o", tmp_path, folder], check=True, capture_output=True
-    )
+    subprocess.run(["dcm2niix", "-b", "n", "-f", "ct", "-o", tmp_path, folder], check=True, capture_output=True)
     (volume,) = tmp_path.glob("*.nii*")
     assert itk.ReadImage(str(volume)).GetSize() == (128, 128, demo.rows[CT_SERIES]["instanceCount"])
 

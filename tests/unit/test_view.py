@@ -65,8 +65,8 @@ def walk(view: View, level: int = 0, group: int = 0, path: tuple[bytes, ...] = (
     names = view.names(level + 1, children)
     assert names == sorted(set(names))
     assert view.child_counts(level + 1, children) == [len(view.children(level + 1, child)) for child in children]
-    found = {}
-    below = []
+    found: dict[tuple[bytes, ...], int] = {}
+    below: list[int] = []
     for child, name in zip(children, names, strict=True):
         assert view.find(level, group, name) == child
         assert view.parent(level + 1, child) == group
@@ -79,7 +79,7 @@ def walk(view: View, level: int = 0, group: int = 0, path: tuple[bytes, ...] = (
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(several_rows, st.sampled_from(TEMPLATES))
 @example([row(number, "c", "p", "s", "CT") for number in range(9)], DEFAULT_TEMPLATE)
 @example([row(number, *"cpsm") for number in range(9)], "%Modality")
@@ -143,18 +143,20 @@ def test_namesakes_are_told_apart_by_their_uuids_and_others_are_left_alone(tmp_p
     ]
 
 
-@pytest.mark.parametrize("at", range(0, 150, 7))
-def test_a_description_with_a_changed_byte_is_damaged_or_says_the_same(tmp_path: Path, at: int) -> None:
+def test_a_description_with_a_changed_byte_is_damaged_or_says_the_same(tmp_path: Path) -> None:
     view, _ = build_view(tmp_path, [Row("a"), Row("b")], DEFAULT_TEMPLATE)
     file = tmp_path / "view" / DESCRIPTION
-    text = bytearray(file.read_bytes())
-    text[at % len(text)] ^= 1
-    file.write_bytes(text)
-    try:
-        again = View(tmp_path / "view", BatchCache(1 << 20))
-    except CatalogueDamaged:
-        return
-    assert (again.depth, again.template) == (view.depth, view.template)
+    text = file.read_bytes()
+    found = 0
+    for at in range(len(text)):
+        file.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+        try:
+            again = View(tmp_path / "view", BatchCache(1 << 20))
+        except CatalogueDamaged:
+            found += 1
+        else:
+            assert (again.depth, again.template) == (view.depth, view.template)
+    assert found > len(text) * 0.9
 
 
 def test_a_view_without_one_of_its_files_or_rows_is_damaged(tmp_path: Path) -> None:

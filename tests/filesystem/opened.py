@@ -1,0 +1,125 @@
+"""A file system over a store in memory, wired as the daemon wires it but for FUSE."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from idcfs.cache import Cache, open_cache
+from idcfs.catalog.catalogue import Catalogue, open_catalogue
+from idcfs.catalog.index import Index
+from idcfs.control import Control
+from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem, Node
+from idcfs.inode import ROOT
+from idcfs.layout import DEFAULT_TEMPLATE
+from idcfs.listing import Listings
+from idcfs.metrics import Metrics
+from idcfs.reader import Reader
+from idcfs.store.base import ListPage, ObjectStore
+from idcfs.store.mirror import parse_mirror
+from tests.index_factory import Row
+from tests.memory_store import MemoryStore
+
+LIMIT = 1 << 30
+
+
+@dataclass
+class Opened:
+    """A file system, what it is made of, and ways to use it by path."""
+
+    filesystem: FileSystem
+    catalogue: Catalogue
+    listings: Listings
+    reader: Reader
+    objects: Cache
+    metrics: Metrics
+
+    async def node(self, path: str) -> Node:
+        """What has a path below the root."""
+        node = await self.filesystem.getattr(ROOT)
+        for name in path.split("/") if path else []:
+            node = await self.filesystem.lookup(node.inode, name.encode())
+        return node
+
+    async def entries(self, inode: int) -> dict[bytes, Node]:
+        """The whole content of a folder, asked as the kernel does."""
+        await self.filesystem.open_folder(inode)
+        found: list[tuple[bytes, Node]] = []
+        while some := await self.filesystem.entries(inode, len(found)):
+            assert len(some) <= ENTRIES_AT_ONCE
+            found += some
+        names = [name for name, _ in found]
+        assert len(set(names)) == len(names)
+        return dict(found)
+
+    async def names(self, path: str) -> list[str]:
+        """The names in the folder with a path, in the order they are listed."""
+        return [name.decode() for name in await self.entries((await self.node(path)).inode)]
+
+    async def read(self, path: str, offset: int = 0, length: int = 1 << 40) -> bytes:
+        """Bytes of the file with a path."""
+        handle = await self.filesystem.open((await self.node(path)).inode)
+        try:
+            return bytes(await self.filesystem.read(handle, offset, length))
+        finally:
+            self.filesystem.release(handle)
+
+    async def kept(self, entries: int) -> None:
+        """Wait until the cache of objects has that many entries."""
+        while (await self.objects.usage())[0] < entries:  # noqa: ASYNC110  # other processes may put them there
+            await trio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def open_filesystem(
+    cache: Path,
+    index: Index,
+    store: ObjectStore,
+    mirror_word: str = "aws",
+    *,
+    layout: str = DEFAULT_TEMPLATE,
+    seconds: float = 30,
+    tell: Callable[[str], None] = lambda step: None,
+) -> AsyncIterator[Opened]:
+    """Open everything that a mount opens; *cache* keeps what is kept between mounts.
+
+    One request to *store* may take *seconds*; nothing is tried again.
+    """
+    mirror, metrics = parse_mirror(mirror_word), Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, tell=tell))
+        objects = await stack.enter_async_context(open_cache(cache / "objects", LIMIT))
+        lists = await stack.enter_async_context(open_cache(cache / "listings", LIMIT))
+        await stack.enter_async_context(store)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
+        reader = Reader(store, mirror, objects, listings, metrics, nursery, seconds)
+        control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
+        filesystem = FileSystem(catalogue, listings, reader, control, metrics)
+        yield Opened(filesystem, catalogue, listings, reader, objects, metrics)
+        nursery.cancel_scope.cancel()
+
+
+def path_of(row: Row) -> str:
+    """Where a series is in the default layout."""
+    return f"{row.collection}/{row.patient}/{row.study}/{row.modality}_{row.series}"
+
+
+class GatedStore(MemoryStore):
+    """Answers when its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = trio.Event()
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        page = await super().list_page(bucket, prefix, token)
+        await self.gate.wait()
+        return page
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        data = await super().get(bucket, key, start, stop, etag)
+        await self.gate.wait()
+        return data

@@ -1,0 +1,283 @@
+import contextlib
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idcfs import cache as caches
+from idcfs.cache import Cache, open_cache
+from idcfs.errors import CacheUnusable
+
+LIMIT = 1 << 28
+LARGE = bytes(range(256)) * 400
+"""Large enough for a file of its own; smaller values are in the database."""
+
+SMALL = b"small"
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.val"))
+
+
+async def value(cache: Cache, key: str) -> bytes | None:
+    found = await cache.get(key)
+    return None if found is None else bytes(found)
+
+
+@contextlib.contextmanager
+def database(folder: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(folder / "cache.db")) as connection, connection:
+        yield connection
+
+
+@pytest.mark.parametrize("content", [b"", SMALL, LARGE])
+async def test_what_is_put_is_found_by_all_and_later(tmp_path: Path, content: bytes) -> None:
+    async with open_cache(tmp_path / "a" / "b", LIMIT) as cache, open_cache(tmp_path / "a" / "b", LIMIT) as other:
+        assert await value(cache, "key") is None
+        await cache.put("key", content)
+        assert await value(cache, "key") == content
+        assert await value(other, "key") == content
+        assert await value(other, "other") is None
+        assert cache.failure is None
+    async with open_cache(tmp_path / "a" / "b", LIMIT) as cache:
+        assert await value(cache, "key") == content
+        assert (await cache.usage())[0] == 1
+        await cache.put("key", b"another")
+        assert await value(cache, "key") == b"another"
+        await cache.delete("key")
+        await cache.delete("key")
+        assert await value(cache, "key") is None
+    assert files(tmp_path) == []
+
+
+async def test_clearing(tmp_path: Path) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        for key in "abc":
+            await cache.put(key, LARGE)
+        await cache.clear()
+        assert await value(cache, "a") is None
+        assert (await cache.usage())[0] == 0
+    assert files(tmp_path) == []
+
+
+async def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
+    async with open_cache(tmp_path / "cache", LIMIT):
+        assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+async def test_the_least_recently_used_goes_first_and_the_limit_holds(tmp_path: Path) -> None:
+    limit = 40 * len(LARGE)
+    async with open_cache(tmp_path, limit) as cache:
+        for number in range(100):
+            await cache.put(f"key{number}", LARGE)
+            assert await value(cache, "key0") == LARGE, "used all the time"
+            assert sum(path.stat().st_size for path in files(tmp_path)) <= limit + 2 * len(LARGE)
+        assert await value(cache, "key99") == LARGE
+        assert await value(cache, "key1") is None
+        entries, used = await cache.usage()
+        assert 20 < entries < 42
+        assert used <= limit + 2 * len(LARGE)
+
+
+def flip(at: int) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[at] ^= 4
+        path.write_bytes(data)
+
+    return change
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [*map(flip, [0, 5, 8, 12, 16, 20, 5000, -1]), cut, lengthen, empty, Path.unlink])
+async def test_a_damaged_entry_is_a_miss(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("key", LARGE)
+        (file,) = files(tmp_path)
+        damage(file)
+        assert await value(cache, "key") is None
+        assert files(tmp_path) == []
+        await cache.put("key", LARGE)
+        assert await value(cache, "key") == LARGE
+
+
+async def test_entries_in_each_others_place_are_misses(tmp_path: Path) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        for number in range(4):
+            await cache.put(f"large{number}", LARGE)
+            await cache.put(f"small{number}", SMALL)
+    one, other, *_ = files(tmp_path)
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    with database(tmp_path) as sql:
+        sql.execute("UPDATE Cache SET value = (SELECT value FROM Cache WHERE key = 'small1') WHERE key = 'small0'")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        found = [await value(cache, f"large{number}") for number in range(4)]
+        assert sorted(map(bool, found)) == [False, False, True, True]
+        assert await value(cache, "small0") is None
+        assert await value(cache, "small1") == SMALL
+
+
+class Evil:
+    """Whoever unpickles one makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 3, 4, 9, "text", None])
+@pytest.mark.parametrize(
+    "filename", [None, "../../outside", "ab/../../outside", "/outside", 7, b"../outside", "", "ab/cd/ef.val"]
+)
+async def test_a_planted_value_is_refused_and_nothing_outside_is_touched(
+    tmp_path: Path, mode: object, filename: object
+) -> None:
+    (tmp_path / "outside").write_bytes(b"mine")
+    folder = tmp_path / "x" / "cache"
+    async with open_cache(folder, LIMIT) as cache:
+        await cache.put("key", SMALL)
+        pickled = pickle.dumps(Evil(tmp_path / "unpickled"))
+        with database(folder) as sql:
+            sql.execute("UPDATE Cache SET mode = ?, filename = ?, value = ?", (mode, filename, pickled))
+        assert await value(cache, "key") is None
+        await cache.put("key", SMALL)
+        assert await value(cache, "key") == SMALL
+        with database(folder) as sql:
+            sql.execute("UPDATE Cache SET mode = ?, filename = ?, value = ?", (mode, filename, pickled))
+        await cache.clear()
+    assert (tmp_path / "outside").read_bytes() == b"mine"
+    assert not (tmp_path / "unpickled").exists()
+
+
+async def test_planted_keys_are_not_unpickled_and_eviction_removes_nothing_outside(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"mine")
+    folder = tmp_path / "cache"
+    async with open_cache(folder, 30 * len(LARGE)) as cache:
+        await cache.put("key", SMALL)
+        pickled = pickle.dumps(Evil(tmp_path / "unpickled"))
+        with database(folder) as sql:
+            for number, filename in enumerate(["../outside", 7, b"../outside", None]):
+                sql.execute(
+                    "INSERT INTO Cache(key, raw, access_time, mode, filename, value) VALUES (?, 0, ?, 4, ?, ?)",
+                    (pickled + bytes([number]), number, filename, pickled),
+                )
+        for number in range(60):
+            await cache.put(f"key{number}", LARGE)
+        assert cache.failure is None
+        assert await value(cache, "key59") == LARGE
+    assert (tmp_path / "outside").read_bytes() == b"mine"
+    assert not (tmp_path / "unpickled").exists()
+
+
+async def test_a_folder_that_goes_away_makes_misses_not_errors(tmp_path: Path) -> None:
+    async with open_cache(tmp_path / "cache", LIMIT) as cache:
+        await cache.put("key", LARGE)
+        shutil.rmtree(tmp_path / "cache")
+        assert await value(cache, "key") is None
+        await cache.put("other", LARGE)
+        assert cache.failure is not None
+        assert str(tmp_path / "cache") in cache.failure
+        await cache.get("key")
+        assert cache.failure is not None, "that reading works says nothing of writing"
+        assert await cache.usage() is not None
+
+
+async def test_a_database_that_breaks_makes_misses_not_errors(tmp_path: Path) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("key", SMALL)
+        with database(tmp_path) as sql:
+            sql.execute("DROP TABLE Cache")
+        assert await value(cache, "key") is None
+        assert cache.failure is not None
+        assert "no such table" in cache.failure
+        await cache.put("key", LARGE)
+    assert files(tmp_path) == []
+
+
+async def test_a_reserve_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("before", LARGE)
+        monkeypatch.setattr(caches, "RESERVE", 1 << 60)
+        await cache.put("key", LARGE)
+        assert await value(cache, "key") is None
+        assert await value(cache, "before") == LARGE
+        assert cache.failure is not None
+        assert "are free" in cache.failure
+        monkeypatch.setattr(caches, "RESERVE", 0)
+        await cache.put("key", LARGE)
+        assert await value(cache, "key") == LARGE
+        assert cache.failure is None
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root, and not in every container, can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_a_full_disk_leaves_no_part_of_a_file(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "RESERVE", -(1 << 40))
+    async with open_cache(tiny_disk, LIMIT) as cache:
+        await cache.put("kept", LARGE)
+        await cache.put("too large", bytes(3 << 20))
+        assert cache.failure is not None
+        assert "No space left" in cache.failure
+        assert len(files(tiny_disk)) == 1
+        assert await value(cache, "too large") is None
+        assert await value(cache, "kept") == LARGE
+        await cache.put("fits", LARGE)
+        assert await value(cache, "fits") == LARGE
+        assert cache.failure is None
+
+
+def file_in_its_place(folder: Path) -> None:
+    folder.touch()
+
+
+def no_database(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "cache.db").write_bytes(b"garbage" * 1000)
+
+
+def planted_setting(folder: Path) -> None:
+    folder.mkdir()
+    with database(folder) as sql:
+        sql.execute("CREATE TABLE Settings (key TEXT NOT NULL UNIQUE, value)")
+        sql.execute("INSERT INTO Settings VALUES ('disk_nothing', 1)")
+
+
+@pytest.mark.parametrize("spoil", [file_in_its_place, no_database, planted_setting])
+async def test_what_is_no_cache_is_said_in_one_line(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(tmp_path / "cache")
+    with pytest.raises(CacheUnusable, match="--cache-dir") as raised:
+        async with open_cache(tmp_path / "cache", LIMIT):
+            pass
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path / "cache") in str(raised.value)
