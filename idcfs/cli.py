@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,7 +70,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Mount IDC on a folder.")
 @click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--mirror", metavar="WHERE", help="aws (default), gcs, http(s)://host[:port], or a folder.")
 @click.option(
@@ -80,14 +81,14 @@ def main() -> None:
 @click.option("--idc-version", metavar="N", help="Show the tree of an earlier IDC version.")
 @click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
 @click.option("--timeout", metavar="SECONDS", help="How long one read may wait for the network. Default: 30.")
-@click.option("--xattr", is_flag=True, default=None, help="Show index columns as extended attributes user.idc.*.")
-@click.option("--allow-other", is_flag=True, default=None, help="Let other users of this machine read the mount.")
+@click.option("--xattr/--no-xattr", default=None, help="Show index columns as extended attributes user.idc.*.")
+@click.option("--allow-other/--no-allow-other", default=None, help="Let other users of this machine read the mount.")
 @click.option("--demo", is_flag=True, help="Serve a small synthetic sample; no network.")
 @click.option("--recover", is_flag=True, help="Replace a mount whose daemon is gone.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
-@click.option("--debug", is_flag=True, help="Log every call.")
+@click.option("--debug", is_flag=True, help="Log more.")
 def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, debug: bool, **flags: Any) -> None:
-    r"""Mount IDC on MOUNTPOINT (default: ~/idc, created if it is missing).
+    """Mount IDC on MOUNTPOINT (default: ~/idc, created if it is missing).
 
     Returns when the mount answers; it goes on in the background until 'idcfs unmount MOUNTPOINT'.
     Flags can be set for good as variables (IDCFS_MIRROR, IDCFS_CACHE_SIZE, ...) or in
@@ -98,10 +99,10 @@ def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, 
       idcfs mount
       idcfs mount --mirror gcs --cache-size 100GB /data/idc
       idcfs mount --layout %collection_id/%PatientID/%Modality_%SeriesInstanceUID /data/idc
-    """
+    """  # noqa: D301  # click's mark for text that it must not wrap is a real backspace
     path = mountpoints.absolute(mountpoint or DEFAULT_MOUNTPOINT)
     settings = load_settings(flags)
-    _check(settings)
+    settings = _checked(settings)
     mountpoints.check_machine(settings.allow_other)
     mountpoints.prepare(path, recover)
     level = logging.DEBUG if debug else logging.INFO
@@ -112,13 +113,15 @@ def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, 
     _serve_in_background(settings, path, demo, level)
 
 
-def _check(settings: Settings) -> None:
-    """Find what is wrong with the settings before anything is made."""
+def _checked(settings: Settings) -> Settings:
+    """Find what is wrong with the settings before anything is made; a folder's path becomes absolute."""
     from idcfs.catalog.index import find_index
     from idcfs.store.mirror import parse_mirror
 
-    parse_mirror(settings.mirror).check()
+    mirror = parse_mirror(settings.mirror)
+    mirror.check()
     find_index(settings.index)
+    return settings if mirror.folder is None else replace(settings, mirror=str(mirror.folder))
 
 
 def _serve(settings: Settings, path: Path, demo: bool, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -225,7 +228,7 @@ def _tell(message: dict[str, Any], path: Path) -> None:
         click.echo(f"Mounted on {path} from {facts['mirror']}. Unmount with: idcfs unmount {path}")
 
 
-@main.command()
+@main.command(short_help="Unmount, and wait for the daemon to end.")
 @click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--lazy", is_flag=True, help="Let go of the mount even while programs use it.")
 def unmount(mountpoint: Path | None, lazy: bool) -> None:
@@ -258,7 +261,7 @@ def _read_status(path: Path) -> dict[str, Any]:
     return json.loads((path / ".idc" / "status.json").read_bytes())  # type: ignore[no-any-return]  # ours
 
 
-@main.command()
+@main.command(short_help="Say what a mount is doing.")
 @click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(mountpoint: Path | None, as_json: bool) -> None:
@@ -373,7 +376,7 @@ def _uses(path: Path, folder: Path) -> bool:
     return False
 
 
-@main.command("demo-mirror")
+@main.command("demo-mirror", short_help="Write the synthetic sample as a mirror.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
 def demo_mirror(folder: Path, index: str | None) -> None:

@@ -137,7 +137,7 @@ def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
 
 
 async def _mount(adapter: Adapter, mountpoint: Path, settings: Settings, ready: Callable[[], None]) -> None:
-    options = {"fsname=idc", f"subtype={mountpoints.SUBTYPE}"}
+    options = {"fsname=idcfs", f"subtype={mountpoints.SUBTYPE}"}
     if settings.allow_other:
         # The kernel then checks the modes that are shown, which keeps files as read-only as they look.
         options |= {"allow_other", "default_permissions"}

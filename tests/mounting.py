@@ -30,9 +30,9 @@ class Commands:
             **self.identity(),
         )  # fmt: skip
 
-    def start(self, *arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """Start a command line and go on."""
-        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # options of any kind
+        return subprocess.Popen(
             [str(argument) for argument in arguments], text=True, env=self.variables(), **self.identity(), **options
         )
 
@@ -45,7 +45,7 @@ class Commands:
         kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "LC_ALL"}}
         return {**kept, "HOME": str(self.home), **self.environment}
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """Who runs it."""
         if self.user is None:
             return {}

@@ -25,7 +25,7 @@ from idcfs.catalog import view
 from idcfs.catalog.description import write_description
 from idcfs.catalog.index import REPAIR
 from idcfs.catalog.table import TableWriter
-from idcfs.errors import IdcfsError, IndexUnusable
+from idcfs.errors import IdcfsError, IndexUnusable, UsageError
 from idcfs.layout import PLAIN_COMPONENT, Column, Template, escape, parse_template, with_suffix
 
 SERIES_SCHEMA = pa.schema(
@@ -56,8 +56,8 @@ _FIRST_OF_EACH_PRIOR = (
 )
 _ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
 _CANONICAL_ORDER = (
-    "series_revised_idc_version IS NULL, encode(collection_id), encode(PatientID), StudyInstanceUID, SeriesInstanceUID, "
-    "crdc_series_uuid"
+    "series_revised_idc_version IS NULL, encode(collection_id), encode(PatientID), StudyInstanceUID, "
+    "SeriesInstanceUID, crdc_series_uuid"
 )
 """Every row of today's index before the rows of earlier versions, which have no revised version."""
 
@@ -110,20 +110,12 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
         for batch in stream(connection, sql):
             arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
             writer.append([array.cast(kind) for array, kind in arrays])
-    counts = connection.execute("""
-        SELECT count(*) AS series, count(DISTINCT StudyInstanceUID) AS studies,
-            count(DISTINCT (collection_id, PatientID)) AS patients,
-            count(DISTINCT collection_id) AS collections,
-            CAST(sum(instanceCount) AS BIGINT) AS instances,
-            CAST(sum(round(series_size_MB * 1e6)) AS BIGINT) AS bytes FROM index""")
-    totals = dict(zip([column[0] for column in counts.description], counts.fetchone(), strict=True))
-    if not totals["series"]:
+    if not writer.rows:
         raise IndexUnusable(f"the IDC index has no series; {REPAIR}")
     return {
         "buckets": buckets,
         "columns": [row[0] for row in connection.execute('DESCRIBE "index"').fetchall()],
         "rows": writer.rows,
-        "counts": totals,
         "releases": _releases(connection),
         "analysis_results": [
             row[0]
@@ -134,6 +126,17 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
     }
 
 
+def count(connection: Connection, source: str) -> dict[str, int]:
+    """The totals of a set of series; past versions do not tell how many instances they had."""
+    counts = connection.execute(f"""
+        SELECT count(*) AS series, count(DISTINCT StudyInstanceUID) AS studies,
+            count(DISTINCT (collection_id, PatientID)) AS patients,
+            count(DISTINCT collection_id) AS collections,
+            CAST(coalesce(sum(instanceCount), 0) AS BIGINT) AS instances,
+            CAST(coalesce(sum(round(series_size_MB * 1e6)), 0) AS BIGINT) AS bytes FROM {source}""")
+    return dict(zip([column[0] for column in counts.description], counts.fetchone(), strict=True))
+
+
 def _releases(connection: Connection) -> dict[str, str]:
     """The release date of each IDC version, where the index tells them."""
     rows = []
@@ -142,6 +145,15 @@ def _releases(connection: Connection) -> dict[str, str]:
     if not rows:
         rows = connection.execute("SELECT max(series_revised_idc_version), '1970-01-01' FROM index").fetchall()
     return {str(version): str(date) for version, date in rows}
+
+
+def _check_version(connection: Connection, select: dict[str, Any]) -> None:
+    versions = sorted(int(version) for version in _releases(connection))
+    if "version" in select and select["version"] not in versions:
+        raise UsageError(
+            f"IDC version {select['version']} is not in the installed index, which has versions "
+            f"{versions[0]} to {versions[-1]}"
+        )
 
 
 def selection(what: dict[str, Any]) -> str:
@@ -180,7 +192,9 @@ def build_view(connection: Connection, series_table: Path, source: str, template
     # As bytes: duckdb 1.2 puts text that is not ASCII in another order.
     order = ", ".join(f"encode({name})" for name in levels)
     batches = stream(connection, f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
-    _write_levels(batches, template, folder)
+    rows = _write_levels(batches, template, folder)
+    description = {"rows": rows, "template": template.text, "counts": count(connection, source)}
+    write_description(folder / view.DESCRIPTION, description)
 
 
 def _register_series(connection: Connection, series_table: Path) -> None:
@@ -236,8 +250,8 @@ def _tell_namesakes_apart(connection: Connection, levels: list[str]) -> None:
         connection.unregister("registered")
 
 
-def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder: Path) -> None:
-    """Cut sorted rows of names into levels: a folder is a run of rows with one path."""
+def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder: Path) -> list[int]:
+    """Cut sorted rows of names into levels, where a folder is a run of rows with one path; returns their lengths."""
     folder.mkdir(parents=True)
     depth = len(template.levels)
     schemas = [view.INNER_SCHEMA] * (depth - 1) + [view.LAST_SCHEMA]
@@ -259,7 +273,7 @@ def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder:
             writers[-1].append([names[-1], batch.column(depth).cast(pa.uint32())])
             rows = [writer.rows for writer in writers]
             previous = batch.slice(batch.num_rows - 1)
-    write_description(folder / view.DESCRIPTION, {"rows": rows, "template": template.text})
+    return rows
 
 
 def _starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.Array]:
@@ -295,6 +309,10 @@ def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
     connection = connect(specification["tables"])
     columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
     what = specification["build"]
+    if what != "attributes":
+        # First, so that what cannot be is refused before it has cost anything.
+        template = parse_template(specification["template"], columns)
+        _check_version(connection, specification["select"])
     if what == "catalogue":
         tell("reading the index")
         write_description(folder / "contents.json", build_series(connection, folder))
@@ -302,7 +320,6 @@ def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
     if what == "attributes":
         build_attributes(connection, folder / "attributes.parquet")
         return
-    template = parse_template(specification["template"], columns)
     source = selection(specification["select"])
     build_view(connection, folder / "series.arrow", source, template, Path(specification["view"]))
 

@@ -29,7 +29,7 @@ from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
-from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound, UsageError
+from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound
 from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
 
 BATCH_CACHE_BYTES = 64 << 20
@@ -102,11 +102,6 @@ class Catalogue:
         async with self._lock():
             if not self._read_contents():
                 await self._rebuild()
-        if self.mount_version not in self.versions:
-            raise UsageError(
-                f"IDC version {self.mount_version} is not in the installed index, which has versions "
-                f"{min(self.versions)} to {max(self.versions)}"
-            )
         for version in self.versions:
             self._keys[VERSION_GENERATIONS + version] = view_key(version=version)
         for number, name in enumerate(self.analysis_results):
@@ -137,8 +132,8 @@ class Catalogue:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Totals of the index: collections, patients, studies, series, instances, bytes."""
-        return self.contents["counts"]  # type: ignore[no-any-return]  # what build_series wrote
+        """Totals of the main tree: collections, patients, studies, series, instances, bytes."""
+        return self._views[MAIN_GENERATION].counts
 
     @property
     def analysis_results(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from idcfs.errors import CatalogueDamaged
 
-FORMAT = 2
+FORMAT = 3
 """Changes when a file of the catalogue changes its form."""
 
 

@@ -6,6 +6,7 @@ run of the next level, sorted by name. The groups of the last level are series; 
 
 import bisect
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,6 +41,7 @@ class View:
     def __init__(self, folder: Path, cache: BatchCache) -> None:
         description = read_description(folder / DESCRIPTION)
         rows, self.template = description["rows"], str(description["template"])
+        self.counts: Mapping[str, int] = description["counts"]
         self._levels = [Table(folder / level_file(number), cache) for number in range(1, len(rows) + 1)]
         if [len(table) for table in self._levels] != rows:
             raise CatalogueDamaged(f"{folder}: a level has not the number of rows it was written with")

@@ -65,7 +65,8 @@ def s3_mirror(folder_mirror: Path) -> Iterator[str]:
             client.create_bucket(Bucket=bucket, ACL="public-read")
         for uuid, series in mirror_series(folder_mirror).items():
             for file in series.iterdir():
-                client.put_object(Bucket=series.parent.name, Key=f"{uuid}/{file.name}", Body=file.read_bytes(), ACL="public-read")
+                body = file.read_bytes()
+                client.put_object(Bucket=series.parent.name, Key=f"{uuid}/{file.name}", Body=body, ACL="public-read")
         yield endpoint
     finally:
         server.stop()

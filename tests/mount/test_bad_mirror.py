@@ -1,5 +1,6 @@
 """A mirror that misbehaves: the right errno, nothing wrong in the cache, and a mount that goes on."""
 
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -59,7 +60,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag(file)}"', "Content-Range": f"bytes {start + shift}-{end + shift}/{len(body)}"}
         self.send(206, change(body[start : end + 1]), headers, promised)
 
-    def send(self, code: int, body: bytes = b"", headers: dict[str, str] | None = None, promised: int | None = None) -> None:
+    def send(
+        self, code: int, body: bytes = b"", headers: dict[str, str] | None = None, promised: int | None = None
+    ) -> None:
         self.send_response(code)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -110,11 +113,9 @@ def answer_status(code: int) -> Answer:
 
 def never_answer(handler: Handler) -> None:
     handler.connection.settimeout(20)
-    try:
+    with contextlib.suppress(OSError):
         # Returns when the client gives up.
         handler.connection.recv(1)
-    except OSError:
-        pass
     handler.close_connection = True
 
 

@@ -148,6 +148,28 @@ def test_a_wrong_flag(commands: Commands, flags: list[str], says: str) -> None:
     assert not os.path.ismount(commands.home / "idc")
 
 
+def test_a_mirror_folder_may_be_named_from_here(commands: Commands, folder_mirror: Path) -> None:
+    (commands.home / "near").symlink_to(folder_mirror)
+    point = commands.home / "idc"
+    starting = commands.start("idcfs", "mount", "--mirror", "./near", point, cwd=commands.home)
+    try:
+        assert starting.wait(60) == 0
+        assert os.listdir(point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4")
+    finally:
+        commands.idcfs("unmount", "--lazy", point)
+
+
+def test_an_earlier_version_tells_its_own_totals(commands: Commands, folder_mirror: Path) -> None:
+    point = commands.home / "idc"
+    done = commands.idcfs("mount", "--idc-version", "2", "--mirror", folder_mirror, point)
+    try:
+        assert "IDC v2 of 2021-04-10" in done.stdout
+        assert "116,508 series" in done.stdout
+        assert f" {len(os.listdir(point))} collections" in done.stdout
+    finally:
+        commands.idcfs("unmount", "--lazy", point)
+
+
 def test_settings_from_the_file_and_the_environment(commands: Commands, folder_mirror: Path) -> None:
     file = commands.home / ".config" / "idcfs" / "config.toml"
     file.parent.mkdir(parents=True)

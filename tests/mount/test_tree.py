@@ -69,9 +69,7 @@ def test_modes_owner_and_times_of_folders(mounted: Path) -> None:
     assert facts.st_mtime == 1790380800
 
 
-def test_files_are_those_of_the_mirror(
-    mounted: Path, index: duckdb.DuckDBPyConnection, folder_mirror: Path
-) -> None:
+def test_files_are_those_of_the_mirror(mounted: Path, index: duckdb.DuckDBPyConnection, folder_mirror: Path) -> None:
     for uuid, original in mirror_series(folder_mirror).items():
         folder = folder_of(mounted, index, uuid)
         assert sorted(os.listdir(folder)) == sorted(os.listdir(original))
@@ -142,7 +140,9 @@ def test_a_series_that_the_mirror_lacks_is_not_an_empty_folder(
     mounted: Path, index: duckdb.DuckDBPyConnection, folder_mirror: Path
 ) -> None:
     there = tuple(mirror_series(folder_mirror))
-    row = index.execute("SELECT crdc_series_uuid FROM series WHERE crdc_series_uuid NOT IN ? LIMIT 1", [there]).fetchone()
+    row = index.execute(
+        "SELECT crdc_series_uuid FROM series WHERE crdc_series_uuid NOT IN ? LIMIT 1", [there]
+    ).fetchone()
     assert row is not None
     with pytest.raises(FileNotFoundError):
         os.listdir(folder_of(mounted, index, row[0]))

@@ -1,0 +1,149 @@
+"""What a mirror may list that no mirror should, and what is remembered of listings."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from idcfs import listing as listings
+from idcfs.catalog.index import Index
+from idcfs.errors import AccessDenied, NotFound, Untrusted
+from idcfs.store.base import ListPage, ObjectInfo
+from tests.filesystem.opened import open_filesystem, path_of
+from tests.filesystem.rows import LARGE, MANY, SMALL, SPACES
+from tests.index_factory import fill_store, instances
+from tests.memory_store import MemoryStore
+
+Answer = Callable[[str, str | None], ListPage]
+
+
+class LyingStore(MemoryStore):
+    """Answers listings as it is told to."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+        self.pages = 0
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        await super().list_page(bucket, prefix, token) if bucket in self.objects else None
+        self.pages += 1
+        return self._answer(prefix, token)
+
+
+def info(key: str) -> ObjectInfo:
+    return ObjectInfo(key, 3, '"e"', 10**18)
+
+
+def page(*names: str, token: str | None = None) -> Answer:
+    return lambda prefix, asked: ListPage([info(prefix + name) for name in names], token)
+
+
+def foreign(prefix: str, token: str | None) -> ListPage:
+    return ListPage([info("0" * len(prefix) + name) for name in ("a.dcm", "b.dcm", "c.dcm")], None)
+
+
+def endless(prefix: str, token: str | None) -> ListPage:
+    number = int(token or 0)
+    return ListPage([info(f"{prefix}{number:09}.dcm")], str(number + 1))
+
+
+def empty_in_between(prefix: str, token: str | None) -> ListPage:
+    return ListPage([], "more") if token else ListPage([info(f"{prefix}a.dcm")], "more")
+
+
+@pytest.mark.parametrize("row", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        foreign,
+        endless,
+        empty_in_between,
+        page("a.dcm", "b.dcm", token="again"),
+        page("a.dcm", "folder/b.dcm", "c.dcm"),
+        page("a.dcm", "b.dcm", "b.dcm", "c.dcm"),
+        page("a.dcm", "b\0.dcm", "c.dcm"),
+        page("a" * 252 + ".dcm", "b.dcm", "c.dcm"),
+        page("a.dcm", "../../b.dcm", "c.dcm"),
+    ],
+    ids=["foreign", "endless", "empty", "repeating", "nested", "twice", "nul", "long", "above"],
+)
+async def test_what_is_no_listing_is_refused_and_not_kept(
+    cache: Path, index: Index, store: MemoryStore, answer: Answer, row: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "PAGES", 50)
+    path = path_of(SMALL if row is SMALL else LARGE)
+    lying = LyingStore(answer)
+    async with open_filesystem(cache, index, lying) as opened:
+        for _ in range(2):
+            with pytest.raises(Untrusted):
+                await opened.names(path)
+        assert lying.pages <= 2 * 51 * 17
+    async with open_filesystem(cache, index, store) as opened:
+        expected = instances(SMALL if row is SMALL else LARGE)
+        assert await opened.names(path) == [instance.name for instance in expected]
+
+
+async def test_a_series_folder_holds_instances_only(cache: Path, index: Index) -> None:
+    store = LyingStore(page("", ".hidden.dcm", "README.txt", "a.dcm", "b.DCM", "b.dcm", "c.dcm"))
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
+
+
+async def test_pages_out_of_order_give_names_in_order(cache: Path, index: Index) -> None:
+    store = LyingStore(page("c.dcm", "a.dcm", "b.dcm"))
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
+        assert (await opened.node(f"{path_of(SMALL)}/a.dcm")).size == 3
+
+
+async def test_a_folder_without_instances_is_not_shown_as_empty(cache: Path, index: Index) -> None:
+    async with open_filesystem(cache, index, LyingStore(page("README.txt"))) as opened:
+        with pytest.raises(NotFound):
+            await opened.names(path_of(SMALL))
+
+
+class RefusingStore(MemoryStore):
+    """Has one bucket, and refuses the others."""
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        if bucket not in self.objects:
+            raise AccessDenied(bucket)
+        return await super().list_page(bucket, prefix, token)
+
+
+async def test_that_a_sibling_is_refused_says_nothing_of_a_series(cache: Path, index: Index) -> None:
+    store = RefusingStore()
+    fill_store(store, [SMALL])
+    async with open_filesystem(cache, index, store) as opened:
+        with pytest.raises(NotFound):
+            await opened.names(path_of(MANY))
+        with pytest.raises(AccessDenied):
+            await opened.names(path_of(SPACES))
+
+
+async def test_a_kept_listing_that_is_damaged_is_asked_again(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        row = next(number for number in range(8) if opened.listings.uuid(number) == SMALL.uuid)
+        await opened.listings.get(row)
+        for garbage in (b"", b"garbage", bytes(1000)):
+            await opened.listings._cache.put(opened.listings._key(row), garbage)
+            async with open_filesystem(cache, index, store) as again:
+                assert await again.names(path_of(SMALL)) == [instance.name for instance in instances(SMALL)]
+
+
+async def test_what_is_remembered_is_bounded_and_comes_back_from_disk(
+    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "REMEMBERED_INSTANCES", 210)
+    async with open_filesystem(cache, index, store) as opened:
+        rows = {opened.listings.uuid(number): number for number in range(8)}
+        await opened.names(path_of(SMALL))
+        await opened.names(path_of(MANY))
+        assert opened.listings.peek(rows[SMALL.uuid]) is not None
+        await opened.names(path_of(LARGE))
+        assert opened.listings.peek(rows[SMALL.uuid]) is None
+        assert opened.listings.peek(rows[MANY.uuid]) is None
+        asked = len(store.requests)
+        assert len(await opened.names(path_of(SMALL))) == 3
+        assert len(store.requests) == asked

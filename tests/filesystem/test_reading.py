@@ -1,0 +1,409 @@
+import itertools
+import tempfile
+from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from idcfs import reader as readers
+from idcfs.catalog.index import Index
+from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
+from idcfs.readahead import BLOCK, FILES_AHEAD
+from tests.filesystem.opened import GatedStore, open_filesystem, path_of
+from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
+from tests.index_factory import Row, fill_store, instances, write_mirror
+from tests.memory_store import FailingStore, MemoryStore, Request
+
+SLIDE_BYTES = instances(SLIDE)[0].content
+FAR = 100
+"""A file of a series that is not at its front: reading it fetches nothing ahead."""
+
+
+def file_of(row: Row, number: int = 0) -> str:
+    return f"{path_of(row)}/{instances(row)[number].name}"
+
+
+def gets(store: MemoryStore) -> list[Request]:
+    return [request for request in store.requests if request.operation == "get"]
+
+
+def lists(store: MemoryStore) -> list[Request]:
+    return [request for request in store.requests if request.operation == "list"]
+
+
+async def test_what_is_read_is_what_is_stored(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        for row in (SMALL, SPACES, SLIDE):
+            for number, instance in enumerate(instances(row)):
+                assert await opened.read(file_of(row, number)) == instance.content
+        assert opened.metrics.bytes_served == sum(sum(row.sizes) for row in (SMALL, SPACES, SLIDE))
+
+
+offsets = st.integers(0, len(SLIDE_BYTES) + 2 * BLOCK) | st.sampled_from(
+    [edge + by for edge in (0, BLOCK, 8 * BLOCK, 20 * BLOCK, len(SLIDE_BYTES)) for by in (-1, 0, 1) if edge + by >= 0]
+)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(offsets, st.integers(0, 4096) | st.integers(0, 3 * BLOCK)), min_size=1, max_size=12))
+def test_any_ranges_of_a_large_object(
+    built: Path, index: Index, store: MemoryStore, ranges: list[tuple[int, int]]
+) -> None:
+    async def read() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "catalogue").symlink_to(built / "catalogue")
+            async with open_filesystem(Path(folder), index, store) as opened:
+                for offset, length in ranges:
+                    assert await opened.read(file_of(SLIDE), offset, length) == SLIDE_BYTES[offset : offset + length]
+
+    trio.run(read)
+
+
+async def test_many_readers_of_one_extent_are_one_request(cache: Path, index: Index) -> None:
+    store = GatedStore()
+    fill_store(store, [SMALL, SLIDE])
+    async with open_filesystem(cache, index, store) as opened:
+        read: list[bytes] = []
+
+        async def read_one(path: str) -> None:
+            read.append(await opened.read(path, 5, 20))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(read_one, file_of(SMALL, 2))
+            while not store.requests:
+                await trio.testing.wait_all_tasks_blocked()
+            store.gate.set()
+        assert read == [instances(SMALL)[2].content[5:25]] * 10
+    assert len(lists(store)) == 1
+    assert len(gets(store)) == 1
+
+
+async def test_a_reader_who_gives_up_does_not_take_the_bytes_from_the_others(cache: Path, index: Index) -> None:
+    store = GatedStore()
+    fill_store(store, [SMALL])
+    async with open_filesystem(cache, index, store) as opened:
+        read: list[bytes] = []
+
+        async def read_one() -> None:
+            read.append(await opened.read(file_of(SMALL)))
+
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(0):
+                await opened.read(file_of(SMALL))
+            nursery.start_soon(read_one)
+            while not store.requests:
+                await trio.testing.wait_all_tasks_blocked()
+            store.gate.set()
+        assert read == [instances(SMALL)[0].content]
+    assert len(lists(store)) == 1
+
+
+async def test_what_was_read_once_is_read_offline(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        expected = [await opened.read(file_of(row)) for row in (SMALL, SLIDE)]
+        await opened.kept(1 + 21)
+    broken = FailingStore(store, repeat(Unreachable("no network")))
+    async with open_filesystem(cache, index, broken) as opened:
+        assert await opened.names(path_of(SMALL)) == [instance.name for instance in instances(SMALL)]
+        assert [await opened.read(file_of(row)) for row in (SMALL, SLIDE)] == expected
+        with pytest.raises(Unreachable):
+            await opened.read(file_of(SPACES))
+    assert broken.calls == 1
+
+
+async def test_a_cache_that_is_damaged_makes_reads_slower_not_wrong(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(SLIDE)) == SLIDE_BYTES
+        await opened.kept(21)
+    for file in files(cache / "objects"):
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    asked = len(gets(store))
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(SLIDE)) == SLIDE_BYTES
+        # The last block, a small one, is in the database.
+        assert len(gets(store)) == asked + 20
+
+
+async def test_memory_is_bounded(
+    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MEMORY_BYTES", 3 * BLOCK)
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(SLIDE)) == SLIDE_BYTES
+        assert sum(map(len, opened.reader._memory.values())) == opened.reader._memory_size <= 3 * BLOCK
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.val"))
+
+
+async def test_failures_are_told_and_not_kept(cache: Path, index: Index, store: MemoryStore) -> None:
+    for error in (Unreachable("away"), AccessDenied("no"), Untrusted("short")):
+        failing = FailingStore(store, [error, None, error])
+        async with open_filesystem(cache, index, failing) as opened:
+            for _ in range(2):
+                with pytest.raises(type(error), match=str(error)):
+                    await opened.read(file_of(MANY, FAR))
+            assert await opened.read(file_of(MANY, FAR)) == instances(MANY)[FAR].content
+        (cache / "listings" / "cache.db").unlink()
+        (cache / "objects" / "cache.db").unlink()
+
+
+async def test_a_store_that_never_answers(cache: Path, index: Index, store: MemoryStore) -> None:
+    never = FailingStore(store, repeat(float("inf")))
+    async with open_filesystem(cache, index, never, seconds=0.2) as opened:
+        with pytest.raises(DeadlineExceeded):
+            await opened.names(path_of(SMALL))
+    never = FailingStore(store, [None, *repeat(float("inf"), 1000)])
+    async with open_filesystem(cache, index, never, seconds=0.2) as opened:
+        with pytest.raises(DeadlineExceeded):
+            await opened.read(file_of(SMALL))
+
+
+def move(store: MemoryStore, row: Row, bucket: str) -> None:
+    for instance in instances(row):
+        key = f"{row.uuid}/{instance.name}"
+        store.objects.setdefault(bucket, {})[key] = store.objects[row.bucket].pop(key)
+
+
+@pytest.mark.parametrize("bucket", ["idc-open-data-two", "idc-open-data-cr"])
+async def test_objects_that_have_moved_are_found(cache: Path, index: Index, store: MemoryStore, bucket: str) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        await opened.names(path_of(SMALL))
+        move(store, SMALL, bucket)
+        # Listed before they moved, and after.
+        assert await opened.read(file_of(SMALL)) == instances(SMALL)[0].content
+        move(store, SLIDE, bucket)
+        assert await opened.read(file_of(SLIDE), 0, 99) == SLIDE_BYTES[:99]
+        await opened.names(path_of(MANY))
+        store.objects["idc-open-data"].clear()
+        with pytest.raises(NotFound, match="gone from every bucket"):
+            await opened.read(file_of(MANY, FAR))
+
+
+async def test_an_object_that_moved_and_was_stored_anew_is_found(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        await opened.names(path_of(SMALL))
+        for instance in instances(SMALL):
+            key = f"{SMALL.uuid}/{instance.name}"
+            store.objects["idc-open-data"].pop(key)
+            store.put("idc-open-data-two", key, bytes(len(instance.content)))
+        assert await opened.read(file_of(SMALL)) == bytes(len(instances(SMALL)[0].content))
+
+
+def change(store: MemoryStore, row: Row, alter: Callable[[bytes], bytes]) -> bytes:
+    """Store the first instance of a series anew, and return its bytes."""
+    instance = instances(row)[0]
+    content = alter(instance.content)
+    store.put(row.bucket, f"{row.uuid}/{instance.name}", content)
+    return content
+
+
+async def test_an_object_stored_anew_with_its_size_is_fetched_anew(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        await opened.read(file_of(SLIDE), 0, 1)
+        assert await opened.read(file_of(SLIDE), 10 * BLOCK, 1) == SLIDE_BYTES[10 * BLOCK : 10 * BLOCK + 1]
+        before = len(lists(store))
+        new = change(store, SLIDE, lambda data: data[::-1])
+        async with trio.open_nursery() as nursery:
+
+            async def read(block: int) -> None:
+                at = block * BLOCK
+                assert await opened.read(file_of(SLIDE), at, 9) == new[at : at + 9]
+
+            for block in (5, 13, 17):
+                nursery.start_soon(read, block)
+        assert len(lists(store)) == before + 1, "once for all of them"
+        # Not a mixture: what was read before is the new object's too.
+        assert await opened.read(file_of(SLIDE)) == new
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(SLIDE)) == new
+        assert len(lists(store)) == before + 1
+
+
+async def test_an_object_that_changed_its_size_is_refused_until_the_next_mount(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        node = await opened.node(file_of(SMALL))
+        other = await opened.read(file_of(SMALL, 1))
+        new = change(store, SMALL, lambda data: data + b"more")
+        for _ in range(3):
+            with pytest.raises(ObjectChanged, match="mount again"):
+                await opened.read(file_of(SMALL))
+        # What the kernel knows stays true.
+        assert await opened.node(file_of(SMALL)) == node
+        assert await opened.read(file_of(SMALL, 1)) == other
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(SMALL)) == new
+
+
+async def test_numbers_mean_the_same_instances_when_a_series_gets_another(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        names = await opened.names(path_of(SMALL))
+        nodes = [await opened.node(file_of(SMALL, number)) for number in range(3)]
+        change(store, SMALL, lambda data: data[::-1])
+        store.put(SMALL.bucket, f"{SMALL.uuid}/0.dcm", b"a name before all others")
+        with pytest.raises(ObjectChanged):
+            await opened.read(file_of(SMALL))
+        assert await opened.names(path_of(SMALL)) == names
+        assert [await opened.node(file_of(SMALL, number)) for number in range(3)] == nodes
+        for number in (1, 2):
+            handle = await opened.filesystem.open(nodes[number].inode)
+            assert bytes(await opened.filesystem.read(handle, 0, 10**6)) == instances(SMALL)[number].content
+
+
+async def test_an_object_that_is_never_what_its_listing_says(cache: Path, index: Index, store: MemoryStore) -> None:
+    changed = ObjectChanged("another ETag")
+    failing = FailingStore(store, [None, changed, None, changed])
+    async with open_filesystem(cache, index, failing) as opened:
+        with pytest.raises(ObjectChanged):
+            await opened.read(file_of(MANY, FAR))
+        assert await opened.read(file_of(MANY, FAR)) == instances(MANY)[FAR].content
+
+
+async def test_aws_and_gcs_share_bytes_but_not_listings(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store, "aws") as opened:
+        await opened.read(file_of(SMALL))
+        await opened.kept(1)
+    listed = MemoryStore()
+    # Storage of its own gives ETags of its own.
+    listed.put("idc-open-data", "x", b"")
+    for instance in instances(SMALL):
+        listed.put("idc-open-data", f"{SMALL.uuid}/{instance.name}", bytes(len(instance.content)))
+    async with open_filesystem(cache, index, listed, "gcs") as opened:
+        assert await opened.read(file_of(SMALL)) == instances(SMALL)[0].content
+        assert (len(lists(listed)), gets(listed)) == (1, [])
+
+
+async def test_what_one_folder_holds_is_not_told_of_another(cache: Path, index: Index, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    for _ in range(2):
+        for name, alter in (("one", bytes), ("other", lambda data: bytes(reversed(data)))):
+            store = MemoryStore()
+            for instance in instances(SMALL):
+                store.put("idc-open-data", f"{SMALL.uuid}/{instance.name}", alter(instance.content))
+            async with open_filesystem(cache, index, store, str(tmp_path / name)) as opened:
+                assert await opened.read(file_of(SMALL)) == alter(instances(SMALL)[0].content)
+                await opened.kept(1)
+    async with open_filesystem(cache, index, MemoryStore(), "aws") as opened:
+        with pytest.raises(NotFound):
+            await opened.read(file_of(SMALL))
+
+
+async def test_gcs_has_its_own_names_for_buckets(cache: Path, index: Index) -> None:
+    store = MemoryStore()
+    for instance in instances(SPACES):
+        store.put("idc-open-idc1", f"{SPACES.uuid}/{instance.name}", instance.content)
+    async with open_filesystem(cache, index, store, "gcs") as opened:
+        assert await opened.read(file_of(SPACES)) == instances(SPACES)[0].content
+    assert {request.bucket for request in store.requests} == {"idc-open-idc1"}
+
+
+async def test_the_files_after_the_one_that_is_read_are_fetched_ahead(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    keys = [f"{MANY.uuid}/{instance.name}" for instance in instances(MANY)]
+    async with open_filesystem(cache, index, store) as opened:
+        node = await opened.node(path_of(MANY))
+        await opened.entries(node.inode)
+        assert gets(store) == [], "listing reads nothing"
+        for number in range(60):
+            await opened.read(file_of(MANY, number), 0, 16)
+            await trio.testing.wait_all_tasks_blocked()
+            asked = [request.key for request in gets(store)]
+            assert len(set(asked)) == len(asked), "nothing twice"
+            ahead = {keys.index(key) for key in asked} - set(range(number + 1))
+            assert max(ahead, default=0) <= number + FILES_AHEAD
+        await opened.kept(60 + FILES_AHEAD)
+        assert len(gets(store)) == 60 + FILES_AHEAD
+
+
+async def test_reading_here_and_there_fetches_nothing_ahead(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        for number in (150, 20, 90, 40, 7):
+            await opened.read(file_of(MANY, number))
+        for block in (12, 3, 17, 9):
+            await opened.read(file_of(SLIDE), block * BLOCK, 100)
+        await opened.kept(9)
+        assert len(gets(store)) == 9
+
+
+class PickyStore(MemoryStore):
+    """Has one object to give; all others end in one of our errors, or in a bug."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key = key
+        self._errors = itertools.cycle([Unreachable("away"), ZeroDivisionError("a bug")])
+
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+        data = await super().get(bucket, key, start, stop, etag)
+        if key != self._key:
+            raise next(self._errors)
+        return data
+
+
+async def test_what_is_fetched_ahead_in_vain_harms_nobody(cache: Path, index: Index) -> None:
+    first = instances(MANY)[0]
+    store = PickyStore(f"{MANY.uuid}/{first.name}")
+    fill_store(store, [MANY])
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(MANY)) == first.content
+        await opened.kept(1)
+        while len(gets(store)) < 3:
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises((Unreachable, ZeroDivisionError)):
+            await opened.read(file_of(MANY, FAR))
+        assert await opened.read(file_of(MANY)) == first.content
+
+
+async def test_a_large_series_is_listed_as_any_other(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(LARGE)) == [instance.name for instance in instances(LARGE)]
+    prefixes = {request.key for request in lists(store)}
+    assert prefixes == {f"{LARGE.uuid}/{digit}" for digit in "0123456789abcdef"}
+    listed = len(lists(store))
+    async with open_filesystem(cache, index, store) as opened:
+        assert len(await opened.names(path_of(LARGE))) == 2500
+        assert await opened.read(file_of(LARGE, 2499)) == instances(LARGE)[2499].content
+    assert len(lists(store)) == listed
+
+
+async def test_a_large_series_with_other_names_is_listed_in_one_piece(cache: Path, index: Index) -> None:
+    store = MemoryStore()
+    names = sorted(f"IM{number:05}.dcm" for number in range(2500))
+    for name in names:
+        store.put(LARGE.bucket, f"{LARGE.uuid}/{name}", b"abc")
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(LARGE)) == names
+
+
+async def test_many_listings_of_one_series_are_one_request(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(opened.names, path_of(SMALL))
+        assert len(lists(store)) == 1
+
+
+async def test_a_folder_mirror_is_read_like_any_other(cache: Path, index: Index, tmp_path: Path) -> None:
+    from idcfs.store.folder import FolderStore
+
+    mirror = write_mirror(tmp_path / "mirror", [row for row in ALL if row is not MISSING])
+    async with open_filesystem(cache, index, FolderStore(mirror), str(mirror)) as opened:
+        assert await opened.read(file_of(SLIDE)) == SLIDE_BYTES
+        assert await opened.names(path_of(LARGE)) == [instance.name for instance in instances(LARGE)]
