@@ -27,13 +27,22 @@ def in_child(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs)
 def descendants(process: int) -> list[int]:
     """The children of a process, their children, and so on."""
     parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for number in _processes():
         with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[number] = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
     found = [process]
     for parent in found:
         found += [child for child, above in parents.items() if above == parent]
     return found[1:]
+
+
+def mentioning(text: str) -> list[int]:
+    """The processes whose command line has *text* in it."""
+    return [process for process in _processes() if text in command_line(process)]
+
+
+def _processes() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
 
 
 def proportional_memory(processes: Iterable[int]) -> float:
@@ -60,6 +69,13 @@ def command_line(process: int) -> str:
 def _kilobytes(process: int, file: str, field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{process}/{file}").read_text(), re.MULTILINE)
     return int(found[1]) if found else 0
+
+
+def terminate(process: int) -> None:
+    """Ask a process to end, and kill it if it does not."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
+    end(process)
 
 
 def end(process: int) -> None:

@@ -104,6 +104,10 @@ class Workspace:
                 error.add_note(f"{log.name}:\n{log.read_text()[-LOG_TAIL:]}")
             raise
         finally:
+            if not process:
+                # Interrupted while it starts, which it does in a session of its own.
+                for starting in processes.mentioning(str(path)):
+                    processes.terminate(starting)
             unmount(path)
             if process:
                 processes.end(process)

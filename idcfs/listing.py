@@ -138,7 +138,6 @@ class Listings:
         return await self._refreshes.join(row, lambda: self._ask_again(row, shown))
 
     async def _ask_again(self, row: int, shown: Listing) -> Listing:
-        await self._cache.delete(self._key(row))
         listing = await self._ask(self._series(row), row)
         if not listing.has_instances_of(shown):
             self._pinned[row] = shown
@@ -193,6 +192,7 @@ class Listings:
         batch = _batch(objects, bucket)
         if len(objects) < series.instances:
             # Kept in memory only: this mount stays with it, the next one asks again.
+            await self._cache.delete(self._key(row))
             log.warning(
                 "series %s: bucket %s lists %d instances, the index says %d",
                 series.uuid, bucket, len(objects), series.instances,

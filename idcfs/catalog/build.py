@@ -110,7 +110,7 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
         for batch in stream(connection, sql):
             arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
             writer.append([array.cast(kind) for array, kind in arrays])
-    if not writer.rows:
+    if connection.execute("SELECT 1 FROM index LIMIT 1").fetchone() is None:
         raise IndexUnusable(f"the IDC index has no series; {REPAIR}")
     return {
         "buckets": buckets,

@@ -24,6 +24,9 @@ from tests.memory_store import MemoryStore
 
 LIMIT = 1 << 30
 
+PATIENCE = 30
+"""Seconds after which what a test waits for is taken never to come."""
+
 
 @dataclass
 class Opened:
@@ -68,8 +71,9 @@ class Opened:
 
     async def kept(self, entries: int) -> None:
         """Wait until the cache of objects has that many entries."""
-        while (await self.objects.usage())[0] < entries:  # noqa: ASYNC110  # other processes may put them there
-            await trio.sleep(0.005)
+        with trio.fail_after(PATIENCE):
+            while (await self.objects.usage())[0] < entries:  # noqa: ASYNC110  # a cache calls nobody
+                await trio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager
@@ -105,6 +109,13 @@ async def open_filesystem(
 def path_of(row: Row) -> str:
     """Where a series is in the default layout."""
     return f"{row.collection}/{row.patient}/{row.study}/{row.modality}_{row.series}"
+
+
+async def until_asked(store: MemoryStore, requests: int) -> None:
+    """Wait until a store has been asked so often."""
+    with trio.fail_after(PATIENCE):
+        while len(store.requests) < requests:  # noqa: ASYNC110  # a store calls nobody
+            await trio.sleep(0.005)
 
 
 class GatedStore(MemoryStore):

@@ -10,11 +10,12 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from idcfs import listing as listings
 from idcfs import reader as readers
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
 from idcfs.readahead import BLOCK, FILES_AHEAD
-from tests.filesystem.opened import GatedStore, open_filesystem, path_of
+from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
 from tests.index_factory import Row, fill_store, instances, write_mirror
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -76,8 +77,8 @@ async def test_many_readers_of_one_extent_are_one_request(cache: Path, index: In
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(read_one, file_of(SMALL, 2))
-            while not store.requests:
-                await trio.testing.wait_all_tasks_blocked()
+            await until_asked(store, 1)
+            await trio.testing.wait_all_tasks_blocked()
             store.gate.set()
         assert read == [instances(SMALL)[2].content[5:25]] * 10
     assert len(lists(store)) == 1
@@ -97,8 +98,8 @@ async def test_a_reader_who_gives_up_does_not_take_the_bytes_from_the_others(cac
             with trio.move_on_after(0):
                 await opened.read(file_of(SMALL))
             nursery.start_soon(read_one)
-            while not store.requests:
-                await trio.testing.wait_all_tasks_blocked()
+            await until_asked(store, 1)
+            await trio.testing.wait_all_tasks_blocked()
             store.gate.set()
         assert read == [instances(SMALL)[0].content]
     assert len(lists(store)) == 1
@@ -231,6 +232,19 @@ async def test_an_object_stored_anew_with_its_size_is_fetched_anew(
         assert len(lists(store)) == before + 1
 
 
+async def test_a_listing_that_another_reader_has_refreshed_is_not_asked_again(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        row = next(number for number in range(8) if opened.listings.uuid(number) == SMALL.uuid)
+        shown = await opened.listings.get(row)
+        change(store, SMALL, lambda data: data[::-1])
+        fresh = await opened.listings.refresh(row, shown)
+        assert list(fresh.etags) != list(shown.etags)
+        assert await opened.listings.refresh(row, shown) is fresh is await opened.listings.get(row)
+        assert len(lists(store)) == 2
+
+
 async def test_an_object_that_changed_its_size_is_refused_until_the_next_mount(
     cache: Path, index: Index, store: MemoryStore
 ) -> None:
@@ -248,9 +262,23 @@ async def test_an_object_that_changed_its_size_is_refused_until_the_next_mount(
         assert await opened.read(file_of(SMALL)) == new
 
 
-async def test_numbers_mean_the_same_instances_when_a_series_gets_another(
+async def test_blocks_of_an_object_that_had_another_size_are_not_met_again(
     cache: Path, index: Index, store: MemoryStore
 ) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        await opened.read(file_of(SLIDE), 12 * BLOCK, 1)
+        await opened.kept(1)
+        new = change(store, SLIDE, lambda data: data[::-1] + b"more")
+        with pytest.raises(ObjectChanged):
+            await opened.read(file_of(SLIDE), 3 * BLOCK, 1)
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(SLIDE)) == new
+
+
+async def test_numbers_mean_the_same_instances_when_a_series_gets_another(
+    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "REMEMBERED_INSTANCES", 1)
     async with open_filesystem(cache, index, store) as opened:
         names = await opened.names(path_of(SMALL))
         nodes = [await opened.node(file_of(SMALL, number)) for number in range(3)]
@@ -258,6 +286,7 @@ async def test_numbers_mean_the_same_instances_when_a_series_gets_another(
         store.put(SMALL.bucket, f"{SMALL.uuid}/0.dcm", b"a name before all others")
         with pytest.raises(ObjectChanged):
             await opened.read(file_of(SMALL))
+        await opened.names(path_of(MANY))
         assert await opened.names(path_of(SMALL)) == names
         assert [await opened.node(file_of(SMALL, number)) for number in range(3)] == nodes
         for number in (1, 2):
@@ -272,6 +301,17 @@ async def test_an_object_that_is_never_what_its_listing_says(cache: Path, index:
         with pytest.raises(ObjectChanged):
             await opened.read(file_of(MANY, FAR))
         assert await opened.read(file_of(MANY, FAR)) == instances(MANY)[FAR].content
+
+
+async def test_a_listing_that_cannot_be_asked_again_stays_for_the_next_mount(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    failing = FailingStore(store, [None, ObjectChanged("another ETag"), *repeat(Unreachable("away"), 9)])
+    async with open_filesystem(cache, index, failing) as opened:
+        with pytest.raises(Unreachable):
+            await opened.read(file_of(MANY, FAR))
+    async with open_filesystem(cache, index, FailingStore(store, repeat(Unreachable("away")))) as opened:
+        assert len(await opened.names(path_of(MANY))) == 200
 
 
 async def test_aws_and_gcs_share_bytes_but_not_listings(cache: Path, index: Index, store: MemoryStore) -> None:
@@ -364,8 +404,7 @@ async def test_what_is_fetched_ahead_in_vain_harms_nobody(cache: Path, index: In
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.read(file_of(MANY)) == first.content
         await opened.kept(1)
-        while len(gets(store)) < 3:
-            await trio.testing.wait_all_tasks_blocked()
+        await until_asked(store, 1 + 3)
         with pytest.raises((Unreachable, ZeroDivisionError)):
             await opened.read(file_of(MANY, FAR))
         assert await opened.read(file_of(MANY)) == first.content

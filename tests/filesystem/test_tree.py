@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from idcfs import listing
 from idcfs.catalog.index import Index
 from idcfs.errors import CatalogueDamaged, IsAFolder, NoSuchAttribute, NotAFolder, NotFound, Unreachable
 from idcfs.inode import MAX_GROUP, ROOT, Facet, pack_file, pack_folder
@@ -302,8 +303,9 @@ async def test_attributes_asked_by_many_at_once(cache: Path, index: Index, store
 
 
 async def test_a_series_that_is_nowhere_and_one_that_lacks_instances(
-    cache: Path, index: Index, store: MemoryStore, warnings_logged: WarningsLogged
+    cache: Path, index: Index, store: MemoryStore, warnings_logged: WarningsLogged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(listing, "REMEMBERED_INSTANCES", 1)
     async with open_filesystem(cache, index, store) as opened:
         with pytest.raises(NotFound, match=MISSING.uuid):
             await opened.names(path_of(MISSING))
@@ -314,6 +316,7 @@ async def test_a_series_that_is_nowhere_and_one_that_lacks_instances(
         warnings_logged.take("lists 2 instances, the index says 9")
         # This mount stays with what it has shown, whatever there is now.
         store.put("idc-open-data", f"{SHORT.uuid}/0.dcm", b"new")
+        await opened.names(path_of(SMALL))
         assert len(await opened.names(path_of(SHORT))) == 2
     asked = len(store.requests)
     async with open_filesystem(cache, index, store) as opened:

@@ -2,7 +2,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -62,6 +62,13 @@ def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, st
     }
 
 
+def counts(folder: Path, built: Path, index: Index, select: dict[str, Any]) -> Mapping[str, int]:
+    """The totals of the view of *select*."""
+    view = folder / f"view{random.random()}"
+    run(built, index, build="view", template="%PatientID", select=select, view=str(view))
+    return View(view, BatchCache(1 << 20)).counts
+
+
 def uuids(*rows: Row) -> dict[str, str]:
     return {str(row.patient): row.uuid for row in rows}
 
@@ -94,10 +101,16 @@ def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> Non
 
 def test_what_is_in_the_index_is_counted(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [*ROWS, Row("a", "p1", modality="SEG")], PRIOR)
-    contents = read_description(build_catalogue(tmp_path, index) / "contents.json")
-    assert contents["counts"] == {
+    built = build_catalogue(tmp_path, index)
+    assert View(built / "main", BatchCache(1 << 20)).counts == {
         "series": 4, "studies": 3, "patients": 3, "collections": 2, "instances": 8, "bytes": 8000
     }  # fmt: skip
+    assert counts(tmp_path, built, index, {"version": 1}) == {
+        # Rows of the past do not tell how many instances they have.
+        "series": 5, "studies": 4, "patients": 4, "collections": 3, "instances": 4, "bytes": 8005
+    }  # fmt: skip
+    assert counts(tmp_path, built, index, {"analysis_result": "none"})["bytes"] == 0
+    contents = read_description(built / "contents.json")
     assert contents["releases"] == {"1": "2020-06-01", "2": "2021-04-10", "3": "2021-07-13"}
     assert contents["analysis_results"] == ["Nuclei", "it's"]
     assert contents["rows"] == 7

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from idcfs import cache as caches
-from idcfs.cache import Cache, open_cache
+from idcfs.cache import Cache, EntryRefused, open_cache
 from idcfs.errors import CacheUnusable
 
 LIMIT = 1 << 28
@@ -187,6 +187,16 @@ async def test_planted_keys_are_not_unpickled_and_eviction_removes_nothing_outsi
         assert cache.failure is None
         assert await value(cache, "key59") == LARGE
     assert (tmp_path / "outside").read_bytes() == b"mine"
+    assert not (tmp_path / "unpickled").exists()
+
+
+async def test_nothing_that_the_database_says_is_a_key_is_unpickled(tmp_path: Path) -> None:
+    async with open_cache(tmp_path / "cache", LIMIT) as cache:
+        await cache.put("key", SMALL)
+        with database(tmp_path / "cache") as sql:
+            sql.execute("UPDATE Cache SET key = ?, raw = 0", (pickle.dumps(Evil(tmp_path / "unpickled")),))
+        with pytest.raises(EntryRefused):
+            list(cache._disk or [])
     assert not (tmp_path / "unpickled").exists()
 
 

@@ -73,10 +73,15 @@ async def test_it_opens_without_building_again(cache: Path, index: Index) -> Non
     assert [uuid for _, uuid in found.values()] == [row.uuid for row in ROWS]
 
 
-def spoil(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def spoil_it(cache: Path) -> None:
+Damage = Callable[[Path], Path]
+"""Damages a file of the catalogue in a cache folder and returns its path below it."""
+
+
+def spoil(file: str, change: Callable[[bytes], bytes]) -> Damage:
+    def spoil_it(cache: Path) -> Path:
         (path,) = cache.glob(f"catalogue/*/{file}")
         path.write_bytes(change(path.read_bytes()))
+        return path.relative_to(cache)
 
     spoil_it.__name__ = f"spoil {file}"
     return spoil_it
@@ -105,16 +110,16 @@ def other_bucket(description: bytes) -> bytes:
     ],
 )
 async def test_what_is_damaged_is_built_again_with_the_same_numbers(
-    built: Path, cache: Path, index: Index, damage: Callable[[Path], None]
+    built: Path, cache: Path, index: Index, damage: Damage
 ) -> None:
     async with open_catalogue(built, index) as catalogue:
         expected = tree(catalogue, catalogue.view(MAIN_GENERATION))
         rows = [catalogue.series(row) for row in range(catalogue.series_rows)]
-    damage(cache)
-    steps: list[str] = []
-    async with open_catalogue(cache, index, tell=steps.append) as catalogue:
+    damaged = damage(cache)
+    async with open_catalogue(cache, index) as catalogue:
         assert tree(catalogue, catalogue.view(MAIN_GENERATION)) == expected
         assert [catalogue.series(row) for row in range(catalogue.series_rows)] == rows
+    assert (cache / damaged).read_bytes() == (built / damaged).read_bytes()
     async with open_catalogue(cache, index, tell=lambda step: pytest.fail("it was built a second time")):
         pass
 

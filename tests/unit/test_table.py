@@ -65,17 +65,24 @@ def test_a_table_has_no_name_before_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_and_the_batches_in_use_stay(tmp_path: Path) -> None:
-    total = write(tmp_path / "table", 6 * BATCH_ROWS)
-    cache = BatchCache(1 << 18)
-    table = Table(tmp_path / "table", cache)
-    for number in range(0, total, BATCH_ROWS):
-        table.value(0, 0)
-        table.value(0, number)
-    assert 0 < cache._size <= 1 << 18
-    assert cache._size == sum(size for _, size in cache._batches.values())
-    assert cache.get((table._key, 0)) is not None, "the one used all the time"
-    assert cache.get((table._key, 1)) is None, "the one used longest ago"
-    assert cache.get((table._key, 5)) is not None, "the last one"
+    path = tmp_path / "table"
+    write(path, 6 * BATCH_ROWS)
+    one = BatchCache(1 << 30)
+    Table(path, one).value(0, 5 * BATCH_ROWS)
+    limit = one._size * 5 // 2
+    cache = BatchCache(limit)
+    table = Table(path, cache)
+    for number in (0, 1, 2, 3, 4, 0, 5):
+        table.value(2, number * BATCH_ROWS)
+        assert 0 < cache._size <= limit
+        assert cache._size == sum(size for _, size in cache._batches.values())
+    table.value(2, 0)
+    table.value(2, 3 * BATCH_ROWS)
+    path.write_bytes(b"")
+    assert table.value(2, 0) == 0, "used since the other that was there"
+    assert table.value(2, 3 * BATCH_ROWS) == 3 * BATCH_ROWS, "the last one"
+    with pytest.raises(CatalogueDamaged):
+        table.value(2, 5 * BATCH_ROWS)
 
 
 def test_tables_share_a_cache_without_meeting(tmp_path: Path) -> None:
