@@ -13,7 +13,7 @@ from benchmarks import processes
 from benchmarks.index_rows import SeriesRow, series_of
 from benchmarks.results import Result
 from benchmarks.s3_server import Generated, serving
-from benchmarks.workspace import Mounted, Workspace
+from benchmarks.workspace import Mounted, Workspace, touch_memory
 
 PAIRS = 7
 SLICES, SLICE_BYTES = 400, 526_000
@@ -93,3 +93,4 @@ def _read_in_turns(
 def _drop_caches() -> None:
     os.sync()
     DROP_CACHES.write_text("3")
+    touch_memory()

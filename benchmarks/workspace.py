@@ -18,8 +18,8 @@ from benchmarks import processes
 
 IDCFS = Path(sys.executable).with_name("idcfs")
 
-TOUCHED_BYTES = 6 << 30
-"""Memory that is touched before anything is timed: more than a benchmark takes with its files' pages."""
+TOUCHED_BYTES = 2 << 30
+"""Memory that is touched before something is timed: more than it takes with its inodes and files' pages."""
 
 COMMAND_TIMEOUT = 300.0
 """Seconds after which a command is taken to hang; an index ten times as large builds in about one minute."""
@@ -166,7 +166,7 @@ def touch_memory() -> None:
     """Write to memory that the kernel will hand out next.
 
     A virtual machine gets its memory from its host page by page when it is first written to, six times as slow
-    as later.
+    as later. What was free for some seconds may have gone back to the host.
     """
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE

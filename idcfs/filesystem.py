@@ -123,7 +123,7 @@ class FileSystem:
                 await self._listings.get(view.series_row(address.group))
 
     async def entries(self, inode: int, start: int) -> list[tuple[bytes, Node]]:
-        """Up to `ENTRIES_AT_ONCE` entries of a folder from the one numbered *start* on; none at its end."""
+        """Up to `ENTRIES_AT_ONCE` entries of a folder from the one numbered *start* on; fewer at its end only."""
         address = self._folder(inode)
         if address.facet != Facet.FOLDER:
             entries = self._control.entries(address)[start : start + ENTRIES_AT_ONCE]

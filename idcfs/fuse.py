@@ -16,7 +16,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from idcfs import errors
-from idcfs.filesystem import FileSystem, Node
+from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem, Node
 from idcfs.flights import first_error
 from idcfs.metrics import Metrics
 
@@ -162,6 +162,11 @@ class Adapter(pyfuse3.Operations):
                 start_id += 1
                 if not pyfuse3.readdir_reply(token, name, self._fill(entry, node), start_id):
                     return
+            if len(entries) < ENTRIES_AT_ONCE:
+                return
+
+    async def releasedir(self, fh: int) -> None:
+        """Nothing to do: nothing is kept for an open folder."""
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -176,6 +181,9 @@ class Adapter(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read from an open file."""
         return await self.filesystem.read(fh, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    async def flush(self, fh: int) -> None:
+        """Nothing to do: nothing can be written."""
 
     async def release(self, fh: int) -> None:
         """Close a file."""
