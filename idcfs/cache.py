@@ -12,6 +12,7 @@ import re
 import sqlite3
 import struct
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -27,6 +28,10 @@ RESERVE = 512 << 20
 
 THREADS = 8
 """Threads for one cache's calls: reads wait for the disk, and a few writes at a time are enough."""
+
+USES_AT_ONCE = 512
+USES_NOTED_EVERY = 10.0
+"""How many reads, or seconds, pass before the database is told what was used; a kill forgets no more."""
 
 _SQLITE_TIMEOUT = 5.0
 """Seconds that a call waits for another process' lock on the database."""
@@ -115,6 +120,8 @@ class Cache:
         self._failures: dict[str, str] = {}
         self._threads = trio.CapacityLimiter(THREADS)
         self._disk: diskcache.Cache | None = None
+        self._used: dict[str, float] = {}
+        self._noted = time.monotonic()
 
     @property
     def failure(self) -> str | None:
@@ -163,6 +170,10 @@ class Cache:
         value = _unpack(key, entry)
         if value is None:
             self._delete(key)
+            return None
+        self._used[key] = time.time()
+        if len(self._used) >= USES_AT_ONCE or time.monotonic() - self._noted > USES_NOTED_EVERY:
+            self._note_uses()
         return value
 
     def _put(self, key: str, value: bytes) -> None:
@@ -172,6 +183,8 @@ class Cache:
             raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
         entry = _pack(key, value)
         try:
+            # Before anything is thrown out for the new entry.
+            self._note_uses()
             self._disk.set(key, entry)
         except sqlite3.Error:
             # diskcache leaves the value's file when its database then fails.
@@ -198,12 +211,30 @@ class Cache:
             timeout=_SQLITE_TIMEOUT,
             disk=SafeDisk,
             size_limit=self.limit,
-            eviction_policy="least-recently-used",
+            # Oldest first: `_note_uses` makes what was used young again.
+            eviction_policy="least-recently-stored",
         )
 
     def _close(self) -> None:
         if self._disk is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._note_uses()
             self._disk.close()
+
+    def _note_uses(self) -> None:
+        """Tell the database what was read since the last time.
+
+        diskcache's own "least-recently-used" writes to the database at every read, one reader at a time: (m) cold
+        reads of 526 kB entries were twice as slow.
+        """
+        used, self._used = self._used, {}
+        self._noted = time.monotonic()
+        if used and self._disk is not None:
+            with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _SQLITE_TIMEOUT)) as base:
+                base.executemany(
+                    "UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", [(at, key) for key, at in used.items()]
+                )
+                base.commit()
 
 
 @contextlib.asynccontextmanager

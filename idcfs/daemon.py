@@ -47,6 +47,9 @@ MIN_TASKS = 64
 MAX_TASKS = 4 * MAX_BACKGROUND
 """pyfuse3's tasks: as many idle ones as answer a burst, and enough that waiting reads leave some over."""
 
+LAST_WRITES_TIMEOUT = 5.0
+"""Seconds that the cache is given, once the mount has ended, to write what was fetched."""
+
 START_TIMEOUT = 20.0
 """Seconds in which a mount that is made must answer."""
 
@@ -114,7 +117,8 @@ async def _open_filesystem(
             tell("preparing extended attributes")
             await catalogue.attributes_file()
         yield Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror)
-        # Reading ahead stops with the mount; what is being written to the cache is given up.
+        with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
+            await reader.finish_writing()
         nursery.cancel_scope.cancel()
 
 

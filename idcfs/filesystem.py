@@ -137,7 +137,11 @@ class FileSystem:
         groups = view.children(address.level, address.group)[start : start + ENTRIES_AT_ONCE]
         level = address.level + 1
         released = self._release_time(address.generation)
-        numbers = (pack_folder(address.generation, level, group) for group in groups)
+        if not groups:
+            return []
+        # The groups of a run are numbered one after the other, and so are their inodes.
+        first = pack_folder(address.generation, level, groups.start)
+        numbers = range(first, first + len(groups))
         counts = view.child_counts(level, groups)
         nodes = (Node(number, True, 2 + count, 0, released) for number, count in zip(numbers, counts, strict=True))
         return list(zip(view.names(level, groups), nodes, strict=True))

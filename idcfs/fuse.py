@@ -154,13 +154,20 @@ class Adapter(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Fill the kernel's buffer with entries and their attributes."""
         entry = self._entry
+        folders_time: int | None = None
         while True:
             entries = await self.filesystem.entries(fh, start_id)
             if not entries:
                 return
             for name, node in entries:
                 start_id += 1
-                if not pyfuse3.readdir_reply(token, name, self._fill(entry, node), start_id):
+                if node.is_folder and node.modified_ns == folders_time:
+                    # Folders of one view differ in nothing else, and a listing can have many thousands.
+                    entry.st_ino, entry.st_nlink = node.inode, node.links
+                else:
+                    self._fill(entry, node)
+                    folders_time = node.modified_ns if node.is_folder else None
+                if not pyfuse3.readdir_reply(token, name, entry, start_id):
                     return
             if len(entries) < ENTRIES_AT_ONCE:
                 return

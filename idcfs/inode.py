@@ -13,6 +13,7 @@ view it was found: every view shares one page cache. A folder belongs to a gener
 A facet is something idcfs adds to a folder: its hidden `.idc` folder and what is in it.
 """
 
+import functools
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -79,6 +80,7 @@ def pack_file(series: int, instance: int) -> int:
     return _FILE | series << 30 | instance
 
 
+@functools.lru_cache(maxsize=1024)  # The requests for one folder come one after the other.
 def unpack(number: int) -> FolderAddress | FileAddress:
     """The address that an inode number packs.
 

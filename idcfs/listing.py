@@ -249,7 +249,7 @@ def _instances(objects: list[ObjectInfo], folder: str) -> list[ObjectInfo]:
         if name == info.key or "/" in name or "\0" in name or len(name.encode()) > 255:
             raise Untrusted(f"listing {folder}: {name!r} is no name of an instance")
         if name.endswith(_SUFFIX) and not name.startswith("."):
-            found.append(info._replace(key=name))
+            found.append(ObjectInfo(name, info.size, info.etag, info.modified_ns))
     if len({info.key for info in found}) < len(found):
         raise Untrusted(f"listing {folder}: an instance is listed twice")
     return found

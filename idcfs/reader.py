@@ -72,6 +72,7 @@ class Reader:
         self._memory: OrderedDict[Extent, Buffer] = OrderedDict()
         self._memory_size = 0
         self._unwritten = 0
+        self._written = trio.Event()
         self._policy = readahead.ReadAhead()
         self._prefetches = trio.CapacityLimiter(PREFETCHES)
 
@@ -148,12 +149,19 @@ class Reader:
         self._remember(extent, data)
         return data
 
+    async def finish_writing(self) -> None:
+        """Wait until the cache has what was fetched."""
+        while self._unwritten:
+            await self._written.wait()
+
     async def _keep(self, key: str, data: bytes) -> None:
         self._unwritten += len(data)
         try:
             await self._cache.put(key, data)
         finally:
             self._unwritten -= len(data)
+            self._written.set()
+            self._written = trio.Event()
 
     def _key(self, extent: Extent, listing: Listing) -> str:
         # The size is in the key because an object that changed its size must not meet its old blocks.

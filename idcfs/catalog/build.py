@@ -34,6 +34,9 @@ SERIES_SCHEMA = pa.schema(
 ATTRIBUTE_ROWS = 8192
 """Rows in a row group of the attributes: one decodes in about 10 ms."""
 
+MEMORY = "3GB"
+"""What duckdb may take to build; today's index needs half of it."""
+
 STREAM_ROWS = 1 << 16
 """Rows taken from DuckDB at a time, so that memory does not grow with the index."""
 
@@ -307,6 +310,9 @@ def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
     """Build what a specification asks for; see `main`."""
     folder = Path(specification["folder"])
     connection = connect(specification["tables"])
+    # Sorting spills beside what is built; duckdb's own choices are most of the memory, and the current folder.
+    connection.execute(f"SET memory_limit = '{MEMORY}'")
+    connection.execute(f"SET temp_directory = '{str(folder / 'spilled').replace(chr(39), chr(39) * 2)}'")
     columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
     what = specification["build"]
     if what != "attributes":

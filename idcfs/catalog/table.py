@@ -126,11 +126,6 @@ class Table:
             start += end - at
         return found
 
-    def verify(self) -> None:
-        """Read every batch and check it; blocks for as long as reading the file takes."""
-        for number in range(self._reader.num_record_batches):
-            self._read(number)
-
     def _batch(self, number: int) -> tuple[Column, ...]:
         columns = self._cache.get((self._key, number))
         if columns is None:

@@ -52,11 +52,6 @@ class View:
         for table in self._levels:
             table.close()
 
-    def verify(self) -> None:
-        """Check every batch; blocks for as long as reading the files takes."""
-        for table in self._levels:
-            table.verify()
-
     def groups(self, level: int) -> int:
         """How many folders *level* has."""
         return len(self._levels[level - 1]) if level else 1

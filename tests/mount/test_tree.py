@@ -17,10 +17,10 @@ CT = "527a5965-9a10-477b-863a-3597081538a4"
 
 
 @pytest.fixture(scope="module")
-def index() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
-    connection.execute(f"CREATE VIEW series AS SELECT * FROM '{find_index().tables['index']}'")
-    return connection
+def index() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE VIEW series AS SELECT * FROM '{find_index().tables['index']}'")
+        yield connection
 
 
 @pytest.fixture(scope="module")
