@@ -28,8 +28,8 @@ DEFAULT_CACHE_SHARE = 10
 DEFAULT_CACHE_MOST = 50 * 10**9
 """… up to 50 GB."""
 
-SMALLEST_CACHE = 64 << 20
-"""Less than a few objects' worth would throw out what was just fetched."""
+SMALLEST_SIZE = 64 << 20
+"""A smaller cache would throw out what was just fetched; a query cannot even start in less memory."""
 
 LARGEST_CACHE = 1 << 60
 """More than any disk holds, and still a number that the cache's database can keep."""
@@ -47,11 +47,11 @@ def config_file() -> Path:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a mount can be told.
+    """Everything that idcfs can be told.
 
     `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), `timeout` in seconds, `index` a folder
     with the index's parquet files (None: the installed package's), `idc_version` the version whose tree is
-    shown (None: the index's own).
+    shown (None: the index's own); `query_memory` (bytes) and `query_timeout` (seconds) bound a user's SQL.
     """
 
     mirror: str = "aws"
@@ -63,6 +63,8 @@ class Settings:
     index: Path | None = None
     xattr: bool = False
     allow_other: bool = False
+    query_memory: int = 3 << 30
+    query_timeout: float = 60.0
 
     @property
     def cache_limit(self) -> int:
@@ -86,8 +88,8 @@ def parse_size(text: str) -> int:
     size = int(Decimal(match[1]) * units[match[2]])
     if size > LARGEST_CACHE:
         raise UsageError(f"size {text!r} is more than any disk holds")
-    if size < SMALLEST_CACHE:
-        raise UsageError(f"size {text!r} is too small: the cache needs at least {SMALLEST_CACHE >> 20}MiB")
+    if size < SMALLEST_SIZE:
+        raise UsageError(f"size {text!r} is too small: write at least {SMALLEST_SIZE >> 20}MiB")
     return size
 
 
@@ -137,11 +139,11 @@ def _convert(name: str, value: Any, where: str) -> Any:
     """The value of a setting from what a flag, a variable or the file gives."""
     try:
         match name:
-            case "cache_size":
+            case "cache_size" | "query_memory":
                 return parse_size(str(value))
             case "cache_dir" | "index":
                 return Path(_parse_text(value)).expanduser().absolute()
-            case "timeout":
+            case "timeout" | "query_timeout":
                 seconds = float(str(value))
                 if not 0 < seconds < 3600:
                     raise ValueError("a number of seconds above 0 and under an hour")

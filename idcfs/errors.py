@@ -30,6 +30,14 @@ class CatalogueDamaged(IdcfsError):
     """A catalogue file does not hold what its checksum says; building it again repairs it."""
 
 
+class ChildEnded(IdcfsError):
+    """A child process ended without saying why."""
+
+
+class QueryRefused(IdcfsError):
+    """SQL that does not parse or bind, asks for what it may not, or needs more than it may."""
+
+
 class ReadError(IdcfsError):
     """A file-system call that cannot be answered."""
 

@@ -2,17 +2,11 @@
 
     python -m idcfs.catalog.build < specification
 
-The specification is one line of JSON (see `main`). Progress and the one error there may be are JSON lines on
-standard output. What is built is whole before it gets a name that others look for. The end of standard input
-after that line means that the parent is gone, and ends this process.
+See `run` for the specification. What is built is whole before it gets a name that others look for.
 """
 
 import contextlib
-import json
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +19,8 @@ from idcfs.catalog import view
 from idcfs.catalog.description import write_description
 from idcfs.catalog.index import REPAIR
 from idcfs.catalog.table import TableWriter
-from idcfs.errors import IdcfsError, IndexUnusable, UsageError
+from idcfs.catalog.worker import Tell, serve
+from idcfs.errors import IndexUnusable, UsageError
 from idcfs.layout import PLAIN_COMPONENT, Column, Template, escape, parse_template, with_suffix
 
 SERIES_SCHEMA = pa.schema(
@@ -57,7 +52,8 @@ _FIRST_OF_EACH_PRIOR = (
     "(SELECT DISTINCT ON (crdc_series_uuid) * FROM prior_versions_index "
     f"ANTI JOIN index USING (crdc_series_uuid) {_LATEST_FIRST})"
 )
-_ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
+ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
+"""The SQL of every series, past versions included, with the columns of `index`."""
 _CANONICAL_ORDER = (
     "series_revised_idc_version IS NULL, encode(collection_id), encode(PatientID), StudyInstanceUID, "
     "SeriesInstanceUID, crdc_series_uuid"
@@ -100,7 +96,7 @@ def stream(connection: Connection, sql: str) -> Iterator[pa.RecordBatch]:
 def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
     """Write the table of all series and say what is in the index, for the catalogue's description."""
     buckets = [
-        row[0] for row in connection.execute(f"SELECT DISTINCT aws_bucket FROM {_ALL_SERIES} ORDER BY 1").fetchall()
+        row[0] for row in connection.execute(f"SELECT DISTINCT aws_bucket FROM {ALL_SERIES} ORDER BY 1").fetchall()
     ]
     places = ", ".join("'" + bucket.replace("'", "''") + "'" for bucket in buckets)
     sql = f"""
@@ -108,7 +104,7 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
             CAST(list_position([{places}], aws_bucket) - 1 AS UTINYINT),
             CAST(coalesce(instanceCount, 0) AS UINTEGER),
             CAST(round(coalesce(series_size_MB, 0) * 1e6) AS UBIGINT)
-        FROM {_ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"""
+        FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"""
     with TableWriter(folder / "series.arrow", SERIES_SCHEMA) as writer:
         for batch in stream(connection, sql):
             arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
@@ -172,7 +168,7 @@ def selection(what: dict[str, Any]) -> str:
             quoted = name.replace("'", "''")
             return f"(SELECT * FROM index WHERE analysis_result_id = '{quoted}')"
         case {"all": True}:
-            return _ALL_SERIES
+            return ALL_SERIES
         case _:
             return "index"
 
@@ -297,7 +293,7 @@ def build_attributes(connection: Connection, destination: Path) -> None:
     """Write every column of every series, in the order of the table of all series."""
     temporary = destination.with_suffix(".partial")
     writer: pq.ParquetWriter | None = None
-    for batch in stream(connection, f"SELECT * FROM {_ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"):
+    for batch in stream(connection, f"SELECT * FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"):
         table = pa.Table.from_batches([batch])
         writer = writer or pq.ParquetWriter(temporary, table.schema, compression="snappy", write_page_checksum=True)
         writer.write_table(table, row_group_size=ATTRIBUTE_ROWS)
@@ -306,8 +302,13 @@ def build_attributes(connection: Connection, destination: Path) -> None:
     temporary.replace(destination)
 
 
-def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Build what a specification asks for; see `main`."""
+def run(specification: dict[str, Any], tell: Tell) -> None:
+    """Build what a specification asks for.
+
+    Its `build` is "catalogue" (the table of all series and the main view), "view" or "attributes"; `folder` is the
+    catalogue's; `tables` maps names to parquet files; for a view there are `view` (the folder to write), `template`
+    and `select` (see `selection`). The messages are ``{"step": text}``.
+    """
     folder = Path(specification["folder"])
     connection = connect(specification["tables"])
     # Sorting spills beside what is built; duckdb's own choices are most of the memory, and the current folder.
@@ -320,9 +321,9 @@ def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
         template = parse_template(specification["template"], columns)
         _check_version(connection, specification["select"])
     if what == "catalogue":
-        tell("reading the index")
+        tell({"step": "reading the index"})
         write_description(folder / "contents.json", build_series(connection, folder))
-        tell("sorting the tree")
+        tell({"step": "sorting the tree"})
     if what == "attributes":
         build_attributes(connection, folder / "attributes.parquet")
         return
@@ -330,44 +331,5 @@ def run(specification: dict[str, Any], tell: Callable[[str], None]) -> None:
     build_view(connection, folder / "series.arrow", source, template, Path(specification["view"]))
 
 
-def main(argument: str) -> int:
-    """Build and report; the exit code is 0, or 1 after an error line.
-
-    The specification's `build` is "catalogue" (the table of all series and the main view), "view" or
-    "attributes"; `folder` is the catalogue's; `tables` maps names to parquet files; for a view there are
-    `view` (the folder to write), `template` and `select` (see `selection`).
-    """
-
-    def tell(step: str) -> None:
-        print(json.dumps({"step": step}), flush=True)
-
-    try:
-        run(json.loads(argument), tell)
-    except IdcfsError as error:
-        print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
-        return 1
-    except duckdb.Error as error:
-        message = f"the IDC index is not readable ({str(error).splitlines()[0]}); {REPAIR}"
-        print(json.dumps({"error": "IndexUnusable", "message": message}), flush=True)
-        return 1
-    except OSError as error:
-        message = f"the catalogue cannot be written: {error}"
-        print(json.dumps({"error": "CacheUnusable", "message": message}), flush=True)
-        return 1
-    return 0
-
-
-def _end_with_parent() -> None:
-    # Not sys.stdin: a thread inside its buffer would keep the interpreter from ending.
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    line = sys.stdin.buffer.readline()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    code = main(line.decode())
-    sys.stdout.flush()
-    # A normal exit would wait for the thread that reads standard input.
-    os._exit(code)
+    serve(run)

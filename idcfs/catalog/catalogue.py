@@ -24,7 +24,7 @@ from uuid import UUID
 
 import trio
 
-from idcfs.catalog.builder import run_build
+from idcfs.catalog.child import run_child
 from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
@@ -193,7 +193,7 @@ class Catalogue:
         if not path.exists():
             async with self._opening, self._lock():
                 if not path.exists():
-                    await run_build(self._specification("attributes", self.folder))
+                    await self._run_build(self._specification("attributes", self.folder))
         return path
 
     async def repair(self) -> None:
@@ -237,7 +237,7 @@ class Catalogue:
         try:
             building.mkdir(parents=True)
             key = self._keys[MAIN_GENERATION]
-            await run_build(self._specification("catalogue", building, key), self._tell)
+            await self._run_build(self._specification("catalogue", building, key))
             shutil.rmtree(self.folder, ignore_errors=True)
             building.replace(self.folder)
         except OSError as error:
@@ -252,13 +252,16 @@ class Catalogue:
         building = views / f"{key.digest}.{os.getpid()}{_BUILDING}"
         _remove_leftovers(views / key.digest)
         try:
-            await run_build(self._specification("view", self.folder, key, building), self._tell)
+            await self._run_build(self._specification("view", self.folder, key, building))
             shutil.rmtree(views / key.digest, ignore_errors=True)
             building.replace(views / key.digest)
         except OSError as error:
             raise CacheUnusable(f"the catalogue cannot be written to {views}: {error.strerror}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+    async def _run_build(self, specification: dict[str, Any]) -> None:
+        await run_child("idcfs.catalog.build", specification, lambda message: self._tell(message["step"]))
 
     def _specification(
         self, build: str, folder: Path, key: ViewKey | None = None, view: Path | None = None

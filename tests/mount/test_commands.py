@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -114,14 +115,32 @@ def test_mounting_twice(commands: Commands, folder_mirror: Path) -> None:
 def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: Path) -> None:
     point = commands.home / "idc"
     assert commands.idcfs("mount", "--mirror", folder_mirror, point).returncode == 0
-    os.kill(status(point)["pid"], signal.SIGKILL)
-    while os.path.exists(point):
-        time.sleep(0.01)
-    assert "--recover" in refused(commands, 4, "mount", point)
-    shown = commands.idcfs("status").stdout
-    assert "not answering" in shown
-    with commands.mounted(point, "--recover", "--mirror", folder_mirror):
-        assert len(os.listdir(point)) == 179
+    try:
+        os.kill(status(point)["pid"], signal.SIGKILL)
+        while os.path.exists(point):
+            time.sleep(0.01)
+        assert "--recover" in refused(commands, 4, "mount", point)
+        assert "not answering" in commands.idcfs("status").stdout
+        with commands.mounted(point, "--recover", "--mirror", folder_mirror):
+            assert len(os.listdir(point)) == 179
+    finally:
+        commands.run("fusermount3", "-uz", point)
+
+
+@pytest.mark.parametrize("flag", ["--cache-dir", "--mirror", "--index"])
+def test_what_the_mount_needs_may_not_be_inside_it(commands: Commands, folder_mirror: Path, flag: str) -> None:
+    inside = commands.home / "idc" / "inside"
+    assert "inside" in refused(commands, 2, "mount", flag, inside, commands.home / "idc")
+
+
+def test_status_does_not_wait_for_a_mount_that_hangs(commands: Commands, folder_mirror: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        daemon = status(point)["pid"]
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            assert "no answer" in commands.idcfs("status", "--json").stdout
+        finally:
+            os.kill(daemon, signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +345,33 @@ def test_the_demo_needs_nothing_but_the_index(commands: Commands) -> None:
         assert not list((commands.home / ".cache" / "idcfs").glob("objects/*"))
 
 
-@pytest.mark.parametrize("command", [[], ["mount"], ["unmount"], ["status"], ["cache"], ["demo-mirror"]])
+QUERY = "SELECT Modality, count(*) AS series, NULL AS nothing FROM index GROUP BY 1 ORDER BY 2 DESC"
+
+
+def test_a_query_in_each_format(commands: Commands) -> None:
+    rows = json.loads(commands.idcfs("query", QUERY, "--format", "json").stdout)
+    assert sum(row["series"] for row in rows) == 1044191
+    assert rows[0]["nothing"] is None
+    top = commands.idcfs("query", QUERY, "--format", "csv", "--limit", "1").stdout
+    assert top.splitlines() == ["Modality,series,nothing", f"{rows[0]['Modality']},{rows[0]['series']},"]
+    done = subprocess.run(
+        ["idcfs", "query", QUERY, "--format", "parquet"], capture_output=True, env=commands.variables(), check=True
+    )
+    assert pq.read_table(pa.BufferReader(done.stdout)).to_pylist() == rows
+    table = commands.idcfs("query", "SELECT PatientID FROM index").stdout
+    assert "100 rows" in table
+
+
+def test_a_refused_query_says_where(commands: Commands) -> None:
+    done = commands.idcfs("query", "SELECT count(*) FROM indexx")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "indexx" in done.stderr
+    done = commands.idcfs("query", "--query-timeout", "1", "SELECT count(*) FROM range(1000000000000)")
+    assert done.returncode == 6
+    assert "--query-timeout" in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["mount"], ["unmount"], ["status"], ["cache"], ["query"], ["demo-mirror"]])
 def test_help_everywhere(commands: Commands, command: list[str]) -> None:
     done = commands.idcfs(*command, "--help")
     assert done.returncode == 0

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from idcfs.catalog import build
+from idcfs.catalog import build, worker
 from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index, find_index
 from idcfs.catalog.table import BatchCache, Table
@@ -39,7 +39,8 @@ def tables(index: Index) -> dict[str, str]:
 
 def run(folder: Path, index: Index, **specification: Any) -> list[str]:
     steps: list[str] = []
-    build.run({"folder": str(folder), "tables": tables(index), **specification}, steps.append)
+    specification |= {"folder": str(folder), "tables": tables(index)}
+    build.run(specification, lambda message: steps.append(message["step"]))
     return steps
 
 
@@ -239,7 +240,7 @@ def test_an_index_that_cannot_be_used_is_said_in_one_line(
         "build": "catalogue", "folder": str(tmp_path / "built"), "tables": tables(index), "template": "%PatientID",
         "select": {}, "view": str(tmp_path / "built" / "main"),
     }  # fmt: skip
-    assert build.main(json.dumps(specification)) == 1
+    assert worker.attempt(build.run, specification) == 1
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["error"] == "IndexUnusable"
     assert message in last["message"]

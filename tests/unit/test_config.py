@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idcfs.config import BINARY_UNITS, LARGEST_CACHE, SIZE_UNITS, SMALLEST_CACHE, Settings, load_settings, parse_size
+from idcfs.config import BINARY_UNITS, LARGEST_CACHE, SIZE_UNITS, SMALLEST_SIZE, Settings, load_settings, parse_size
 from idcfs.errors import UsageError
 from idcfs.layout import DEFAULT_TEMPLATE
 
@@ -17,6 +17,8 @@ EXAMPLES: dict[str, tuple[Any, Any, Any, tuple[Any, Any, Any]]] = {
     "cache_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
     "cache_size": ('"1GB"', "2GiB", "3T", (10**9, 2 << 30, 3 * 10**12)),
     "timeout": ("1.5", "2", 3.0, (1.5, 2.0, 3.0)),
+    "query_timeout": ("1.5", "2", 3.0, (1.5, 2.0, 3.0)),
+    "query_memory": ('"1GiB"', "2GB", "4GB", (1 << 30, 2 * 10**9, 4 * 10**9)),
     "layout": ('"%PatientID"', "%Modality", "%SeriesInstanceUID", ("%PatientID", "%Modality", "%SeriesInstanceUID")),
     "idc_version": ("3", "4", 5, (3, 4, 5)),
     "index": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
@@ -152,9 +154,9 @@ def test_the_file_is_utf_8_whatever_the_locale(file: Path) -> None:
         (" 1.5T ", 1_500_000_000_000),
         ("1.005 GB", 1_005_000_000),
         ("0.1TiB", 109_951_162_777),
-        ("64Mi", SMALLEST_CACHE),
-        ("67108864", SMALLEST_CACHE),
-        ("67108864B", SMALLEST_CACHE),
+        ("64Mi", SMALLEST_SIZE),
+        ("67108864", SMALLEST_SIZE),
+        ("67108864B", SMALLEST_SIZE),
         ("100000K", 10**8),
     ],
 )
@@ -171,12 +173,12 @@ def test_what_is_no_size(text: str) -> None:
     assert repr(text) in str(raised.value)
 
 
-@given(st.integers(SMALLEST_CACHE, LARGEST_CACHE), st.sampled_from(sorted(SIZE_UNITS | BINARY_UNITS)), st.booleans())
+@given(st.integers(SMALLEST_SIZE, LARGEST_CACHE), st.sampled_from(sorted(SIZE_UNITS | BINARY_UNITS)), st.booleans())
 def test_a_size_in_any_unit_is_read_to_the_byte(size: int, unit: str, in_bytes: bool) -> None:
     factor = (SIZE_UNITS | BINARY_UNITS)[unit]
     whole = size // factor * factor
     text = f"{size // factor}{unit.lower()}{'b' * in_bytes}"
-    if whole >= SMALLEST_CACHE:
+    if whole >= SMALLEST_SIZE:
         assert parse_size(text) == whole
     if unit in {"", "K", "M", "G", "T"}:
         assert parse_size(f"{Decimal(size) / factor:f}{unit}") == size
@@ -185,6 +187,6 @@ def test_a_size_in_any_unit_is_read_to_the_byte(size: int, unit: str, in_bytes: 
 @given(st.text())
 def test_any_text_is_a_size_or_a_usage_error(text: str) -> None:
     try:
-        assert SMALLEST_CACHE <= parse_size(text) <= LARGEST_CACHE
+        assert SMALLEST_SIZE <= parse_size(text) <= LARGEST_CACHE
     except UsageError as error:
         assert "\n" not in str(error)  # noqa: PT017  # either may happen

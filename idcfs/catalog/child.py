@@ -1,4 +1,4 @@
-"""Running `idcfs.catalog.build` as a child process, from trio.
+"""Running a program of `idcfs.catalog` as a child process, from trio.
 
 The child is started by exec, never forked: a forked child would hold the FUSE device open. It ends with the
 caller's scope, and when the daemon dies.
@@ -15,17 +15,19 @@ import trio
 from idcfs import errors
 
 
-async def run_build(specification: dict[str, Any], tell: Callable[[str], None] = lambda step: None) -> None:
-    """Build what *specification* asks for (see `idcfs.catalog.build.main`), calling *tell* at each step.
+async def run_child(
+    module: str, specification: dict[str, Any], hear: Callable[[dict[str, Any]], None] = lambda message: None
+) -> None:
+    """Run *module* on *specification* (see `idcfs.catalog.worker`), calling *hear* with each message.
 
     Waits for the child; cancelling ends it.
 
     Raises:
-        IndexUnusable, CacheUnusable: what the child says.
+        IdcfsError: what the child says, or that it ended without a word.
     """
     # -P keeps modules of the current folder from standing in for those of the installation.
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-P", "-m", "idcfs.catalog.build"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-P", "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert process.stdin is not None
@@ -39,15 +41,15 @@ async def run_build(specification: dict[str, Any], tell: Callable[[str], None] =
             received = bytearray(rest)
             for line in lines:
                 message = json.loads(line)
-                if "step" in message:
-                    tell(message["step"])
-                else:
+                if "error" in message:
                     failure = getattr(errors, message["error"])(message["message"])
+                else:
+                    hear(message)
         code = await process.wait()
         if failure is not None:
             raise failure
         if code:
-            raise errors.IndexUnusable(f"building the catalogue ended with exit code {code}; is memory short?")
+            raise errors.ChildEnded(f"{module} ended with exit code {code}; is memory short?")
     finally:
         if process.returncode is None:
             process.kill()

@@ -1,0 +1,9 @@
+"""The command line: what a person types, is told, and gets for an exit code.
+
+Modules that take long to load are loaded by the commands that need them.
+"""
+
+from idcfs.cli import cache, demo, mounting, query, status
+from idcfs.cli.group import main
+
+__all__ = ["cache", "demo", "main", "mounting", "query", "status"]

@@ -1,0 +1,110 @@
+"""The daemon as a background process: started, waited for until it answers, and told of when it fails.
+
+A fork is safe here because nothing is loaded yet that has threads, and the FUSE device is not open.
+"""
+
+import contextlib
+import json
+import logging
+import logging.handlers
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import platformdirs
+
+from idcfs import errors
+from idcfs.config import Settings
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def serve(settings: Settings, path: Path, demo: bool, tell: Tell) -> None:
+    """Serve a mount in this process until it ends."""
+    import trio
+
+    from idcfs import daemon
+    from idcfs.flights import first_error
+
+    try:
+        trio.run(daemon.serve_demo if demo else daemon.serve, settings, path, tell)
+    except ExceptionGroup as group:
+        raise first_error(group) from group
+
+
+def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, tell: Tell) -> None:
+    """Start the daemon as a child in a session of its own, and wait until it is ready or says why not."""
+    log_file = _log_file(path)
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        _be_daemon(settings, path, demo, send, log_file, level)
+    os.close(send)
+    ready = False
+    try:
+        with open(receive) as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "error" in message:
+                    raise getattr(errors, message["error"])(message["message"])
+                tell(message)
+                if "ready" in message:
+                    ready = True
+                    break
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if not ready:
+        raise errors.MountFailed(f"{path}: the daemon ended while it started; see {log_file}")
+
+
+def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: Path, level: int) -> NoReturn:
+    """The life of the background process; never returns."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        # What libraries and children print as they die is worth having.
+        os.dup2(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+        handler = logging.handlers.RotatingFileHandler(log_file, maxBytes=1 << 20, backupCount=1)
+        log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(level=level, format=log_format, handlers=[handler])
+        os.set_inheritable(send, False)
+        pipe = [send]
+
+        def tell(message: dict[str, Any]) -> None:
+            if pipe:
+                os.write(pipe[0], json.dumps(message).encode() + b"\n")
+                if "ready" in message:
+                    os.close(pipe.pop())
+
+        try:
+            serve(settings, path, demo, tell)
+            code = 0
+        except errors.IdcfsError as error:
+            logging.error("%s", error)
+            with contextlib.suppress(OSError):
+                tell({"error": type(error).__name__, "message": str(error)})
+    except BaseException:
+        logging.exception("the daemon ended")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _log_file(path: Path) -> Path:
+    from idcfs.layout import escape
+
+    folder = Path(platformdirs.user_log_dir("idcfs"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise errors.CacheUnusable(f"log folder {folder}: {error.strerror}; set XDG_STATE_HOME to one") from error
+    return folder / f"{escape(str(path).strip('/').replace('/', '-'))}.log"

@@ -1,0 +1,59 @@
+"""The command group: exit codes, and how an error is told."""
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from idcfs import __version__, errors
+
+EXIT_CODES: dict[type[errors.IdcfsError], int] = {
+    errors.UsageError: 2,
+    errors.IndexUnusable: 3,
+    errors.MountFailed: 4,
+    errors.CacheUnusable: 5,
+    errors.QueryRefused: 6,
+}
+"""Anything else that goes wrong exits with 1, and Ctrl-C with 130. Documented in docs/commands.md."""
+
+
+class _Group(click.Group):
+    """Turns our errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except errors.IdcfsError as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            click.echo("idcfs: interrupted", err=True)
+            sys.exit(130)
+
+
+def _fail(error: errors.IdcfsError) -> NoReturn:
+    click.echo(f"idcfs: {error}", err=True)
+    sys.exit(EXIT_CODES.get(type(error), 1))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="idcfs")
+def main() -> None:
+    """The NCI Imaging Data Commons as a folder.
+
+    Mount it, and every DICOM tool can read all of IDC: collection / patient / study / series / *.dcm.
+    The tree comes from the installed IDC index; bytes are fetched when they are read, and kept in a cache.
+
+    Exit codes: 0 done, 1 something else went wrong, 2 a wrong flag or setting, 3 the IDC index cannot be
+    used, 4 the mount cannot be made or ended, 5 the cache folder cannot be used, 6 the query is refused,
+    130 interrupted.
+    """
+
+
+def size_text(count: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

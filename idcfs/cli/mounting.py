@@ -1,0 +1,125 @@
+"""`idcfs mount` and `idcfs unmount`."""
+
+import functools
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from idcfs import mountpoint as mountpoints
+from idcfs.cli.background import serve, serve_in_background
+from idcfs.cli.group import main
+from idcfs.cli.status import read_status
+from idcfs.config import Settings, load_settings
+from idcfs.errors import UsageError
+
+DEFAULT_MOUNTPOINT = Path("~/idc")
+
+UNMOUNT_WAIT = 10.0
+"""Seconds that `unmount` waits for the daemon to write what it has and end."""
+
+
+@main.command(short_help="Mount IDC on a folder.")
+@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.option("--mirror", metavar="WHERE", help="aws (default), gcs, http(s)://host[:port], or a folder.")
+@click.option(
+    "--cache-size", metavar="SIZE", help="Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB."
+)
+@click.option("--cache-dir", metavar="FOLDER", help="Where bytes and the catalogue are kept. Default: ~/.cache/idcfs.")
+@click.option("--layout", metavar="TEMPLATE", help="Folders of the tree, as idc-index's dirTemplate: %column names.")
+@click.option("--idc-version", metavar="N", help="Show the tree of an earlier IDC version.")
+@click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
+@click.option("--timeout", metavar="SECONDS", help="How long one read may wait for the network. Default: 30.")
+@click.option("--xattr/--no-xattr", default=None, help="Show index columns as extended attributes user.idc.*.")
+@click.option("--allow-other/--no-allow-other", default=None, help="Let other users of this machine read the mount.")
+@click.option("--demo", is_flag=True, help="Serve a small synthetic sample; no network.")
+@click.option("--recover", is_flag=True, help="Replace a mount whose daemon is gone.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@click.option("--debug", is_flag=True, help="Log more.")
+def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, debug: bool, **flags: Any) -> None:
+    """Mount IDC on MOUNTPOINT (default: ~/idc, created if it is missing).
+
+    Returns when the mount answers; it goes on in the background until 'idcfs unmount MOUNTPOINT'.
+    Flags can be set for good as variables (IDCFS_MIRROR, IDCFS_CACHE_SIZE, ...) or in
+    ~/.config/idcfs/config.toml (cache_size = "20GB").
+
+    \b
+    Examples:
+      idcfs mount
+      idcfs mount --mirror gcs --cache-size 100GB /data/idc
+      idcfs mount --layout %collection_id/%PatientID/%Modality_%SeriesInstanceUID /data/idc
+    """  # noqa: D301  # click's mark for text that it must not wrap is a real backspace
+    path = mountpoints.absolute(mountpoint or DEFAULT_MOUNTPOINT)
+    settings = load_settings(flags)
+    settings = _checked(settings, path)
+    mountpoints.check_machine(settings.allow_other)
+    mountpoints.prepare(path, recover)
+    tell = functools.partial(_tell, path)
+    level = logging.DEBUG if debug else logging.INFO
+    if foreground:
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        serve(settings, path, demo, tell)
+        return
+    serve_in_background(settings, path, demo, level, tell)
+
+
+def _checked(settings: Settings, path: Path) -> Settings:
+    """Find what is wrong with the settings before anything is made; a folder's path becomes absolute."""
+    from idcfs.catalog.index import find_index
+    from idcfs.store.mirror import parse_mirror
+
+    mirror = parse_mirror(settings.mirror)
+    # What the daemon needs must not be reached through its own mount: it would wait for itself for ever.
+    for what, folder in (("cache folder", settings.cache_dir), ("mirror", mirror.folder), ("index", settings.index)):
+        if folder is not None and mountpoints.absolute(folder).is_relative_to(path):
+            raise UsageError(f"{what} {folder} is inside the mountpoint {path}; choose one outside")
+    mirror.check()
+    find_index(settings.index)
+    return settings if mirror.folder is None else replace(settings, mirror=str(mirror.folder))
+
+
+def _tell(path: Path, message: dict[str, Any]) -> None:
+    if "step" in message:
+        click.echo(f"idcfs: {message['step']} ...", err=True)
+    if "ready" in message:
+        facts = message["ready"]
+        counts = facts["counts"]
+        size = counts["bytes"] / 1e12
+        click.echo(
+            f"IDC v{facts['version']} of {facts['released']}: {counts['collections']:,} collections, "
+            f"{counts['patients']:,} patients, {counts['studies']:,} studies, {counts['series']:,} series, "
+            f"{counts['instances']:,} files, {size:.1f} TB"
+        )
+        click.echo(f"Mounted on {path} from {facts['mirror']}. Unmount with: idcfs unmount {path}")
+
+
+@main.command(short_help="Unmount, and wait for the daemon to end.")
+@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.option("--lazy", is_flag=True, help="Let go of the mount even while programs use it.")
+def unmount(mountpoint: Path | None, lazy: bool) -> None:
+    """Unmount MOUNTPOINT (default: ~/idc) and wait for its daemon to end."""
+    path = mountpoints.absolute(mountpoint or DEFAULT_MOUNTPOINT)
+    daemon = _daemon_of(path)
+    mountpoints.unmount(path, lazy)
+    deadline = time.monotonic() + UNMOUNT_WAIT
+    while daemon is not None and _runs(daemon) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _daemon_of(path: Path) -> int | None:
+    """The process that serves a mount, if it answers."""
+    try:
+        return int(read_status(path)["pid"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -1,0 +1,216 @@
+"""Users' SQL in its sandbox: what it may do, and sixty ways of asking for more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from idcfs.catalog.child import run_child
+from idcfs.catalog.index import find_index
+from idcfs.errors import ChildEnded, IdcfsError, QueryRefused
+
+MEMORY = 3 << 30
+TABLES = {name: str(path) for name, path in find_index().tables.items()}
+INDEX = TABLES["index"]
+
+
+async def ask(folder: Path, sql: str, seconds: float = 30, limit: int | None = 100) -> list[dict[str, Any]]:
+    import pyarrow as pa
+
+    result = folder / "result.arrow"
+    specification = {"tables": TABLES, "memory": MEMORY, "sql": sql, "limit": limit, "result": str(result)}
+    with trio.fail_after(seconds):
+        await run_child("idcfs.catalog.query", specification)
+    rows: list[dict[str, Any]] = pa.ipc.open_stream(pa.memory_map(str(result))).read_all().to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT count(*) AS n FROM index", [{"n": 1044191}]),
+        ("-- a comment\nSELECT count(*) AS n FROM collections_index;", [{"n": 179}]),
+        ("WITH one AS (SELECT 1 AS n) SELECT n FROM one", [{"n": 1}]),
+        ("(SELECT 1 AS n)", [{"n": 1}]),
+        ("FROM version_metadata_index SELECT max(idc_version) AS n", [{"n": 25}]),
+        (
+            "SELECT count(*) AS n FROM prior_versions_index p JOIN index i USING (SeriesInstanceUID) WHERE false",
+            [{"n": 0}],
+        ),
+        ("SELECT '/* ; */ -- ;' AS n", [{"n": "/* ; */ -- ;"}]),
+    ],
+)
+async def test_a_select_over_the_index_is_answered(tmp_path: Path, sql: str, rows: list[dict[str, Any]]) -> None:
+    assert await ask(tmp_path, sql) == rows
+
+
+async def test_a_limit_holds(tmp_path: Path) -> None:
+    assert len(await ask(tmp_path, "SELECT * FROM index", limit=7)) == 7
+
+
+HOSTILE = [
+    # Files.
+    "SELECT * FROM read_csv('/etc/passwd')",
+    "SELECT * FROM read_csv_auto('/etc/passwd')",
+    "SELECT * FROM '/etc/passwd'",
+    "SELECT * FROM '{index}.copy'",
+    "SELECT * FROM read_text('/etc/passwd')",
+    "SELECT * FROM read_blob('/etc/passwd')",
+    "SELECT * FROM read_json('/etc/passwd')",
+    "SELECT * FROM read_parquet('/etc/*')",
+    "SELECT * FROM read_parquet('{folder}/../*/*.parquet')",
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM parquet_metadata('/etc/passwd')",
+    "SELECT * FROM sniff_csv('/etc/passwd')",
+    "SELECT content FROM read_text('/proc/self/environ')",
+    "SELECT (SELECT content FROM read_text('/etc/passwd'))",
+    "WITH a AS (SELECT * FROM read_csv('/etc/passwd')) SELECT * FROM a",
+    "SELECT * FROM index WHERE PatientID IN (SELECT content FROM read_text('/etc/hostname'))",
+    "COPY index TO '{cwd}/stolen.csv'",
+    "COPY (SELECT 1) TO '{cwd}/stolen.parquet' (FORMAT parquet)",
+    "COPY index FROM '/etc/passwd'",
+    "EXPORT DATABASE '{cwd}/stolen'",
+    "IMPORT DATABASE '{cwd}/stolen'",
+    "ATTACH '{cwd}/stolen.db'",
+    "ATTACH ':memory:' AS other",
+    "DETACH memory",
+    "USE memory",
+    # The network and extensions.
+    "SELECT * FROM read_csv('http://127.0.0.1:9/x.csv')",
+    "SELECT * FROM 'https://127.0.0.1:9/x.parquet'",
+    "SELECT * FROM 's3://bucket/x.parquet'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "LOAD '{cwd}/evil.duckdb_extension'",
+    "FORCE INSTALL sqlite",
+    "SELECT * FROM sqlite_scan('{cwd}/x.db', 'x')",
+    "SELECT * FROM postgres_scan('', '', '')",
+    # Settings and the catalogue.
+    "SET threads = 64",
+    "SET enable_external_access = true",
+    "RESET enable_external_access",
+    "SET lock_configuration = false",
+    "SET memory_limit = '100GB'",
+    "SET temp_directory = '/tmp'",
+    "PRAGMA threads = 64",
+    "PRAGMA database_list",
+    "PRAGMA enable_profiling",
+    "CALL pragma_version()",
+    "SHOW TABLES",
+    "DESCRIBE index",
+    "SUMMARIZE index",
+    "EXPLAIN SELECT 1",
+    "CREATE TABLE x AS SELECT 1",
+    "CREATE TEMP TABLE x AS SELECT 1",
+    "CREATE VIEW x AS SELECT 1",
+    "CREATE MACRO f(x) AS x",
+    "CREATE SECRET s (TYPE s3)",
+    "DROP VIEW index",
+    "DELETE FROM index",
+    "UPDATE index SET PatientID = 'x'",
+    "INSERT INTO index SELECT * FROM index",
+    "ALTER TABLE index ADD COLUMN x INT",
+    "BEGIN TRANSACTION",
+    "CHECKPOINT",
+    "VACUUM",
+    "PREPARE q AS SELECT 1",
+    # Several statements, and none.
+    "SELECT 1; SELECT 2",
+    "SELECT 1; DROP VIEW index",
+    "SELECT 1 /* */; /* */ COPY index TO '{cwd}/stolen.csv'",
+    "SELECT 1; -- \n SET threads = 64",
+    "/* SELECT 1 */ COPY index TO '{cwd}/stolen.csv'",
+    "",
+    "   ",
+    "-- only a comment",
+    "/* never ends",
+    # Nonsense.
+    "SELEC 1",
+    "SELECT nothing FROM index",
+    "SELECT * FROM nothing",
+    "SELECT * FROM tables_of_python",
+    "SELECT 'never ends",
+    "SELECT \0 1",
+    "SELECT " + "(" * 5000 + "1" + ")" * 5000,
+    "SELECT getenv('HOME')",
+    "SELECT 1 FROM index WHERE",
+    "\ufeff\u202e SELECT",
+    "DROP TABLE IF EXISTS students; --",
+    "SELECT error('told to')",
+    "SELECT CAST('x' AS INTEGER)",
+]
+
+
+def running_queries() -> list[int]:
+    """The queries that are children of this process."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"idcfs.catalog.query" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def hostile_text(template: str, cwd: Path) -> str:
+    for name, value in (("{index}", INDEX), ("{folder}", os.path.dirname(INDEX)), ("{cwd}", str(cwd))):
+        template = template.replace(name, value)
+    return template
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+async def test_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+    monkeypatch.chdir(work)
+    with pytest.raises(QueryRefused):
+        await ask(out, hostile_text(template, work))
+    assert list(work.iterdir()) == []
+    assert [path.name for path in out.iterdir() if path.stat().st_size] == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT repeat('x', 2000000000) AS a, repeat('y', 2000000000) AS b",
+        "SELECT list(repeat(PatientID, 1000)) FROM index",
+        "SELECT count(*) FROM (SELECT DISTINCT a.SeriesInstanceUID || b.SeriesInstanceUID FROM index a, index b)",
+        "SELECT * FROM range(1000000000) t(a) ORDER BY hash(a)",
+        "SELECT " + ", ".join(f"PatientID || {number} AS c{number}" for number in range(30000)) + " FROM index",
+    ],
+    ids=["strings", "a list", "a cross join", "a sort", "columns"],
+)
+async def test_memory_is_bounded(tmp_path: Path, sql: str) -> None:
+    """Refused, ended, or out of time; and this process goes on."""
+    with pytest.raises((QueryRefused, ChildEnded, trio.TooSlowError)):
+        await ask(tmp_path, sql, seconds=8, limit=None)
+
+
+async def test_time_is_bounded_and_the_child_is_gone(tmp_path: Path) -> None:
+    endless = "WITH RECURSIVE a(n) AS (SELECT 1 UNION ALL SELECT 1 - n FROM a) SELECT count(*) FROM a"
+    with pytest.raises((trio.TooSlowError, IdcfsError)):
+        await ask(tmp_path, endless, seconds=2)
+    assert not running_queries()
+
+
+def test_a_query_ends_with_its_parent(tmp_path: Path) -> None:
+    sql = "SELECT count(*) FROM range(100000000000)"
+    specification = {"tables": TABLES, "memory": MEMORY, "sql": sql, "limit": None, "result": str(tmp_path / "r")}
+    command = [sys.executable, "-P", "-m", "idcfs.catalog.query"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(specification).encode() + b"\n")
+    child.stdin.flush()
+    assert b"bound" in child.stdout.readline()
+    child.stdin.close()
+    assert child.wait(10) == 1
+    child.stdout.close()
