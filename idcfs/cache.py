@@ -7,6 +7,7 @@ and `Cache.failure` says why.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import sqlite3
@@ -32,6 +33,9 @@ THREADS = 8
 USES_AT_ONCE = 512
 USES_NOTED_EVERY = 10.0
 """How many reads, or seconds, pass before the database is told what was used; a kill forgets no more."""
+
+_NOTE_TIMEOUT = 0.2
+"""Seconds that noting uses waits for a busy database, since a reader may be waiting."""
 
 _SQLITE_TIMEOUT = 5.0
 """Seconds that a call waits for another process' lock on the database."""
@@ -182,9 +186,9 @@ class Cache:
         if space.f_bavail * space.f_frsize - len(value) < RESERVE:
             raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
         entry = _pack(key, value)
+        # Before anything is thrown out for the new entry.
+        self._note_uses()
         try:
-            # Before anything is thrown out for the new entry.
-            self._note_uses()
             self._disk.set(key, entry)
         except sqlite3.Error:
             # diskcache leaves the value's file when its database then fails.
@@ -206,6 +210,10 @@ class Cache:
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._in_use = _open_lock(self.folder)
+        with contextlib.suppress(OSError):
+            # Shared by all who use the cache; a file system that has no locks goes without.
+            fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self._disk = diskcache.Cache(
             str(self.folder),
             timeout=_SQLITE_TIMEOUT,
@@ -217,9 +225,9 @@ class Cache:
 
     def _close(self) -> None:
         if self._disk is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._note_uses()
+            self._note_uses()
             self._disk.close()
+            os.close(self._in_use)
 
     def _note_uses(self) -> None:
         """Tell the database what was read since the last time.
@@ -229,12 +237,33 @@ class Cache:
         """
         used, self._used = self._used, {}
         self._noted = time.monotonic()
-        if used and self._disk is not None:
-            with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _SQLITE_TIMEOUT)) as base:
-                base.executemany(
-                    "UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", [(at, key) for key, at in used.items()]
-                )
-                base.commit()
+        uses = [(at, key) for key, at in used.items()]
+        # Nobody's bytes depend on it: a database that is busy or broken forgets some uses.
+        with contextlib.suppress(sqlite3.Error):
+            if uses:
+                with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _NOTE_TIMEOUT)) as base:
+                    base.executemany("UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", uses)
+                    base.commit()
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process has the cache in *folder* open."""
+    if not folder.is_dir():
+        return False
+    lock = _open_lock(folder)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 @contextlib.asynccontextmanager

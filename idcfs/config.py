@@ -142,7 +142,11 @@ def _convert(name: str, value: Any, where: str) -> Any:
             case "cache_size" | "query_memory":
                 return parse_size(str(value))
             case "cache_dir" | "index":
-                return Path(_parse_text(value)).expanduser().absolute()
+                path = Path(_parse_text(value)).expanduser().absolute()
+                # diskcache would put something else in its place.
+                if name == "cache_dir" and os.path.expandvars(path) != str(path):
+                    raise ValueError("write it without $")
+                return path
             case "timeout" | "query_timeout":
                 seconds = float(str(value))
                 if not 0 < seconds < 3600:

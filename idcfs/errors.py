@@ -46,6 +46,10 @@ class NotFound(ReadError):
     """No such name, or the object is gone from every bucket."""
 
 
+class SeriesMissing(NotFound):
+    """No bucket of the mirror has the series; unlike a name that is in no listing, it may turn up."""
+
+
 class NotAFolder(ReadError):
     """A folder operation on a file."""
 

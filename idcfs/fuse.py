@@ -30,6 +30,7 @@ BLOCK_SIZE = 128 << 10
 
 ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.NotFound: errno.ENOENT,
+    errors.SeriesMissing: errno.ENOENT,
     errors.NotAFolder: errno.ENOTDIR,
     errors.IsAFolder: errno.EISDIR,
     errors.ReadOnly: errno.EROFS,
@@ -122,6 +123,8 @@ class Adapter(pyfuse3.Operations):
         """Answer a look-up; that a name is missing is kept by the kernel, because no name is ever added."""
         try:
             node = await self.filesystem.lookup(parent_inode, name)
+        except errors.SeriesMissing:
+            raise
         except errors.NotFound as error:
             log.debug("%s", error)
             missing = EntryAttributes()

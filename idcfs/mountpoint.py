@@ -4,15 +4,17 @@ Everything is read from the kernel (/proc/self/mountinfo), so there is no list o
 in here touches what is below a mountpoint, except `check` after it has seen that nothing is mounted there.
 """
 
+import contextlib
 import errno
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from idcfs.errors import MountFailed
+from idcfs.errors import MountFailed, UsageError
 
 SUBTYPE = "idcfs"
 FUSE_DEVICE = Path("/dev/fuse")
@@ -51,15 +53,24 @@ def idcfs_mounts() -> list[Path]:
 
 
 def absolute(path: Path) -> Path:
-    """The path as the kernel would name it; its last part is not looked at, as it may be a dead mount."""
-    path = Path(os.path.abspath(path.expanduser()))
-    return path.parent.resolve() / path.name
+    """The path as the kernel would name it; it may be a dead mount.
+
+    Raises:
+        UsageError: there is no such home folder.
+    """
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}; write the whole path") from error
 
 
 def is_dead(path: Path) -> bool:
-    """Whether a mount is there whose daemon is gone."""
+    """Whether an idcfs mount is there whose daemon is gone."""
+    if path not in idcfs_mounts():
+        return False
     try:
-        path.stat()
+        # Not stat: the kernel answers that from what it remembers of the root.
+        os.statvfs(path)
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
@@ -101,6 +112,24 @@ def prepare(path: Path, recover: bool) -> None:
         raise MountFailed(f"{path} is not yours to write, so you cannot mount on it; choose another folder")
 
 
+@contextlib.contextmanager
+def prepared(path: Path, recover: bool) -> Iterator[None]:
+    """`prepare`, and take back the folder it made if the mount then fails.
+
+    Raises:
+        MountFailed: as `prepare`.
+    """
+    existed = os.path.lexists(path)
+    prepare(path, recover)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
 def check_machine(allow_other: bool) -> None:
     """Make sure that this machine lets this user mount.
 
@@ -136,8 +165,8 @@ def unmount(path: Path, lazy: bool = False) -> None:
     Raises:
         MountFailed: it is not mounted, or in use.
     """
-    if path not in {mount.path for mount in mounts()}:
-        raise MountFailed(f"{path}: nothing is mounted here; see where with: idcfs status")
+    if path not in idcfs_mounts():
+        raise MountFailed(f"{path}: idcfs is not mounted here; see where with: idcfs status")
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

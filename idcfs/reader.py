@@ -6,6 +6,7 @@ extent is written to disk. Read-ahead fetches extents nobody waits for, a bounde
 """
 
 import contextlib
+import logging
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ import trio
 
 from idcfs import readahead
 from idcfs.cache import Cache
-from idcfs.errors import AccessDenied, NotFound, ObjectChanged
+from idcfs.errors import AccessDenied, IdcfsError, NotFound, ObjectChanged
 from idcfs.flights import Flights
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
 from idcfs.store.base import ObjectStore
 from idcfs.store.mirror import Mirror
+
+log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 64 << 20
 """Extents kept in memory: two full read-ahead windows and what several readers are at."""
@@ -95,7 +98,6 @@ class Reader:
                 self._plan(extent, listing)
                 data = await self._flights.join(extent, lambda extent=extent: self._load(extent))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             else:
-                self._metrics.cache_hits += 1
                 self._memory.move_to_end(extent)
                 self._plan(extent, listing)
             pieces.append(memoryview(data)[max(0, offset - start) : stop - start])
@@ -115,8 +117,12 @@ class Reader:
             block = extent.offset // readahead.BLOCK
             blocks = self._policy.next_blocks(extent.series, extent.instance, block, size)
             wanted += [extent._replace(offset=number * readahead.BLOCK) for number in blocks]
+        room = MEMORY_BYTES // 2
         for ahead in wanted:
-            if ahead not in self._memory and ahead not in self._flights:
+            length = readahead.extent_end(listing.sizes[ahead.instance], ahead.offset) - ahead.offset
+            room -= length
+            # Beyond that, what comes would push out what is about to be read.
+            if room > 0 and ahead not in self._memory and ahead not in self._flights:
                 self._nursery.start_soon(self._prefetch, ahead)
 
     async def _prefetch(self, extent: Extent) -> None:
@@ -125,9 +131,12 @@ class Reader:
                 return
             try:
                 await self._flights.join(extent, lambda: self._load(extent))
-            except Exception:
-                # Whoever comes to read this extent asks again and is told; here it would end the mount.
+            except IdcfsError:
+                # Whoever comes to read this extent asks again and is told.
                 return
+            except Exception:
+                # The same, but nobody expected it; let through, it would end the mount.
+                log.exception("fetching ahead failed")
 
     async def _load(self, extent: Extent) -> Buffer:
         """An extent that is not in memory."""
@@ -140,9 +149,14 @@ class Reader:
             self._metrics.cache_hits += 1
         else:
             self._metrics.cache_misses += 1
-            fetched = await self._fetch(extent, listing)
+            fetched, fetched_under = await self._fetch(extent, listing)
+            current = self._listings.peek(extent.series)
+            if current is not None and current.etags[extent.instance] != fetched_under.etags[extent.instance]:
+                # Meanwhile the object came under another ETag; two storings must not be mixed.
+                return await self._load(extent)
             data = fetched
-            if self._unwritten < UNWRITTEN_BYTES:
+            self._unwritten += len(fetched)
+            if self._unwritten <= UNWRITTEN_BYTES:
                 self._nursery.start_soon(self._keep, key, fetched)
             else:
                 await self._keep(key, fetched)
@@ -155,7 +169,7 @@ class Reader:
             await self._written.wait()
 
     async def _keep(self, key: str, data: bytes) -> None:
-        self._unwritten += len(data)
+        """Write what `_unwritten` counts already."""
         try:
             await self._cache.put(key, data)
         finally:
@@ -170,14 +184,15 @@ class Reader:
         series = self._listings.uuid(extent.series)
         return f"{self._mirror.bytes_namespace}/{series}/{name}/{size}/{extent.offset}"
 
-    async def _fetch(self, extent: Extent, listing: Listing) -> bytes:
+    async def _fetch(self, extent: Extent, listing: Listing) -> tuple[bytes, Listing]:
+        """The bytes of an extent, and the listing that they were asked for under."""
         try:
-            return await self._get_anywhere(extent, listing)
+            return await self._get_anywhere(extent, listing), listing
         except ObjectChanged:
             # The same size means the same object, stored anew.
             fresh = await self._listings.refresh(extent.series, listing)
             await self._drop_others(extent, fresh)
-            return await self._get_anywhere(extent, fresh)
+            return await self._get_anywhere(extent, fresh), fresh
 
     async def _get(self, extent: Extent, listing: Listing, bucket: str) -> bytes:
         key = f"{self._listings.uuid(extent.series)}/{listing.names[extent.instance].decode()}"

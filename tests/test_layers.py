@@ -35,7 +35,7 @@ LAYERS: dict[str, set[str]] = {
         "mountpoint", "reader", "store",
     },
     "cli": {
-        "catalog", "config", "daemon", "demo", "errors", "flights", "layout", "mountpoint", "store",
+        "cache", "catalog", "config", "daemon", "demo", "errors", "flights", "layout", "mountpoint", "store",
     },
 }  # fmt: skip
 """What each module, or package of modules, may import of idcfs."""

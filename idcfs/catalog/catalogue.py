@@ -25,7 +25,7 @@ from uuid import UUID
 import trio
 
 from idcfs.catalog.child import run_child
-from idcfs.catalog.description import read_description
+from idcfs.catalog.description import FORMAT, read_description
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
@@ -331,7 +331,7 @@ async def open_catalogue(
         UsageError: the index has no such version, or the template is not one.
         IndexUnusable, CacheUnusable: it cannot be built.
     """
-    folder = cache_folder / "catalogue" / index.fingerprint
+    folder = cache_folder / "catalogue" / f"{index.fingerprint}-{FORMAT}"
     main = view_key(template) if version is None else view_key(template, version=version)
     catalogue = Catalogue(folder, index, main, tell)
     await catalogue.open()

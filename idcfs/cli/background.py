@@ -100,11 +100,15 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
 
 
 def _log_file(path: Path) -> Path:
-    from idcfs.layout import escape
+    from idcfs.layout import MAX_COMPONENT_BYTES, escape, shorten
 
     folder = Path(platformdirs.user_log_dir("idcfs"))
+    name = escape(str(path).strip("/").replace("/", "-"))
+    file = folder / f"{shorten(name, MAX_COMPONENT_BYTES - len('.log.1'), str(path))}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with file.open("a"):
+            pass
     except OSError as error:
-        raise errors.CacheUnusable(f"log folder {folder}: {error.strerror}; set XDG_STATE_HOME to one") from error
-    return folder / f"{escape(str(path).strip('/').replace('/', '-'))}.log"
+        raise errors.CacheUnusable(f"log file {file}: {error.strerror}; set XDG_STATE_HOME to a folder") from error
+    return file

@@ -9,9 +9,7 @@ from pathlib import Path
 import click
 
 from idcfs import errors
-from idcfs import mountpoint as mountpoints
 from idcfs.cli.group import main, size_text
-from idcfs.cli.status import read_status
 from idcfs.config import load_settings
 
 
@@ -51,9 +49,10 @@ def _disk_use(folder: Path) -> int:
 def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     """Drop the cached objects and listings. Not while idcfs is mounted."""
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
-    using = [path for path in mountpoints.idcfs_mounts() if _uses(path, folder)]
-    if using:
-        raise errors.CacheUnusable(f"{folder} is in use by the mount on {using[0]}; unmount it first")
+    from idcfs.cache import is_in_use
+
+    if any(is_in_use(folder / name) for name in ("objects", "listings")):
+        raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (idcfs status says where)")
     before = sum(_disk_use(folder / name) for name in ("objects", "listings", "catalogue"))
     for name in ["objects", "listings", *(["catalogue"] if catalogue else [])]:
         try:
@@ -64,9 +63,3 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
             raise errors.CacheUnusable(f"{folder / name}: {error.strerror}; remove it yourself") from error
     after = sum(_disk_use(folder / name) for name in ("objects", "listings", "catalogue"))
     click.echo(f"{size_text(before - after)} freed in {folder}")
-
-
-def _uses(path: Path, folder: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return any(Path(cache["folder"]).parent == folder for cache in read_status(path)["cache"].values())
-    return False

@@ -10,7 +10,7 @@ from idcfs.config import load_settings
 
 
 @main.command("demo-mirror", short_help="Write the synthetic sample as a mirror.")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, readable=False))
 @click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
 def demo_mirror(folder: Path, index: str | None) -> None:
     """Write the synthetic sample of about a dozen small series as a mirror into FOLDER.

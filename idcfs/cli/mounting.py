@@ -23,7 +23,7 @@ UNMOUNT_WAIT = 10.0
 
 
 @main.command(short_help="Mount IDC on a folder.")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
 @click.option("--mirror", metavar="WHERE", help="aws (default), gcs, http(s)://host[:port], or a folder.")
 @click.option(
     "--cache-size", metavar="SIZE", help="Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB."
@@ -56,14 +56,14 @@ def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, 
     settings = load_settings(flags)
     settings = _checked(settings, path)
     mountpoints.check_machine(settings.allow_other)
-    mountpoints.prepare(path, recover)
-    tell = functools.partial(_tell, path)
-    level = logging.DEBUG if debug else logging.INFO
-    if foreground:
-        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-        serve(settings, path, demo, tell)
-        return
-    serve_in_background(settings, path, demo, level, tell)
+    with mountpoints.prepared(path, recover):
+        tell = functools.partial(_tell, path)
+        level = logging.DEBUG if debug else logging.INFO
+        if foreground:
+            logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+            serve(settings, path, demo, tell)
+        else:
+            serve_in_background(settings, path, demo, level, tell)
 
 
 def _checked(settings: Settings, path: Path) -> Settings:
@@ -97,7 +97,7 @@ def _tell(path: Path, message: dict[str, Any]) -> None:
 
 
 @main.command(short_help="Unmount, and wait for the daemon to end.")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
 @click.option("--lazy", is_flag=True, help="Let go of the mount even while programs use it.")
 def unmount(mountpoint: Path | None, lazy: bool) -> None:
     """Unmount MOUNTPOINT (default: ~/idc) and wait for its daemon to end."""

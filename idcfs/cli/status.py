@@ -43,7 +43,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 @main.command(short_help="Say what a mount is doing.")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Say what MOUNTPOINT (default: every idcfs mount) is doing."""
@@ -71,8 +71,9 @@ def _status_or_reason(path: Path) -> dict[str, Any]:
 def _print_status(path: str, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=path, title_justify="left", show_header=False)
+    table = Table(title=Text(path), title_justify="left", show_header=False)
     if "failure" in facts:
         table.add_row("not answering", str(facts["failure"]))
         table.add_row("recover with", str(facts["remedy"]))
@@ -90,4 +91,4 @@ def _print_status(path: str, facts: dict[str, Any]) -> None:
             if cache["failure"]:
                 table.add_row("", f"not working: {cache['failure']}")
         table.add_row("errors", ", ".join(f"{kind} {n:,}" for kind, n in facts["errors"].items()) or "none")
-    Console().print(table)
+    Console(markup=False).print(table)

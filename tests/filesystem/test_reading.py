@@ -15,6 +15,7 @@ from idcfs import reader as readers
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
 from idcfs.readahead import BLOCK, FILES_AHEAD
+from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
 from tests.index_factory import Row, fill_store, instances, write_mirror
@@ -397,7 +398,9 @@ class PickyStore(MemoryStore):
         return data
 
 
-async def test_what_is_fetched_ahead_in_vain_harms_nobody(cache: Path, index: Index) -> None:
+async def test_what_is_fetched_ahead_in_vain_harms_nobody(
+    cache: Path, index: Index, warnings_logged: WarningsLogged
+) -> None:
     first = instances(MANY)[0]
     store = PickyStore(f"{MANY.uuid}/{first.name}")
     fill_store(store, [MANY])
@@ -408,6 +411,7 @@ async def test_what_is_fetched_ahead_in_vain_harms_nobody(cache: Path, index: In
         with pytest.raises((Unreachable, ZeroDivisionError)):
             await opened.read(file_of(MANY, FAR))
         assert await opened.read(file_of(MANY)) == first.content
+    assert warnings_logged.take("fetching ahead failed")
 
 
 async def test_a_large_series_is_listed_as_any_other(cache: Path, index: Index, store: MemoryStore) -> None:

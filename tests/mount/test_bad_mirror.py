@@ -169,7 +169,10 @@ def test_a_listing_that_goes_wrong(commands: Commands, server: FaultyServer, nam
         assert number_of(lambda: os.listdir(series)) == number
         assert number_of(lambda: os.stat(series / "any.dcm")) == number
         assert len(os.listdir(point)) == 179
+        instance = next(original.iterdir()).name
+        assert number_of(lambda: os.stat(series / instance)) == number
         server.listing_fault = None
+        assert os.stat(series / instance).st_size == (original / instance).stat().st_size
         assert checksums(series) == checksums(original)
         assert status(point)["errors"]
 

@@ -65,6 +65,36 @@ def test_unmount_refuses_while_in_use_unless_lazy(commands: Commands, folder_mir
             user.wait()
 
 
+def test_unmount_leaves_other_mounts_alone(commands: Commands) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can mount something else")
+    other = commands.home / "other"
+    other.mkdir()
+    assert commands.run("mount", "-t", "tmpfs", "none", other).returncode == 0
+    try:
+        assert "not mounted here" in refused(commands, 4, "unmount", other)
+        assert os.path.ismount(other)
+    finally:
+        commands.run("umount", other)
+
+
+def test_a_link_to_the_mountpoint_is_as_good(commands: Commands, folder_mirror: Path) -> None:
+    (commands.home / "real").mkdir()
+    (commands.home / "link").symlink_to("real")
+    with commands.mounted(commands.home / "link", "--mirror", folder_mirror) as point:
+        assert commands.idcfs("status", point).returncode == 0
+        assert commands.idcfs("unmount", point).returncode == 0
+
+
+def test_the_end_of_a_session_unmounts(commands: Commands, folder_mirror: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        daemon = status(point)["pid"]
+        os.kill(daemon, signal.SIGHUP)
+        while is_running(daemon):
+            time.sleep(0.01)
+        assert not os.path.ismount(point)
+
+
 def test_status_as_json_and_as_a_table(commands: Commands, folder_mirror: Path) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         file = next((point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4").iterdir())
@@ -116,8 +146,11 @@ def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: 
     point = commands.home / "idc"
     assert commands.idcfs("mount", "--mirror", folder_mirror, point).returncode == 0
     try:
-        os.kill(status(point)["pid"], signal.SIGKILL)
-        while os.path.exists(point):
+        daemon = status(point)["pid"]
+        # The kernel then remembers the root, and goes on answering for it.
+        assert commands.run("ls", "-ld", point).returncode == 0
+        os.kill(daemon, signal.SIGKILL)
+        while is_running(daemon):
             time.sleep(0.01)
         assert "--recover" in refused(commands, 4, "mount", point)
         assert "not answering" in commands.idcfs("status").stdout
@@ -164,7 +197,7 @@ def test_status_does_not_wait_for_a_mount_that_hangs(commands: Commands, folder_
 )
 def test_a_wrong_flag(commands: Commands, flags: list[str], says: str) -> None:
     assert says in refused(commands, 2, "mount", *flags, commands.home / "idc")
-    assert not os.path.ismount(commands.home / "idc")
+    assert not (commands.home / "idc").exists()
 
 
 def test_a_mirror_folder_may_be_named_from_here(commands: Commands, folder_mirror: Path) -> None:

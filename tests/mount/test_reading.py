@@ -1,6 +1,7 @@
 """Bytes through a mount, from a folder and from an S3 server over TCP, with real tools."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,21 @@ def test_mirrors_never_share_bytes(commands: Commands, world_readable: Path, fol
     for mirror, wanted in ((folder_mirror, original), (other, forged), (folder_mirror, original)):
         with commands.mounted(commands.home / "idc", "--mirror", mirror) as point:
             assert checksums(by_uuid(point, SAMPLE_CT)) == checksums(wanted)
+
+
+def test_real_bytes_that_take_the_samples_place_are_seen(commands: Commands, folder_mirror: Path) -> None:
+    place = commands.home / "place"
+    original = mirror_series(folder_mirror)[SAMPLE_CT]
+    assert commands.idcfs("demo-mirror", place).returncode == 0
+    with commands.mounted(commands.home / "idc", "--mirror", place) as point:
+        assert checksums(by_uuid(point, SAMPLE_CT)) == checksums(original)
+    shutil.rmtree(place)
+    real = place / original.parent.name / SAMPLE_CT
+    real.mkdir(parents=True)
+    for file in original.iterdir():
+        (real / file.name).write_bytes(file.read_bytes()[::-1])
+    with commands.mounted(commands.home / "idc", "--mirror", place) as point:
+        assert checksums(by_uuid(point, SAMPLE_CT)) == checksums(real)
 
 
 def test_many_readers_at_random_places(commands: Commands, s3_mirror: str, folder_mirror: Path) -> None:

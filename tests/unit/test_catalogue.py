@@ -17,6 +17,7 @@ from idcfs.catalog.catalogue import (
     Catalogue,
     open_catalogue,
 )
+from idcfs.catalog.description import FORMAT
 from idcfs.catalog.index import Index
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, IndexUnusable, NotFound, UsageError
@@ -126,17 +127,18 @@ async def test_what_is_damaged_is_built_again_with_the_same_numbers(
 
 async def test_leftovers_of_killed_builds_do_no_harm_and_go(index: Index, tmp_path: Path) -> None:
     folder = tmp_path / "catalogue"
-    leftover = folder / f"{index.fingerprint}.123.building"
+    name = f"{index.fingerprint}-{FORMAT}"
+    leftover = folder / f"{name}.123.building"
     leftover.mkdir(parents=True)
     (leftover / "contents.json").write_text("{}")
-    (folder / f"{index.fingerprint}.lock").touch()
-    mine = folder / f"{index.fingerprint}.{os.getpid()}.building" / "views"
+    (folder / f"{name}.lock").touch()
+    mine = folder / f"{name}.{os.getpid()}.building" / "views"
     mine.mkdir(parents=True)
-    (folder / index.fingerprint / "views").mkdir(parents=True)
-    (folder / index.fingerprint / "series.partial").write_text("cut")
+    (folder / name / "views").mkdir(parents=True)
+    (folder / name / "series.partial").write_text("cut")
     async with open_catalogue(tmp_path, index) as catalogue:
         assert len(tree(catalogue, catalogue.view(MAIN_GENERATION))) == 3
-    assert sorted(path.name for path in folder.iterdir()) == [index.fingerprint, f"{index.fingerprint}.lock"]
+    assert sorted(path.name for path in folder.iterdir()) == [name, f"{name}.lock"]
 
 
 OPEN = """
