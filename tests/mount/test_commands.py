@@ -278,11 +278,22 @@ def test_an_index_that_cannot_be_used(commands: Commands, spoil: Callable[[Path]
     assert "idc-index-data" in line
 
 
-def test_no_index_package(commands: Commands) -> None:
-    """A Python that has everything but the index."""
+def test_an_empty_index_folder(commands: Commands) -> None:
     (commands.home / "empty").mkdir()
     line = refused(commands, 3, "mount", "--index", commands.home / "empty", commands.home / "idc")
     assert "idc-index-data" in line
+
+
+def test_no_index_package(commands: Commands) -> None:
+    """A Python in which the package cannot be found."""
+    hidden = (
+        "import importlib.util as u, sys; real = u.find_spec; "
+        "u.find_spec = lambda name, *more: None if name == 'idc_index_data' else real(name, *more); "
+        "from idcfs.cli import main; sys.argv = ['idcfs', 'mount']; main()"
+    )
+    done = commands.run("python", "-c", hidden)
+    assert done.returncode == 3
+    assert done.stderr == "idcfs: the IDC index is not installed; install it: python -m pip install idc-index-data\n"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can hide /dev/fuse")
@@ -431,8 +442,6 @@ def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirro
 
 
 def test_the_unit_is_sound(commands: Commands) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("no systemd on this machine")
     unit = Path(__file__).parents[2] / "systemd" / "idcfs@.service"
     commands.environment["XDG_RUNTIME_DIR"] = str(commands.home)
     done = commands.run("systemd-analyze", "verify", "--user", "--man=no", unit)
