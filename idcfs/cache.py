@@ -148,10 +148,6 @@ class Cache:
         """The number of entries, and the bytes they take on disk."""
         return await self._run(self._usage) or (0, 0)
 
-    async def clear(self) -> None:
-        """Drop all entries."""
-        await self._run(self._clear)
-
     async def _run(self, call: Callable[..., T | None], *arguments: Any) -> T | None:
         if self._disk is None:
             return None
@@ -203,10 +199,6 @@ class Cache:
     def _usage(self) -> tuple[int, int]:
         assert self._disk is not None
         return len(self._disk), self._disk.volume()
-
-    def _clear(self) -> None:
-        assert self._disk is not None
-        self._disk.clear()
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -84,3 +84,11 @@ class ObjectChanged(ReadError):
 
 class Untrusted(ReadError):
     """The answer is not what was asked for: wrong length, range, key or form."""
+
+
+def first_error(error: Exception) -> Exception:
+    """The error itself, or the first one of a nursery's group; one that is none of ours comes first."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    ours, others = error.split(IdcfsError)
+    return first_error((others or ours or error).exceptions[0])

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from idcfs.errors import DeadlineExceeded, IdcfsError
+from idcfs.errors import DeadlineExceeded, IdcfsError, first_error
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -67,11 +67,3 @@ class Flights(Generic[K, V]):
         finally:
             del self._flights[key]
             flight.done.set()
-
-
-def first_error(error: Exception) -> Exception:
-    """The error itself, or the first one of a nursery's group; one that is none of ours comes first."""
-    if not isinstance(error, ExceptionGroup):
-        return error
-    ours, others = error.split(IdcfsError)
-    return first_error((others or ours or error).exceptions[0])

@@ -17,7 +17,6 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from idcfs import errors
 from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem, Node
-from idcfs.flights import first_error
 from idcfs.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Adapter(pyfuse3.Operations):
 
     def fail(self, error: Exception) -> NoReturn:
         """Count an error, log it if a person should know, and raise the FUSEError for it."""
-        error = first_error(error)
+        error = errors.first_error(error)
         number = ERRNOS.get(type(error), errno.EIO)  # type: ignore[arg-type]  # any other class is not in the table
         self._metrics.errors[type(error).__name__] += 1
         if not isinstance(error, errors.ReadError):

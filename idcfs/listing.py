@@ -19,8 +19,8 @@ import trio
 from idcfs.cache import Cache
 from idcfs.catalog.catalogue import Series
 from idcfs.catalog.table import Strings, column_of
-from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Untrusted
-from idcfs.flights import Flights, first_error
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Untrusted, first_error
+from idcfs.flights import Flights
 from idcfs.metrics import Metrics
 from idcfs.store.base import ObjectInfo, ObjectStore
 from idcfs.store.mirror import Mirror

@@ -29,13 +29,13 @@ LAYERS: dict[str, set[str]] = {
     "reader": {"cache", "errors", "flights", "listing", "metrics", "readahead", "store"},
     "control": {"cache", "catalog", "errors", "inode", "layout", "metrics", "store"},
     "filesystem": {"catalog", "control", "errors", "inode", "listing", "metrics", "reader"},
-    "fuse": {"errors", "filesystem", "flights", "metrics"},
+    "fuse": {"errors", "filesystem", "metrics"},
     "daemon": {
         "cache", "catalog", "config", "control", "demo", "errors", "filesystem", "fuse", "listing", "metrics",
         "mountpoint", "reader", "store",
     },
     "cli": {
-        "cache", "catalog", "config", "daemon", "demo", "errors", "flights", "layout", "mountpoint", "store",
+        "cache", "catalog", "config", "daemon", "demo", "errors", "layout", "mountpoint", "store",
     },
 }  # fmt: skip
 """What each module, or package of modules, may import of idcfs."""

@@ -120,10 +120,6 @@ class View:
         """The row in the table of all series of a group of the last level."""
         return self._levels[-1].value(SERIES_ROW, group)  # type: ignore[no-any-return]  # a number column
 
-    def series_rows(self, groups: range) -> list[int]:
-        """The rows in the table of all series of a run of groups of the last level."""
-        return self._levels[-1].values(SERIES_ROW, groups.start, groups.stop)
-
     def _first_child(self, level: int, group: int) -> int:
         table = self._levels[level - 1]
         if group == len(table):

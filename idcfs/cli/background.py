@@ -26,12 +26,11 @@ def serve(settings: Settings, path: Path, demo: bool, tell: Tell) -> None:
     import trio
 
     from idcfs import daemon
-    from idcfs.flights import first_error
 
     try:
         trio.run(daemon.serve_demo if demo else daemon.serve, settings, path, tell)
     except ExceptionGroup as group:
-        raise first_error(group) from group
+        raise errors.first_error(group) from group
 
 
 def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, tell: Tell) -> None:

@@ -56,16 +56,6 @@ async def test_what_is_put_is_found_by_all_and_later(tmp_path: Path, content: by
     assert files(tmp_path) == []
 
 
-async def test_clearing(tmp_path: Path) -> None:
-    async with open_cache(tmp_path, LIMIT) as cache:
-        for key in "abc":
-            await cache.put(key, LARGE)
-        await cache.clear()
-        assert await value(cache, "a") is None
-        assert (await cache.usage())[0] == 0
-    assert files(tmp_path) == []
-
-
 async def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
     async with open_cache(tmp_path / "cache", LIMIT):
         assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
@@ -165,7 +155,7 @@ async def test_a_planted_value_is_refused_and_nothing_outside_is_touched(
         assert await value(cache, "key") == SMALL
         with database(folder) as sql:
             sql.execute("UPDATE Cache SET mode = ?, filename = ?, value = ?", (mode, filename, pickled))
-        await cache.clear()
+        await cache.delete("key")
     assert (tmp_path / "outside").read_bytes() == b"mine"
     assert not (tmp_path / "unpickled").exists()
 

@@ -2,8 +2,8 @@ import pytest
 import trio
 import trio.testing
 
-from idcfs.errors import CatalogueDamaged, DeadlineExceeded, NotFound, Untrusted
-from idcfs.flights import Flights, first_error
+from idcfs.errors import CatalogueDamaged, DeadlineExceeded, NotFound, Untrusted, first_error
+from idcfs.flights import Flights
 
 
 class Work:
