@@ -56,6 +56,25 @@ async def test_what_is_put_is_found_by_all_and_later(tmp_path: Path, content: by
     assert files(tmp_path) == []
 
 
+async def test_a_busy_database_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idcfs.cache._SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("idcfs.cache.USES_AT_ONCE", 1)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("a", LARGE)
+        busy = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
+        busy.execute("BEGIN IMMEDIATE")
+        assert await value(cache, "a") == LARGE, "noting the use must not lose the value"
+        await cache.put("b", LARGE)
+        assert cache.failure is not None
+        busy.execute("ROLLBACK")
+        busy.close()
+        assert await value(cache, "a") == LARGE
+        assert await value(cache, "b") is None
+        await cache.put("b", LARGE)
+        assert await value(cache, "b") == LARGE
+        assert cache.failure is None
+
+
 async def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
     async with open_cache(tmp_path / "cache", LIMIT):
         assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700

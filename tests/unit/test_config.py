@@ -190,3 +190,10 @@ def test_any_text_is_a_size_or_a_usage_error(text: str) -> None:
         assert SMALLEST_SIZE <= parse_size(text) <= LARGEST_CACHE
     except UsageError as error:
         assert "\n" not in str(error)  # noqa: PT017  # either may happen
+
+
+def test_a_cache_folder_that_diskcache_would_take_for_another(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    monkeypatch.setenv("SOMETHING", "else")
+    with pytest.raises(UsageError, match=r"without \$"):
+        load_settings({"cache_dir": "/tmp/$SOMETHING"}, {}, file)
+    assert load_settings({"cache_dir": "/tmp/a$"}, {}, file).cache_dir == Path("/tmp/a$")
