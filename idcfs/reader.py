@@ -94,12 +94,11 @@ class Reader:
         for start in readahead.extents(size, offset, stop):
             extent = Extent(series, instance, start)
             data = self._memory.get(extent)
+            self._plan(extent, listing)
             if data is None:
-                self._plan(extent, listing)
                 data = await self._flights.join(extent, lambda extent=extent: self._load(extent))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             else:
                 self._memory.move_to_end(extent)
-                self._plan(extent, listing)
             pieces.append(memoryview(data)[max(0, offset - start) : stop - start])
         self._metrics.bytes_served += stop - offset
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -72,9 +72,8 @@ def connect(tables: dict[str, str]) -> Connection:
     """
     connection = duckdb.connect()
     for name, path in tables.items():
-        quoted = path.replace("'", "''")
         try:
-            connection.execute(f"CREATE VIEW \"{name}\" AS SELECT * FROM read_parquet('{quoted}')")
+            connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({literal(path)})')
             columns = {row[0] for row in connection.execute(f'DESCRIBE "{name}"').fetchall()}
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
@@ -87,10 +86,19 @@ def connect(tables: dict[str, str]) -> Connection:
 
 def stream(connection: Connection, sql: str) -> Iterator[pa.RecordBatch]:
     """The rows of a query, a batch at a time."""
-    relation = connection.sql(sql)
+    yield from arrow_reader(connection.sql(sql))
+
+
+def arrow_reader(relation: Any) -> pa.RecordBatchReader:
+    """The rows of a relation, to be read in batches."""
     # Newer versions of duckdb call it to_arrow_reader and warn of the other name.
     reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
-    yield from reader(STREAM_ROWS)
+    return reader(STREAM_ROWS)
+
+
+def literal(text: str) -> str:
+    """*text* as a string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
     buckets = [
         row[0] for row in connection.execute(f"SELECT DISTINCT aws_bucket FROM {ALL_SERIES} ORDER BY 1").fetchall()
     ]
-    places = ", ".join("'" + bucket.replace("'", "''") + "'" for bucket in buckets)
+    places = ", ".join(map(literal, buckets))
     sql = f"""
         SELECT unhex(replace(crdc_series_uuid, '-', '')),
             CAST(list_position([{places}], aws_bucket) - 1 AS UTINYINT),
@@ -165,8 +173,7 @@ def selection(what: dict[str, Any]) -> str:
                 f"(SELECT DISTINCT ON (crdc_series_uuid) * FROM ({prior}) {_LATEST_FIRST}))"
             )
         case {"analysis_result": str(name)}:
-            quoted = name.replace("'", "''")
-            return f"(SELECT * FROM index WHERE analysis_result_id = '{quoted}')"
+            return f"(SELECT * FROM index WHERE analysis_result_id = {literal(name)})"
         case {"all": True}:
             return ALL_SERIES
         case _:
@@ -209,7 +216,7 @@ def _component_sql(parts: tuple[str | Column, ...]) -> str:
     pieces = [
         f"coalesce(nullif(CAST(source.\"{part.name}\" AS VARCHAR), ''), '_')"
         if isinstance(part, Column)
-        else "'" + part.replace("'", "''") + "'"
+        else literal(part)
         for part in parts
     ]
     return " || ".join(pieces)
@@ -313,7 +320,7 @@ def run(specification: dict[str, Any], tell: Tell) -> None:
     connection = connect(specification["tables"])
     # Sorting spills beside what is built; duckdb's own choices are most of the memory, and the current folder.
     connection.execute(f"SET memory_limit = '{MEMORY}'")
-    connection.execute(f"SET temp_directory = '{str(folder / 'spilled').replace(chr(39), chr(39) * 2)}'")
+    connection.execute(f"SET temp_directory = {literal(str(folder / 'spilled'))}")
     columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
     what = specification["build"]
     if what != "attributes":

@@ -40,7 +40,7 @@ def open_sandbox(tables: dict[str, str], memory: int) -> build.Connection:
         IndexUnusable: a table is not readable.
     """
     connection = build.connect(tables)
-    allowed = ", ".join("'" + path.replace("'", "''") + "'" for path in tables.values())
+    allowed = ", ".join(map(build.literal, tables.values()))
     for setting in (
         f"threads = {THREADS}",
         # Below the process' own limit, so that a query is more often refused than ended.
@@ -103,8 +103,7 @@ def run_query(specification: dict[str, Any], tell: Tell) -> None:
     try:
         if specification["limit"] is not None:
             relation = relation.limit(specification["limit"])
-        reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
-        batches = reader(build.STREAM_ROWS)
+        batches = build.arrow_reader(relation)
         with pa.OSFile(specification["result"], "wb") as file, pa.ipc.new_stream(file, batches.schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
