@@ -40,6 +40,11 @@ def default_cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("idcfs"))
 
 
+def default_cohort_folder() -> Path:
+    """Where the texts of cohorts are kept if nothing else is said."""
+    return Path(platformdirs.user_data_dir("idcfs")) / "cohorts"
+
+
 def config_file() -> Path:
     """The user's configuration file."""
     return Path(platformdirs.user_config_dir("idcfs")) / "config.toml"
@@ -49,14 +54,16 @@ def config_file() -> Path:
 class Settings:
     """Everything that idcfs can be told.
 
-    `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), `timeout` in seconds, `index` a folder
-    with the index's parquet files (None: the installed package's), `idc_version` the version whose tree is
-    shown (None: the index's own); `query_memory` (bytes) and `query_timeout` (seconds) bound a user's SQL.
+    `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), `timeout` in seconds; `cohort_dir` is where
+    the texts of cohorts are; `index` is a folder with the index's parquet files (None: the installed package's),
+    `idc_version` the version whose tree is shown (None: the index's own); `query_memory` (bytes) and `query_timeout`
+    (seconds) bound a user's SQL.
     """
 
     mirror: str = "aws"
     cache_dir: Path = field(default_factory=default_cache_folder)
     cache_size: int | None = None
+    cohort_dir: Path = field(default_factory=default_cohort_folder)
     timeout: float = 30.0
     layout: str = DEFAULT_TEMPLATE
     idc_version: int | None = None
@@ -141,7 +148,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
         match name:
             case "cache_size" | "query_memory":
                 return parse_size(str(value))
-            case "cache_dir" | "index":
+            case "cache_dir" | "cohort_dir" | "index":
                 path = Path(_parse_text(value)).expanduser().absolute()
                 # diskcache would put something else in its place.
                 if name == "cache_dir" and os.path.expandvars(path) != str(path):
@@ -156,6 +163,8 @@ def _convert(name: str, value: Any, where: str) -> Any:
                 return int(str(value))
             case "xattr" | "allow_other":
                 return _parse_bool(value)
+            case "layout" if value == "":
+                return ""
             case _:
                 return _parse_text(value)
     except UsageError as error:

@@ -22,6 +22,8 @@ from idcfs import mountpoint as mountpoints
 from idcfs.cache import Cache, open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import find_index
+from idcfs.cohorts.registry import Cohorts
+from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.control import Control
 from idcfs.errors import MountFailed
@@ -113,7 +115,9 @@ async def _open_filesystem(
         reader = Reader(store, mirror, objects, listings, metrics, nursery, settings.timeout)
         caches: dict[str, Cache] = {"objects": objects, "listings": lists}
         control = Control(catalogue, mirror, caches, metrics)
-        filesystem = FileSystem(catalogue, listings, reader, control, metrics)
+        results = Results(catalogue, settings)
+        cohorts = Cohorts(settings.cohort_dir, catalogue, results, nursery, settings.timeout)
+        filesystem = FileSystem(catalogue, listings, reader, control, cohorts, metrics)
         if settings.xattr:
             tell("preparing extended attributes")
             await catalogue.attributes_file()

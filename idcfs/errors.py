@@ -38,6 +38,14 @@ class QueryRefused(IdcfsError):
     """SQL that does not parse or bind, asks for what it may not, or needs more than it may."""
 
 
+class QueryTooLong(QueryRefused):
+    """More SQL, or a longer manifest, than a cohort may have."""
+
+
+class CohortsUnusable(IdcfsError):
+    """The folder that the cohorts are kept in cannot be read or written."""
+
+
 class ReadError(IdcfsError):
     """A file-system call that cannot be answered."""
 
@@ -46,8 +54,12 @@ class NotFound(ReadError):
     """No such name, or the object is gone from every bucket."""
 
 
-class SeriesMissing(NotFound):
-    """No bucket of the mirror has the series; unlike a name that is in no listing, it may turn up."""
+class NotThereNow(NotFound):
+    """Nothing has this name now, but something may soon."""
+
+
+class SeriesMissing(NotThereNow):
+    """No bucket of the mirror has the series."""
 
 
 class NotAFolder(ReadError):
@@ -60,6 +72,22 @@ class IsAFolder(ReadError):
 
 class ReadOnly(ReadError):
     """A write where idcfs has nothing to write to."""
+
+
+class AlreadyThere(ReadError):
+    """A name that is taken."""
+
+
+class NameRefused(ReadError):
+    """A name that a cohort cannot have."""
+
+
+class NameTooLong(ReadError):
+    """A name that is longer than a cohort's may be."""
+
+
+class NoSpace(ReadError):
+    """No room for one more cohort, or on the disk."""
 
 
 class NoSuchAttribute(ReadError):

@@ -1,7 +1,7 @@
-"""The file system without FUSE: look up, list, read; belongs to the event loop.
+"""The file system without FUSE: look up, list, read, write; belongs to the event loop.
 
 Folders of views are answered from the catalogue without waiting. Only a series' folder (its listing), the
-bytes of files, and what has to be built first (an earlier version's view) may wait.
+bytes of files, what has to be built first (an earlier version's view) and cohorts may wait.
 """
 
 import datetime
@@ -9,12 +9,16 @@ import itertools
 from typing import NamedTuple
 
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
+from idcfs.catalog.temporary import FIRST_GENERATION
 from idcfs.catalog.view import View
+from idcfs.cohort_files import COHORTS_NAME, CohortFiles, Entry
+from idcfs.cohorts.registry import Cohorts
 from idcfs.control import CONTROL_NAME, Control
-from idcfs.errors import IsAFolder, NoSuchAttribute, NotAFolder, NotFound
-from idcfs.inode import Facet, FileAddress, FolderAddress, pack_file, pack_folder, unpack
+from idcfs.errors import IsAFolder, NoSuchAttribute, NotAFolder, NotFound, NotThereNow
+from idcfs.inode import Facet, FileAddress, FolderAddress, generation_of, pack_file, pack_folder, unpack
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
+from idcfs.node import Node
 from idcfs.reader import Buffer, Reader
 
 ENTRIES_AT_ONCE = 32
@@ -22,21 +26,11 @@ ENTRIES_AT_ONCE = 32
 
 XATTR_PREFIX = "user.idc."
 
-_FOLDER_FACETS = frozenset({Facet.FOLDER, Facet.CONTROL, Facet.VERSIONS, Facet.ANALYSIS_RESULTS})
-
-
-class Node(NamedTuple):
-    """What is told about a file or folder. Sizes are in bytes, times in nanoseconds since the epoch.
-
-    What is not `permanent` may be another thing the next time it is asked for.
-    """
-
-    inode: int
-    is_folder: bool
-    links: int
-    size: int
-    modified_ns: int
-    permanent: bool = True
+_COHORT_FACETS = frozenset({Facet.COHORTS, Facet.COHORT, Facet.QUERY, Facet.ERROR, Facet.SUMMARY})
+_FOLDER_FACETS = frozenset(
+    {Facet.FOLDER, Facet.CONTROL, Facet.VERSIONS, Facet.ANALYSIS_RESULTS, Facet.COHORTS, Facet.COHORT}
+)
+_ROOT = FolderAddress(MAIN_GENERATION, 0, 0)
 
 
 class Totals(NamedTuple):
@@ -47,10 +41,16 @@ class Totals(NamedTuple):
 
 
 class FileSystem:
-    """The tree, its files and their bytes."""
+    """The tree, its files and their bytes; `cohort_files` takes what is written."""
 
     def __init__(
-        self, catalogue: Catalogue, listings: Listings, reader: Reader, control: Control, metrics: Metrics
+        self,
+        catalogue: Catalogue,
+        listings: Listings,
+        reader: Reader,
+        control: Control,
+        cohorts: Cohorts,
+        metrics: Metrics,
     ) -> None:
         self._catalogue = catalogue
         self._listings = listings
@@ -59,8 +59,11 @@ class FileSystem:
         self._metrics = metrics
         self._released: dict[int, int] = {}
         self._contents: dict[int, bytes] = {}
-        # Handles of control files; those of instances are their inode numbers, which are far larger.
-        self._handles = itertools.count()
+        self._listed: dict[int, list[Entry]] = {}
+        # Most handles are inode numbers, so nothing is kept for them; 1 is the root's, and others are far larger.
+        self._handles = itertools.count(2)
+        self._cohorts = cohorts
+        self.cohort_files = CohortFiles(cohorts, catalogue, self._handles)
 
     async def lookup(self, parent: int, name: bytes) -> Node:
         """What has *name* in the folder *parent*. Waits for the network in a series' folder only.
@@ -70,10 +73,14 @@ class FileSystem:
             ReadError: the series cannot be listed.
         """
         address = self._folder(parent)
+        if address.facet in _COHORT_FACETS:
+            return await self._lookup_cohort(address, name)
         if address.facet != Facet.FOLDER:
             return await self._lookup_control(address, name)
         if name == CONTROL_NAME:
             return self._special_folder(address._replace(facet=Facet.CONTROL))
+        if name == COHORTS_NAME and address == _ROOT:
+            return self.cohort_files.root()
         view = await self._view(address)
         if address.level == view.depth:
             row = view.series_row(address.group)
@@ -107,24 +114,50 @@ class FileSystem:
             if address.level > view.depth or address.group >= view.groups(address.level):
                 raise NotFound(f"no inode number {inode}")
             return self._view_folder(view, address.generation, address.level, address.group)
+        if address.facet in _COHORT_FACETS:
+            return await self.cohort_files.getattr(address)
         return await self._control_node(address)
 
-    async def open_folder(self, inode: int) -> None:
-        """Make sure that a folder can be listed. May wait for a series' listing.
+    async def open_folder(self, inode: int) -> int:
+        """A handle to list a folder by. May wait for a series' listing, or a cohort's query.
 
         Raises:
             NotAFolder: *inode* is a file.
             ReadError: the series cannot be listed.
         """
         address = self._folder(inode)
+        if address.facet in _COHORT_FACETS:
+            return await self._open_cohort(address)
         if address.facet == Facet.FOLDER:
             view = await self._view(address)
             if address.level == view.depth:
                 await self._listings.get(view.series_row(address.group))
+        self.remember(inode)
+        return inode
 
-    async def entries(self, inode: int, start: int) -> list[tuple[bytes, Node]]:
+    def release_folder(self, handle: int) -> None:
+        """Forget a handle of a folder."""
+        self._listed.pop(handle, None)
+        self.forget(handle)
+
+    def remember(self, inode: int, times: int = 1) -> None:
+        """Count that the kernel, or an open folder, refers to an inode number."""
+        generation = generation_of(inode)
+        if generation >= FIRST_GENERATION:
+            self._catalogue.temporary.hold(generation, times)
+
+    def forget(self, inode: int, times: int = 1) -> None:
+        """Count that fewer refer to an inode number; a cohort's view goes with the last."""
+        generation = generation_of(inode)
+        if generation >= FIRST_GENERATION:
+            self._catalogue.temporary.release(generation, times)
+
+    async def entries(self, handle: int, start: int) -> list[tuple[bytes, Node]]:
         """Up to `ENTRIES_AT_ONCE` entries of a folder from the one numbered *start* on; fewer at its end only."""
-        address = self._folder(inode)
+        listed = self._listed.get(handle)
+        if listed is not None:
+            return [(name, node) for name, node in listed[start : start + ENTRIES_AT_ONCE]]
+        address = self._folder(handle)
         if address.facet != Facet.FOLDER:
             entries = self._control.entries(address)[start : start + ENTRIES_AT_ONCE]
             return [(name, await self._control_node(found)) for name, found in entries]
@@ -134,17 +167,26 @@ class FileSystem:
             listing = self._listings.peek(row) or await self._listings.get(row)
             stop = min(start + ENTRIES_AT_ONCE, len(listing))
             return [(listing.names[at], _instance(listing, row, at)) for at in range(start, stop)]
-        groups = view.children(address.level, address.group)[start : start + ENTRIES_AT_ONCE]
+        children = view.children(address.level, address.group)
+        groups = children[start : start + ENTRIES_AT_ONCE]
         level = address.level + 1
         released = self._release_time(address.generation)
+        # After all others, so that their numbers stay those of their groups.
+        if address == _ROOT and start <= len(children) < start + ENTRIES_AT_ONCE:
+            last = [(COHORTS_NAME, self.cohort_files.root())]
+        else:
+            last = []
         if not groups:
-            return []
+            return last
         # The groups of a run are numbered one after the other, and so are their inodes.
         first = pack_folder(address.generation, level, groups.start)
         numbers = range(first, first + len(groups))
         counts = view.child_counts(level, groups)
-        nodes = (Node(number, True, 2 + count, 0, released) for number, count in zip(numbers, counts, strict=True))
-        return list(zip(view.names(level, groups), nodes, strict=True))
+        permanent = _is_permanent(address.generation, level)
+        nodes = (
+            Node(number, True, 2 + count, 0, released, permanent) for number, count in zip(numbers, counts, strict=True)
+        )
+        return [*zip(view.names(level, groups), nodes, strict=True), *last]
 
     async def open(self, inode: int) -> int:
         """A handle to read a file by.
@@ -157,8 +199,10 @@ class FileSystem:
         if isinstance(address, FolderAddress):
             if address.facet in _FOLDER_FACETS:
                 raise IsAFolder("a folder is not read as a file")
+            files: Control | CohortFiles = self.cohort_files if address.facet in _COHORT_FACETS else self._control
+            content = await files.content(address)
             handle = next(self._handles)
-            self._contents[handle] = await self._control.content(address)
+            self._contents[handle] = content
         else:
             handle = inode
         self._metrics.open_files += 1
@@ -173,14 +217,24 @@ class FileSystem:
         content = self._contents.get(handle)
         if content is not None:
             return content[offset : offset + length]
+        drafted = self.cohort_files.read(handle, offset, length)
+        if drafted is not None:
+            return drafted
         address = unpack(handle)
         assert isinstance(address, FileAddress)
         return await self._reader.read(address.series, address.instance, offset, length)
 
-    def release(self, handle: int) -> None:
-        """Forget a handle."""
-        self._contents.pop(handle, None)
-        self._metrics.open_files -= 1
+    async def release(self, handle: int) -> None:
+        """Forget a handle of a file.
+
+        Raises:
+            QueryRefused: it was a query's, and what was left of it does not work.
+        """
+        if self.cohort_files.is_draft(handle):
+            await self.cohort_files.release(handle)
+        else:
+            self._contents.pop(handle, None)
+            self._metrics.open_files -= 1
 
     def totals(self) -> Totals:
         """The size of everything, from the index."""
@@ -220,8 +274,42 @@ class FileSystem:
         raise NoSuchAttribute(name)
 
     async def repair(self) -> None:
-        """Build the catalogue again, after it turned out damaged; takes seconds."""
+        """Build the catalogue and the cohorts again, after something turned out damaged; takes seconds."""
         await self._catalogue.repair()
+        await self._cohorts.repair()
+
+    async def _lookup_cohort(self, parent: FolderAddress, name: bytes) -> Node:
+        if parent.facet == Facet.COHORTS:
+            return await self.cohort_files.lookup(name)
+        found = await self.cohort_files.lookup_file(parent.group, name)
+        if found is not None:
+            return found
+        generation = await self.cohort_files.generation(parent.group)
+        if generation is None:
+            raise NotThereNow("this cohort shows nothing")
+        address = FolderAddress(generation, 0, 0)
+        if name == CONTROL_NAME:
+            return self._special_folder(address._replace(facet=Facet.CONTROL))._replace(permanent=False)
+        view = await self._view(address)
+        group = view.find(0, 0, name)
+        if group is None:
+            raise NotThereNow(f"no folder {name!r} here")
+        return self._view_folder(view, generation, 1, group)
+
+    async def _open_cohort(self, address: FolderAddress) -> int:
+        """A handle to list `cohorts/` or a cohort by: what is there now, whatever comes."""
+        if address.facet == Facet.COHORT:
+            generation = await self.cohort_files.generation(address.group)
+            if generation is not None:
+                handle = pack_folder(generation, 0, 0)
+                self.remember(handle)
+                return handle
+            entries = []
+        else:
+            entries = await self.cohort_files.entries()
+        handle = next(self._handles)
+        self._listed[handle] = entries
+        return handle
 
     def _unpack(self, inode: int) -> FolderAddress | FileAddress:
         try:
@@ -244,7 +332,12 @@ class FileSystem:
 
     def _view_folder(self, view: View, generation: int, level: int, group: int) -> Node:
         inside = len(view.children(level, group))
-        return Node(pack_folder(generation, level, group), True, 2 + inside, 0, self._release_time(generation))
+        permanent = _is_permanent(generation, level)
+        if (generation, level) == (MAIN_GENERATION, 0):
+            inside += 1  # the cohorts
+        return Node(
+            pack_folder(generation, level, group), True, 2 + inside, 0, self._release_time(generation), permanent
+        )
 
     async def _view(self, address: FolderAddress) -> View:
         return self._catalogue.view(address.generation) or await self._catalogue.open_view(address.generation)
@@ -268,6 +361,11 @@ class FileSystem:
             if found == name:
                 return await self._control_node(address)
         raise NotFound(f"no {name!r} in {CONTROL_NAME.decode()}")
+
+
+def _is_permanent(generation: int, level: int) -> bool:
+    """Whether a folder is what its name will always mean; what is directly in a cohort is not."""
+    return level != 1 or generation < FIRST_GENERATION
 
 
 def _instance(listing: Listing, row: int, instance: int) -> Node:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from idcfs import errors
-from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem, Node
+from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem
 from idcfs.metrics import Metrics
+from idcfs.node import Node
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ BLOCK_SIZE = 128 << 10
 
 ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.NotFound: errno.ENOENT,
+    errors.NotThereNow: errno.ENOENT,
     errors.SeriesMissing: errno.ENOENT,
     errors.NotAFolder: errno.ENOTDIR,
     errors.IsAFolder: errno.EISDIR,
@@ -39,10 +41,23 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.DeadlineExceeded: errno.ETIMEDOUT,
     errors.ObjectChanged: errno.ESTALE,
     errors.Untrusted: errno.EIO,
+    errors.AlreadyThere: errno.EEXIST,
+    errors.NameRefused: errno.EINVAL,
+    errors.NameTooLong: errno.ENAMETOOLONG,
+    errors.NoSpace: errno.ENOSPC,
+    errors.QueryRefused: errno.EINVAL,
+    errors.QueryTooLong: errno.EFBIG,
 }
 
-_ORDINARY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, pyfuse3.ENOATTR})
-"""Errors that tools provoke all the time: told to them, not to the log."""
+_ORDINARY = frozenset(
+    {
+        errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, pyfuse3.ENOATTR, errno.EEXIST, errno.EINVAL,
+        errno.ENAMETOOLONG, errno.EFBIG,
+    }
+)  # fmt: skip
+"""Errors that tools, and the authors of queries, provoke all the time: told to them, not to the log."""
+
+_WRITES = os.O_WRONLY | os.O_RDWR
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,7 +112,7 @@ class Adapter(pyfuse3.Operations):
         error = errors.first_error(error)
         number = ERRNOS.get(type(error), errno.EIO)  # type: ignore[arg-type]  # any other class is not in the table
         self._metrics.errors[type(error).__name__] += 1
-        if not isinstance(error, errors.ReadError):
+        if type(error) not in ERRNOS:
             log.error("a request failed", exc_info=error)
         elif number in _ORDINARY:
             log.debug("%s", error)
@@ -108,6 +123,8 @@ class Adapter(pyfuse3.Operations):
     def _fill(self, entry: EntryAttributes, node: Node) -> EntryAttributes:
         entry.st_ino = node.inode
         entry.st_mode = stat.S_IFDIR | 0o555 if node.is_folder else stat.S_IFREG | 0o444
+        if node.writable:
+            entry.st_mode |= stat.S_IWUSR
         entry.st_nlink = node.links
         entry.st_size = node.size
         entry.st_blocks = (node.size + 511) // 512
@@ -119,10 +136,10 @@ class Adapter(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Answer a look-up; that a name is missing is kept by the kernel, because no name is ever added."""
+        """Answer a look-up; that a name is missing is kept by the kernel, where no name is ever added."""
         try:
             node = await self.filesystem.lookup(parent_inode, name)
-        except errors.SeriesMissing:
+        except errors.NotThereNow:
             raise
         except errors.NotFound as error:
             log.debug("%s", error)
@@ -130,6 +147,7 @@ class Adapter(pyfuse3.Operations):
             missing.st_ino = 0
             missing.entry_timeout = FOR_EVER
             return missing
+        self.filesystem.remember(node.inode)
         return self._fill(EntryAttributes(), node)
 
     @answered
@@ -139,49 +157,53 @@ class Adapter(pyfuse3.Operations):
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        """Everything may be read by whoever may reach the mount; nothing may be written by anyone."""
-        if mode & os.W_OK:
-            raise errors.ReadOnly("idcfs is read-only")
-        if mode & os.X_OK:
-            return (await self.filesystem.getattr(inode)).is_folder
-        return True
+        """Everything may be read by whoever may reach the mount; little may be written."""
+        if not mode & (os.W_OK | os.X_OK):
+            return True
+        node = await self.filesystem.getattr(inode)
+        if mode & os.W_OK and not node.writable:
+            raise errors.ReadOnly("idcfs is read-only here")
+        return node.is_folder or not mode & os.X_OK
 
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        """Open a folder; its handle is its inode number, so nothing is kept for it."""
-        await self.filesystem.open_folder(inode)
-        return inode
+        """Open a folder."""
+        return await self.filesystem.open_folder(inode)
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Fill the kernel's buffer with entries and their attributes."""
         entry = self._entry
         folders_time: int | None = None
+        first_id = start_id
         while True:
             entries = await self.filesystem.entries(fh, start_id)
-            if not entries:
-                return
             for name, node in entries:
-                start_id += 1
                 if node.is_folder and node.modified_ns == folders_time:
                     # Folders of one view differ in nothing else, and a listing can have many thousands.
                     entry.st_ino, entry.st_nlink = node.inode, node.links
                 else:
                     self._fill(entry, node)
                     folders_time = node.modified_ns if node.is_folder else None
-                if not pyfuse3.readdir_reply(token, name, entry, start_id):
-                    return
-            if len(entries) < ENTRIES_AT_ONCE:
-                return
+                if not pyfuse3.readdir_reply(token, name, entry, start_id + 1):
+                    break
+                start_id += 1
+            else:
+                if len(entries) == ENTRIES_AT_ONCE:
+                    continue
+            # An entry that was told counts as looked up, in the same view as its folder.
+            return self.filesystem.remember(fh, start_id - first_id)
 
     async def releasedir(self, fh: int) -> None:
-        """Nothing to do: nothing is kept for an open folder."""
+        """Close a folder."""
+        self.filesystem.release_folder(fh)
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Open a file to read it; the pages of what never changes stay in the kernel's cache."""
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
-            raise errors.ReadOnly("idcfs is read-only")
+        """Open a file; the pages of what never changes stay in the kernel's cache."""
+        if flags & (_WRITES | os.O_TRUNC):
+            append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
+            return FileInfo(fh=await self.filesystem.cohort_files.open_draft(inode, append, truncate), direct_io=True)
         handle = await self.filesystem.open(inode)
         is_object = handle == inode
         return FileInfo(fh=handle, keep_cache=is_object, direct_io=not is_object)
@@ -191,12 +213,50 @@ class Adapter(pyfuse3.Operations):
         """Read from an open file."""
         return await self.filesystem.read(fh, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
-    async def flush(self, fh: int) -> None:
-        """Nothing to do: nothing can be written."""
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write into a query."""
+        return self.filesystem.cohort_files.write(fh, off, buf)
 
+    @answered
+    async def flush(self, fh: int) -> None:
+        """Answer close: what was written is kept and, if it does not work, refused."""
+        await self.filesystem.cohort_files.flush(fh)
+
+    @answered
     async def release(self, fh: int) -> None:
-        """Close a file."""
-        self.filesystem.release(fh)
+        """Close a file; nobody hears of an error any more."""
+        await self.filesystem.release(fh)
+
+    @answered
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Cut a query. Its mode, owner and times are what they are: editors set them and need no more than a yes."""
+        node = await self.filesystem.getattr(inode)
+        if not node.writable:
+            raise errors.ReadOnly("idcfs is read-only here")
+        if fields.update_size:
+            await self.filesystem.cohort_files.resize(inode, fh, attr.st_size)
+        return await self.getattr(inode, ctx)
+
+    @answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        """Make a cohort."""
+        return self._fill(EntryAttributes(), await self.filesystem.cohort_files.create(parent_inode, name))
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove a cohort, although it shows folders."""
+        await self.filesystem.cohort_files.delete(parent_inode, name)
+
+    @answered
+    async def rename(
+        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int,
+        ctx: RequestContext,
+    ) -> None:  # fmt: skip
+        """Give a cohort another name, never in the place of another one."""
+        await self.filesystem.cohort_files.rename(parent_inode_old, name_old, parent_inode_new, name_new)
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The totals of the index; nothing is free, because nothing can be written."""
@@ -225,7 +285,9 @@ class Adapter(pyfuse3.Operations):
             raise FUSEError(errno.ENOSYS)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing to do: an inode number is an address, and nothing is kept for it."""
+        """Count what the kernel refers to no more; only cohorts' views are kept for it."""
+        for inode, times in inode_list:
+            self.filesystem.forget(inode, times)
 
 
 async def _refuse(self: Adapter, *arguments: Any) -> NoReturn:
@@ -234,15 +296,10 @@ async def _refuse(self: Adapter, *arguments: Any) -> NoReturn:
 
 for _name in [
     "create",
-    "mkdir",
     "mknod",
     "symlink",
     "link",
     "unlink",
-    "rmdir",
-    "rename",
-    "setattr",
-    "write",
     "setxattr",
     "removexattr",
 ]:

@@ -10,7 +10,8 @@ A file is a row of the table of all series and a place in that series' listing. 
 view it was found: every view shares one page cache. A folder belongs to a generation of a view; its level is
 0 for the view's root, and its group counts the folders of a level in the view's order.
 
-A facet is something idcfs adds to a folder: its hidden `.idc` folder and what is in it.
+A facet is something idcfs adds to a folder: its hidden `.idc` folder and what is in it. A cohort, and each of its
+files, is a facet whose group is the cohort's number; the view that it shows has a generation as any other.
 """
 
 import functools
@@ -39,6 +40,11 @@ class Facet(IntEnum):
     METRICS = 4
     VERSIONS = 5
     ANALYSIS_RESULTS = 6
+    COHORTS = 7
+    COHORT = 8
+    QUERY = 9
+    ERROR = 10
+    SUMMARY = 11
 
 
 class FolderAddress(NamedTuple):
@@ -78,6 +84,11 @@ def pack_file(series: int, instance: int) -> int:
     if not (0 <= series <= MAX_SERIES and 0 <= instance <= MAX_INSTANCE):
         raise OverflowError(f"no inode number for series row {series}, instance {instance}")
     return _FILE | series << 30 | instance
+
+
+def generation_of(number: int) -> int:
+    """The generation in an inode number; 0 for a file, which belongs to none."""
+    return 0 if number & _FILE else number >> 36 & MAX_GENERATION
 
 
 @functools.lru_cache(maxsize=1024)  # The requests for one folder come one after the other.

@@ -13,6 +13,9 @@ from idcfs.errors import UsageError
 
 DEFAULT_TEMPLATE = "%collection_id/%PatientID/%StudyInstanceUID/%Modality_%SeriesInstanceUID"
 
+FLAT_TEMPLATE = "%Modality_%SeriesInstanceUID"
+"""What an empty template stands for: one flat folder of series."""
+
 MAX_COMPONENT_BYTES = 255
 """The longest name of a file or folder on Linux (NAME_MAX)."""
 
@@ -51,13 +54,13 @@ class Template(NamedTuple):
 def parse_template(text: str, columns: frozenset[str]) -> Template:
     """Read a template whose words are among *columns*.
 
-    Of several columns that could start at a `%` the longest counts, so that `%Modality_%SeriesInstanceUID`
-    is Modality, an underscore, and SeriesInstanceUID.
+    An empty one is `FLAT_TEMPLATE`. Of several columns that could start at a `%` the longest counts, so that
+    `%Modality_%SeriesInstanceUID` is Modality, an underscore, and SeriesInstanceUID.
 
     Raises:
         UsageError: a word is no column, a component is empty, or there are too many levels.
     """
-    components = text.strip().strip("/").split("/")
+    components = (text.strip().strip("/") or FLAT_TEMPLATE).split("/")
     if not all(components):
         raise UsageError(f"layout {text!r}: an empty folder name; write components as %column between slashes")
     # A level number has 4 bits in an inode number, and level 0 is the root.
@@ -74,8 +77,8 @@ def _parse_component(component: str, columns: frozenset[str], text: str) -> tupl
         if not word:
             wanted = re.match(r"\w*", piece)
             raise UsageError(
-                f"layout {text!r}: %{wanted.group() if wanted else ''} is no column of the index; "
-                "see 'idcfs mount --help' for the usual ones"
+                f"layout {text!r}: %{wanted.group() if wanted else ''} is no column; the usual ones are in "
+                f"{DEFAULT_TEMPLATE}"
             )
         parts.append(Column(word))
         if piece != word:

@@ -17,6 +17,7 @@ LAYERS: dict[str, set[str]] = {
     "inode": set(),
     "readahead": set(),
     "metrics": set(),
+    "node": set(),
     "layout": {"errors"},
     "config": {"errors", "layout"},
     "flights": {"errors"},
@@ -27,21 +28,25 @@ LAYERS: dict[str, set[str]] = {
     "demo": {"errors"},
     "listing": {"cache", "catalog", "errors", "flights", "metrics", "store"},
     "reader": {"cache", "errors", "flights", "listing", "metrics", "readahead", "store"},
+    "cohorts": {"catalog", "config", "errors", "layout"},
+    "cohort_files": {"catalog", "cohorts", "errors", "inode", "node"},
     "control": {"cache", "catalog", "errors", "inode", "layout", "metrics", "store"},
-    "filesystem": {"catalog", "control", "errors", "inode", "listing", "metrics", "reader"},
-    "fuse": {"errors", "filesystem", "metrics"},
+    "filesystem": {
+        "catalog", "cohort_files", "cohorts", "control", "errors", "inode", "listing", "metrics", "node", "reader",
+    },
+    "fuse": {"errors", "filesystem", "metrics", "node"},
     "daemon": {
-        "cache", "catalog", "config", "control", "demo", "errors", "filesystem", "fuse", "listing", "metrics",
-        "mountpoint", "reader", "store",
+        "cache", "catalog", "cohorts", "config", "control", "demo", "errors", "filesystem", "fuse", "listing",
+        "metrics", "mountpoint", "reader", "store",
     },
     "cli": {
-        "cache", "catalog", "config", "daemon", "demo", "errors", "layout", "mountpoint", "store",
+        "cache", "catalog", "cohorts", "config", "daemon", "demo", "errors", "layout", "mountpoint", "store",
     },
 }  # fmt: skip
 """What each module, or package of modules, may import of idcfs."""
 
 WHO_MAY_IMPORT = {
-    "duckdb": {"catalog/build.py", "catalog/query.py", "catalog/worker.py"},
+    "duckdb": {"catalog/build.py", "catalog/sandbox.py", "catalog/worker.py"},
     "pyfuse3": {"fuse.py", "daemon.py"},
     "diskcache": {"cache.py"},
     "aiobotocore": {"store/s3.py"},
@@ -50,7 +55,7 @@ WHO_MAY_IMPORT = {
 }
 """What is outside, and has one place inside."""
 
-SYNCHRONOUS = {"errors", "inode", "readahead", "metrics", "layout", "config", "mountpoint", "demo"}
+SYNCHRONOUS = {"errors", "inode", "node", "readahead", "metrics", "layout", "config", "mountpoint", "demo"}
 """Modules that no trio may be in."""
 
 

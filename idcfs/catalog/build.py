@@ -13,10 +13,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from idcfs.catalog import view
-from idcfs.catalog.description import write_description
+from idcfs.catalog.description import SERIES_TABLE, write_description
 from idcfs.catalog.index import REPAIR
 from idcfs.catalog.table import TableWriter
 from idcfs.catalog.worker import Tell, serve
@@ -48,11 +47,16 @@ _LATEST_FIRST = (
 )
 """Past versions may have one series in several rows; which one counts must not be left to chance."""
 
-_FIRST_OF_EACH_PRIOR = (
-    "(SELECT DISTINCT ON (crdc_series_uuid) * FROM prior_versions_index "
-    f"ANTI JOIN index USING (crdc_series_uuid) {_LATEST_FIRST})"
-)
-ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {_FIRST_OF_EACH_PRIOR})"
+
+def first_of_each_prior(where: str = "") -> str:
+    """The SQL of the series that are in past versions only, each once; *where* picks some of the table's rows."""
+    return (
+        f"(SELECT DISTINCT ON (crdc_series_uuid) * FROM (SELECT * FROM prior_versions_index {where}) "
+        f"ANTI JOIN index USING (crdc_series_uuid) {_LATEST_FIRST})"
+    )
+
+
+ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {first_of_each_prior()})"
 """The SQL of every series, past versions included, with the columns of `index`."""
 _CANONICAL_ORDER = (
     "series_revised_idc_version IS NULL, encode(collection_id), encode(PatientID), StudyInstanceUID, "
@@ -64,13 +68,13 @@ Connection = Any
 """A duckdb.DuckDBPyConnection; duckdb ships no types that hold from 1.2 to 2.x."""
 
 
-def connect(tables: dict[str, str]) -> Connection:
-    """A connection that knows the index's files as tables.
+def connect(tables: dict[str, str], threads: int | None = None) -> Connection:
+    """A connection that knows the index's files as tables; works with as many *threads*, or cores if None.
 
     Raises:
         IndexUnusable: a file is not parquet, or lacks a column.
     """
-    connection = duckdb.connect()
+    connection = duckdb.connect(config=_threads(threads))
     for name, path in tables.items():
         try:
             connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({literal(path)})')
@@ -82,6 +86,14 @@ def connect(tables: dict[str, str]) -> Connection:
             if column not in columns:
                 raise IndexUnusable(f"{path} has no column {column}; {REPAIR}")
     return connection
+
+
+def _threads(threads: int | None) -> Any:
+    if threads is None:
+        return {}
+    # Newer versions of duckdb start 16 more for files, each with a stack; files on this disk need none.
+    known = duckdb.execute("SELECT 1 FROM duckdb_settings() WHERE name = 'async_threads'").fetchall()
+    return {"threads": threads, **({"async_threads": 1} if known else {})}
 
 
 def stream(connection: Connection, sql: str) -> Iterator[pa.RecordBatch]:
@@ -101,6 +113,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def identifier(name: str) -> str:
+    """*name* as a column of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
     """Write the table of all series and say what is in the index, for the catalogue's description."""
     buckets = [
@@ -113,7 +130,7 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
             CAST(coalesce(instanceCount, 0) AS UINTEGER),
             CAST(round(coalesce(series_size_MB, 0) * 1e6) AS UBIGINT)
         FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"""
-    with TableWriter(folder / "series.arrow", SERIES_SCHEMA) as writer:
+    with TableWriter(folder / SERIES_TABLE, SERIES_SCHEMA) as writer:
         for batch in stream(connection, sql):
             arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
             writer.append([array.cast(kind) for array, kind in arrays])
@@ -141,7 +158,7 @@ def count(connection: Connection, source: str) -> dict[str, int]:
             count(DISTINCT collection_id) AS collections,
             CAST(coalesce(sum(instanceCount), 0) AS BIGINT) AS instances,
             CAST(coalesce(sum(round(series_size_MB * 1e6)), 0) AS BIGINT) AS bytes FROM {source}""")
-    return dict(zip([column[0] for column in counts.description], counts.fetchone(), strict=True))
+    return dict(zip([column[0] for column in counts.description], counts.fetchall()[0], strict=True))
 
 
 def _releases(connection: Connection) -> dict[str, str]:
@@ -180,9 +197,20 @@ def selection(what: dict[str, Any]) -> str:
             return "index"
 
 
-def build_view(connection: Connection, series_table: Path, source: str, template: Template, folder: Path) -> None:
-    """Write the view of the series of *source*, laid out by *template*, into *folder* (created)."""
-    _register_series(connection, series_table)
+def build_view(
+    connection: Connection, series_table: Path, source: str, template: Template, counts: dict[str, int], folder: Path
+) -> None:
+    """Write the view of the series of *source*, laid out by *template*, into *folder* (created).
+
+    Args:
+        connection: a trusted one.
+        series_table: the table of all series.
+        source: SQL of rows with `crdc_series_uuid`, each once, and the template's columns.
+        template: the layout.
+        counts: the totals of these series (see `count`).
+        folder: where the view is to be.
+    """
+    connection.register("series_rows", _series_rows(series_table))
     levels = [f"n{number}" for number in range(1, len(template.levels) + 1)]
     rendered = ", ".join(
         f"{_component_sql(parts)} AS {name}" for parts, name in zip(template.levels, levels, strict=True)
@@ -192,29 +220,30 @@ def build_view(connection: Connection, series_table: Path, source: str, template
         SELECT {rendered}, series_rows.series AS series, source.crdc_series_uuid AS uuid
         FROM {source} AS source JOIN series_rows
             ON series_rows.uuid = unhex(replace(source.crdc_series_uuid, '-', ''))""")
+    connection.unregister("series_rows")
     for name in levels:
         _escape_names(connection, name)
     _tell_namesakes_apart(connection, levels)
-    # As bytes: duckdb 1.2 puts text that is not ASCII in another order.
-    order = ", ".join(f"encode({name})" for name in levels)
+    # As bytes: duckdb 1.2 puts text that is not ASCII in another order. No name holds a control character.
+    order = f"encode({' || chr(0) || '.join(levels)})"
     batches = stream(connection, f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
     rows = _write_levels(batches, template, folder)
-    description = {"rows": rows, "template": template.text, "counts": count(connection, source)}
+    # The template is read again with just its own columns: a cohort's may have some that the index has not.
+    description = {"rows": rows, "template": template.text, "columns": template.columns, "counts": counts}
     write_description(folder / view.DESCRIPTION, description)
 
 
-def _register_series(connection: Connection, series_table: Path) -> None:
+def _series_rows(series_table: Path) -> pa.Table:
+    """The UUIDs of the table of all series, with the numbers of their rows; mapped, so as quick as it is large."""
     with pa.memory_map(str(series_table)) as file:
         uuids = pa.ipc.open_file(file).read_all().column("uuid")
-        rows = pa.array(range(len(uuids)), pa.uint32())
-        connection.register("registered", pa.table({"uuid": uuids, "series": rows}))
-        connection.execute("CREATE OR REPLACE TEMP TABLE series_rows AS SELECT * FROM registered")
-        connection.unregister("registered")
+    counted = pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.uint32()), len(uuids)))
+    return pa.table({"uuid": uuids, "series": pc.subtract(counted, pa.scalar(1, pa.uint32()))})
 
 
 def _component_sql(parts: tuple[str | Column, ...]) -> str:
     pieces = [
-        f"coalesce(nullif(CAST(source.\"{part.name}\" AS VARCHAR), ''), '_')"
+        f"coalesce(nullif(CAST(source.{identifier(part.name)} AS VARCHAR), ''), '_')"
         if isinstance(part, Column)
         else literal(part)
         for part in parts
@@ -223,8 +252,12 @@ def _component_sql(parts: tuple[str | Column, ...]) -> str:
 
 
 def _escape_names(connection: Connection, level: str) -> None:
+    # The first conditions only save time: they are true of all that is not plain, and of little else.
     unplain = connection.execute(
-        f"SELECT DISTINCT {level} FROM rendered WHERE NOT regexp_full_match({level}, ?)", [PLAIN_COMPONENT]
+        f"""SELECT DISTINCT {level} FROM rendered
+        WHERE (url_encode({level}) <> {level} OR starts_with({level}, '.') OR strlen({level}) > 200)
+            AND NOT regexp_full_match({level}, ?)""",
+        [PLAIN_COMPONENT],
     ).fetchall()
     changed = [(raw, escape(raw)) for (raw,) in unplain if escape(raw) != raw]
     if not changed:
@@ -238,6 +271,9 @@ def _escape_names(connection: Connection, level: str) -> None:
 def _tell_namesakes_apart(connection: Connection, levels: list[str]) -> None:
     """Give series that share a whole path a suffix of their UUIDs: short, or all of it where that is not enough."""
     path = ", ".join(levels)
+    apart = connection.execute(f"SELECT count(*) = count(DISTINCT hash({path})) FROM rendered").fetchall()[0][0]
+    if apart:
+        return
     for digits in (8, 36):
         rows = connection.execute(f"""
             SELECT series, {levels[-1]}, uuid FROM rendered
@@ -298,6 +334,8 @@ def _starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.A
 
 def build_attributes(connection: Connection, destination: Path) -> None:
     """Write every column of every series, in the order of the table of all series."""
+    import pyarrow.parquet as pq  # takes time to load, and a cohort does without
+
     temporary = destination.with_suffix(".partial")
     writer: pq.ParquetWriter | None = None
     for batch in stream(connection, f"SELECT * FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"):
@@ -335,7 +373,8 @@ def run(specification: dict[str, Any], tell: Tell) -> None:
         build_attributes(connection, folder / "attributes.parquet")
         return
     source = selection(specification["select"])
-    build_view(connection, folder / "series.arrow", source, template, Path(specification["view"]))
+    counts = count(connection, source)
+    build_view(connection, folder / SERIES_TABLE, source, template, counts, Path(specification["view"]))
 
 
 if __name__ == "__main__":

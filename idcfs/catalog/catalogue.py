@@ -25,9 +25,10 @@ from uuid import UUID
 import trio
 
 from idcfs.catalog.child import run_child
-from idcfs.catalog.description import FORMAT, read_description
+from idcfs.catalog.description import FORMAT, SERIES_TABLE, read_description
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
+from idcfs.catalog.temporary import TemporaryViews
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound
 from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
@@ -85,7 +86,8 @@ class Catalogue:
 
     def __init__(self, folder: Path, index: Index, main: ViewKey, tell: Callable[[str], None]) -> None:
         self.folder = folder
-        self._index = index
+        self.index = index
+        self.temporary = TemporaryViews()
         self._tell = tell
         self._batches = BatchCache(BATCH_CACHE_BYTES)
         self._keys = {MAIN_GENERATION: main}
@@ -113,6 +115,7 @@ class Catalogue:
         """Close all files."""
         for view in self._views.values():
             view.close()
+        self.temporary.close()
         self._series.close()
 
     @property
@@ -142,16 +145,36 @@ class Catalogue:
 
     def template(self, generation: int) -> Template:
         """The layout of a view that is open."""
-        return parse_template(self._views[generation].template, frozenset(self.contents["columns"]))
+        view = self.view(generation)
+        assert view is not None
+        return parse_template(view.template, view.columns)
 
     def release_date(self, generation: int) -> str:
         """The day (YYYY-MM-DD) of the IDC version that a view shows."""
-        select = json.loads(self._keys[generation].select)
+        key = self._keys.get(generation)
+        select = {} if key is None else json.loads(key.select)
         return str(self.contents["releases"][str(select.get("version", self.version))])
 
     def view(self, generation: int) -> View | None:
         """The view of a generation if it is open."""
-        return self._views.get(generation)
+        return self._views.get(generation) or self.temporary.get(generation)
+
+    def show(self, folder: Path) -> int:
+        """Show the view that was built in *folder*, for now; returns its generation.
+
+        Raises:
+            CatalogueDamaged: it is not what was built.
+            NoSpace: the generations are used up.
+        """
+        return self.temporary.add(View(folder, self._batches))
+
+    def show_again(self, generation: int, folder: Path) -> None:
+        """Show what was built anew in *folder* in the place of a view that is damaged.
+
+        Raises:
+            CatalogueDamaged: it is not what was built.
+        """
+        self.temporary.replace(generation, View(folder, self._batches))
 
     @property
     def series_rows(self) -> int:
@@ -172,8 +195,9 @@ class Catalogue:
             IndexUnusable, CacheUnusable: it cannot be built.
         """
         async with self._opening:
-            if generation in self._views:
-                return self._views[generation]
+            shown = self.view(generation)
+            if shown is not None:
+                return shown
             key = self._keys.get(generation)
             if key is None:
                 raise NotFound(f"no view has generation {generation}")
@@ -222,7 +246,7 @@ class Catalogue:
         """Read what was built; False if there is nothing, or it is damaged or of another format."""
         try:
             contents = read_description(self.folder / "contents.json")
-            series = Table(self.folder / "series.arrow", self._batches)
+            series = Table(self.folder / SERIES_TABLE, self._batches)
         except CatalogueDamaged:
             return False
         if len(series) != contents["rows"]:
@@ -269,7 +293,7 @@ class Catalogue:
         specification: dict[str, Any] = {
             "build": build,
             "folder": str(folder),
-            "tables": {name: str(path) for name, path in self._index.tables.items()},
+            "tables": {name: str(path) for name, path in self.index.tables.items()},
         }
         if key is not None:
             specification["template"] = key.template

@@ -10,8 +10,12 @@ from typing import Any
 
 from idcfs.errors import CatalogueDamaged
 
-FORMAT = 3
+FORMAT = 4
 """Changes when a file of the catalogue changes its form."""
+
+
+SERIES_TABLE = "series.arrow"
+"""The file of the table of all series, in a catalogue's folder."""
 
 
 def write_description(path: Path, content: dict[str, Any]) -> None:

@@ -6,8 +6,11 @@ The files are those of the Python package idc-index-data, or of a folder that ho
 import hashlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+
+import platformdirs
 
 from idcfs.errors import IndexUnusable
 
@@ -18,19 +21,37 @@ REPAIR = "install it again: python -m pip install --force-reinstall idc-index-da
 
 @dataclass(frozen=True)
 class Index:
-    """The index's files: `tables` maps the names that idc-index gives tables to parquet files."""
+    """The index's files: `tables` maps the names that idc-index gives tables to parquet files.
+
+    `fetched` are more of them that idc-index has downloaded for this user: for queries, the tree needs none.
+    """
 
     folder: Path
     tables: Mapping[str, Path]
+    fetched: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """Changes when a file is another one (32 hexadecimal digits; by names, sizes and times)."""
-        digest = hashlib.sha256()
-        for name, path in sorted(self.tables.items()):
-            status = path.stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:32]
+        return _fingerprint(self.tables)
+
+    @property
+    def query_tables(self) -> dict[str, str]:
+        """The names and paths of all tables that a query may read."""
+        return {name: str(path) for name, path in {**self.fetched, **self.tables}.items()}
+
+    @property
+    def query_fingerprint(self) -> str:
+        """Changes when a query may give another result."""
+        return _fingerprint({**self.fetched, **self.tables})
+
+
+def _fingerprint(tables: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in sorted(tables.items()):
+        status = path.stat()
+        digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def find_index(folder: Path | None = None) -> Index:
@@ -39,11 +60,14 @@ def find_index(folder: Path | None = None) -> Index:
     Raises:
         IndexUnusable: there is none, or a file that idcfs needs is missing.
     """
+    fetched: Path | None = None
     if folder is None:
         package = importlib.util.find_spec("idc_index_data")
         if package is None or not package.submodule_search_locations:
             raise IndexUnusable("the IDC index is not installed; install it: python -m pip install idc-index-data")
         folder = Path(package.submodule_search_locations[0])
+        # Where IDCClient.fetch_index of idc-index puts them (its index.py).
+        fetched = Path(platformdirs.user_data_dir("idc_index_data", "IDC", version("idc-index-data")))
     tables = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
     # idc-index calls this one table just "index".
     if INDEX_FILE.removesuffix(".parquet") in tables:
@@ -51,4 +75,5 @@ def find_index(folder: Path | None = None) -> Index:
     for name, file in REQUIRED.items():
         if name not in tables:
             raise IndexUnusable(f"the IDC index in {folder} has no {file}; {REPAIR}")
-    return Index(folder, tables)
+    more = {path.stem: path for path in sorted(fetched.glob("*.parquet"))} if fetched else {}
+    return Index(folder, tables, more)

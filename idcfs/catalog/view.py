@@ -41,6 +41,7 @@ class View:
     def __init__(self, folder: Path, cache: BatchCache) -> None:
         description = read_description(folder / DESCRIPTION)
         rows, self.template = description["rows"], str(description["template"])
+        self.columns = frozenset(description["columns"])
         self.counts: Mapping[str, int] = description["counts"]
         self._levels = [Table(folder / level_file(number), cache) for number in range(1, len(rows) + 1)]
         if [len(table) for table in self._levels] != rows:

@@ -3,7 +3,7 @@
 Modules that take long to load are loaded by the commands that need them.
 """
 
-from idcfs.cli import cache, demo, mounting, query, status
+from idcfs.cli import cache, cohort, demo, mounting, query, status
 from idcfs.cli.group import main
 
-__all__ = ["cache", "demo", "main", "mounting", "query", "status"]
+__all__ = ["cache", "cohort", "demo", "main", "mounting", "query", "status"]

@@ -12,7 +12,10 @@ EXIT_CODES: dict[type[errors.IdcfsError], int] = {
     errors.IndexUnusable: 3,
     errors.MountFailed: 4,
     errors.CacheUnusable: 5,
+    errors.CohortsUnusable: 5,
+    errors.NoSpace: 5,
     errors.QueryRefused: 6,
+    errors.QueryTooLong: 6,
 }
 """Anything else that goes wrong exits with 1, and Ctrl-C with 130. Documented in docs/commands.md."""
 
@@ -45,8 +48,8 @@ def main() -> None:
     The tree comes from the installed IDC index; bytes are fetched when they are read, and kept in a cache.
 
     Exit codes: 0 done, 1 something else went wrong, 2 a wrong flag or setting, 3 the IDC index cannot be
-    used, 4 the mount cannot be made or ended, 5 the cache folder cannot be used, 6 the query is refused,
-    130 interrupted.
+    used, 4 the mount cannot be made or ended, 5 the cache folder or the cohort folder cannot be used,
+    6 the query is refused, 130 interrupted.
     """
 
 

@@ -29,10 +29,13 @@ UNMOUNT_WAIT = 10.0
     "--cache-size", metavar="SIZE", help="Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB."
 )
 @click.option("--cache-dir", metavar="FOLDER", help="Where bytes and the catalogue are kept. Default: ~/.cache/idcfs.")
+@click.option("--cohort-dir", metavar="FOLDER", help="Where queries are kept. Default: ~/.local/share/idcfs/cohorts.")
 @click.option("--layout", metavar="TEMPLATE", help="Folders of the tree, as idc-index's dirTemplate: %column names.")
 @click.option("--idc-version", metavar="N", help="Show the tree of an earlier IDC version.")
 @click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
 @click.option("--timeout", metavar="SECONDS", help="How long one read may wait for the network. Default: 30.")
+@click.option("--query-memory", metavar="SIZE", help="Memory that a cohort's query may take. Default: 3GiB.")
+@click.option("--query-timeout", metavar="SECONDS", help="How long a cohort's query may take. Default: 60.")
 @click.option("--xattr/--no-xattr", default=None, help="Show index columns as extended attributes user.idc.*.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users of this machine read the mount.")
 @click.option("--demo", is_flag=True, help="Serve a small synthetic sample; no network.")
@@ -73,7 +76,12 @@ def _checked(settings: Settings, path: Path) -> Settings:
 
     mirror = parse_mirror(settings.mirror)
     # What the daemon needs must not be reached through its own mount: it would wait for itself for ever.
-    for what, folder in (("cache folder", settings.cache_dir), ("mirror", mirror.folder), ("index", settings.index)):
+    for what, folder in (
+        ("cache folder", settings.cache_dir),
+        ("cohort folder", settings.cohort_dir),
+        ("mirror", mirror.folder),
+        ("index", settings.index),
+    ):
         if folder is not None and mountpoints.absolute(folder).is_relative_to(path):
             raise UsageError(f"{what} {folder} is inside the mountpoint {path}; choose one outside")
     mirror.check()

@@ -10,12 +10,16 @@ import trio
 from idcfs.cache import Cache, open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
+from idcfs.cohorts.registry import Cohorts
+from idcfs.cohorts.results import Results
+from idcfs.config import Settings
 from idcfs.control import Control
-from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem, Node
+from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
 from idcfs.listing import Listings
 from idcfs.metrics import Metrics
+from idcfs.node import Node
 from idcfs.reader import Reader
 from idcfs.store.base import ListPage, ObjectStore
 from idcfs.store.mirror import parse_mirror
@@ -38,6 +42,7 @@ class Opened:
     reader: Reader
     objects: Cache
     metrics: Metrics
+    cohorts: Cohorts
 
     async def node(self, path: str) -> Node:
         """What has a path below the root."""
@@ -48,11 +53,12 @@ class Opened:
 
     async def entries(self, inode: int) -> dict[bytes, Node]:
         """The whole content of a folder, asked as the kernel does."""
-        await self.filesystem.open_folder(inode)
+        handle = await self.filesystem.open_folder(inode)
         found: list[tuple[bytes, Node]] = []
-        while some := await self.filesystem.entries(inode, len(found)):
+        while some := await self.filesystem.entries(handle, len(found)):
             assert len(some) <= ENTRIES_AT_ONCE
             found += some
+        self.filesystem.release_folder(handle)
         names = [name for name, _ in found]
         assert len(set(names)) == len(names)
         return dict(found)
@@ -67,7 +73,7 @@ class Opened:
         try:
             return bytes(await self.filesystem.read(handle, offset, length))
         finally:
-            self.filesystem.release(handle)
+            await self.filesystem.release(handle)
 
     async def kept(self, entries: int) -> None:
         """Wait until the cache of objects has that many entries."""
@@ -85,9 +91,10 @@ async def open_filesystem(
     *,
     layout: str = DEFAULT_TEMPLATE,
     seconds: float = 30,
+    cohorts: Path | None = None,
     tell: Callable[[str], None] = lambda step: None,
 ) -> AsyncIterator[Opened]:
-    """Open everything that a mount opens; *cache* keeps what is kept between mounts.
+    """Open everything that a mount opens; *cache* keeps what is kept between mounts, with *cohorts* if not given.
 
     One request to *store* may take *seconds*; nothing is tried again.
     """
@@ -101,8 +108,10 @@ async def open_filesystem(
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
         reader = Reader(store, mirror, objects, listings, metrics, nursery, seconds)
         control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
-        filesystem = FileSystem(catalogue, listings, reader, control, metrics)
-        yield Opened(filesystem, catalogue, listings, reader, objects, metrics)
+        settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
+        registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
+        filesystem = FileSystem(catalogue, listings, reader, control, registry, metrics)
+        yield Opened(filesystem, catalogue, listings, reader, objects, metrics, registry)
         nursery.cancel_scope.cancel()
 
 

@@ -40,6 +40,7 @@ async def test_the_whole_tree_is_as_the_index_says(cache: Path, index: Index, st
         for path, names in folders(MODEL).items():
             folder = await opened.node(b"/".join(path).decode())
             entries = await opened.entries(folder.inode)
+            names = names if path else [*names, b"cohorts"]
             assert list(entries) == names
             assert folder.is_folder
             assert folder.links == 2 + len(names)
@@ -206,7 +207,7 @@ async def test_other_views(cache: Path, index: Index, store: MemoryStore) -> Non
 async def test_other_layouts(cache: Path, index: Index, store: MemoryStore) -> None:
     layout = "%Modality/%collection_id-%PatientID"
     async with open_filesystem(cache, index, store, layout=layout) as opened:
-        assert await opened.names("") == ["CT", "SM", "SR"]
+        assert await opened.names("") == ["CT", "SM", "SR", "cohorts"]
         assert await opened.names("SM") == ["tcga-slide"]
         assert await opened.names("SM/tcga-slide") == [instances(SLIDE)[0].name]
         told = await info(opened, "CT")
@@ -260,7 +261,7 @@ async def test_totals_and_status(cache: Path, index: Index, store: MemoryStore) 
         metrics = (await opened.read(".idc/metrics")).decode()
         assert "\nidcfs_bytes_served_total 200\n" in metrics
         assert "\nidcfs_listings_fetched_total 1\n" in metrics
-        opened.filesystem.release(handle)
+        await opened.filesystem.release(handle)
         assert json.loads(await opened.read(".idc/status.json"))["open_files"] == 0
 
 

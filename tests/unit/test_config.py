@@ -15,6 +15,7 @@ EXAMPLES: dict[str, tuple[Any, Any, Any, tuple[Any, Any, Any]]] = {
     # For each setting: in the file, in the environment, as a flag; and what each of them means.
     "mirror": ('"gcs"', "http://h", "/m", ("gcs", "http://h", "/m")),
     "cache_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
+    "cohort_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
     "cache_size": ('"1GB"', "2GiB", "3T", (10**9, 2 << 30, 3 * 10**12)),
     "timeout": ("1.5", "2", 3.0, (1.5, 2.0, 3.0)),
     "query_timeout": ("1.5", "2", 3.0, (1.5, 2.0, 3.0)),

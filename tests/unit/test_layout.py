@@ -79,7 +79,13 @@ def test_the_longest_column_counts() -> None:
     assert layout.parse_template("x%Modality", COLUMNS).levels == (("x", Column("Modality")),)
 
 
-@pytest.mark.parametrize("bad", ["%Nothing", "%", "%PatientID//%Modality", "", "/", "/".join(["%Mod"] * 16)])
+@pytest.mark.parametrize("empty", ["", "/", " "])
+def test_an_empty_template_is_one_folder_of_series(empty: str) -> None:
+    columns = frozenset({"Modality", "SeriesInstanceUID"})
+    assert layout.parse_template(empty, columns).levels == ((Column("Modality"), "_", Column("SeriesInstanceUID")),)
+
+
+@pytest.mark.parametrize("bad", ["%Nothing", "%", "%PatientID//%Modality", "/".join(["%Mod"] * 16)])
 def test_a_bad_template_is_refused_by_name(bad: str) -> None:
     with pytest.raises(UsageError, match="layout"):
         layout.parse_template(bad, COLUMNS)

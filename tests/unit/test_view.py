@@ -50,7 +50,9 @@ def build_view(folder: Path, rows: list[Row], text: str) -> tuple[View, Table]:
     connection = build.connect(tables)
     build.build_series(connection, folder / "built")
     template = parse_template(text, frozenset(INDEX_SCHEMA.names))
-    build.build_view(connection, folder / "built" / "series.arrow", build.selection({}), template, folder / "view")
+    source = build.selection({})
+    counts = build.count(connection, source)
+    build.build_view(connection, folder / "built" / "series.arrow", source, template, counts, folder / "view")
     cache = BatchCache(1 << 20)
     return View(folder / "view", cache), Table(folder / "built" / "series.arrow", cache)
 

@@ -1,0 +1,1 @@
+"""Cohorts: folders that a query or a manifest defines."""

@@ -1,0 +1,228 @@
+"""The series that a cohort's text names, as a view; a child process of its own.
+
+    python -m idcfs.cohorts.build < specification
+
+The user's SQL runs in its sandbox (`idcfs.catalog.sandbox`) and gives identifiers. A second connection, which
+the SQL never meets, finds the series and writes the view.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from idcfs.catalog import build
+from idcfs.catalog.description import write_description
+from idcfs.catalog.index import REQUIRED
+from idcfs.catalog.sandbox import THREADS, bind, limit_resources, open_sandbox, refusals
+from idcfs.catalog.worker import Tell, serve
+from idcfs.cohorts.text import Manifest, parse_text
+from idcfs.errors import QueryRefused, UsageError
+from idcfs.layout import Template, parse_template
+
+IDENTIFIERS: dict[str, tuple[str, ...]] = {
+    "crdc_series_uuid": (),
+    "SeriesInstanceUID": (),
+    "StudyInstanceUID": ("PatientID", "collection_id"),
+    "PatientID": ("collection_id",),
+    "collection_id": (),
+}
+"""The columns that can say which series a row means, the most specific first, each with those that narrow it down.
+
+One study can belong to two patients, and one PatientID to two collections.
+"""
+
+_OF_ONE_SERIES = {"crdc_series_uuid", "SeriesInstanceUID"}
+"""The columns with one value for each series."""
+
+EXAMPLES = 100
+"""Lines, or rows, that match nothing are told up to this number."""
+
+_FACTS = (
+    "crdc_series_uuid", "collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "instanceCount",
+    "series_size_MB", "license_short_name",
+)  # fmt: skip
+"""The columns that a series is found and counted by."""
+
+
+class _Given:
+    """What a query gives: its identifying columns, and those that its layout may take from it.
+
+    Args:
+        columns: of the query's result.
+        known: of the index.
+    """
+
+    def __init__(self, columns: list[str], known: frozenset[str]) -> None:
+        # SQL knows no case in names: a column means the index's of that name, however it is written.
+        spelled = {name.lower(): name for name in known}
+        self._known = known
+        self.places: dict[str, int] = {}
+        for place, name in enumerate(columns):
+            self.places.setdefault(spelled.get(name.lower(), name), place)
+        found = next((name for name in IDENTIFIERS if name in self.places), None)
+        if found is None:
+            raise QueryRefused(
+                "the result has none of the columns that say which series are meant; "
+                f"select one of {', '.join(IDENTIFIERS)}"
+            )
+        self.keys = [found, *(name for name in IDENTIFIERS[found] if name in self.places)]
+
+    def values(self, template: Template) -> list[str]:
+        """The columns that the layout takes from the result.
+
+        A column of the index is the series' own: a row that means a whole collection says nothing of each modality.
+        """
+        return [name for name in template.columns if name not in self._known]
+
+
+def run(specification: dict[str, Any], tell: Tell) -> None:
+    """Build what a cohort's text names.
+
+    The specification has `tables` (names to parquet files), `memory` (bytes), `text` (a file), `layout` (for a text
+    that says none), `series` (the table of all series) and `folder`, where the view and its facts are to be. The
+    messages are ``{"step": "bound"}``, once the text is sound, and ``{"facts": ...}``.
+    """
+    started = time.monotonic()
+    limit_resources(specification["memory"])
+    text = parse_text(Path(specification["text"]).read_bytes())
+    layout = specification["layout"] if text.layout is None else text.layout
+    connection = build.connect({name: specification["tables"][name] for name in REQUIRED}, THREADS)
+    for setting in (f"memory_limit = '{specification['memory'] // 2 >> 20}MiB'", "temp_directory = ''"):
+        connection.execute(f"SET {setting}")
+    if text.manifest is not None:
+        template = _template(layout, _index_columns(connection))
+        tell({"step": "bound"})
+        with refusals():
+            problems = _match_manifest(connection, text.manifest, template)
+    else:
+        template, problems = _match_query(connection, specification, text.sql or "", layout, tell)
+    with refusals():
+        facts = _facts(connection) | problems | {"layout": template.text}
+        folder = Path(specification["folder"])
+        build.build_view(connection, Path(specification["series"]), "matched", template, facts["counts"], folder)
+    facts["seconds"] = round(time.monotonic() - started, 3)
+    write_description(folder / "facts.json", facts)
+    tell({"facts": facts})
+
+
+def _index_columns(connection: build.Connection) -> frozenset[str]:
+    return frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
+
+
+def _template(layout: str, columns: frozenset[str]) -> Template:
+    try:
+        return parse_template(layout, columns)
+    except UsageError as error:
+        raise QueryRefused(str(error)) from error
+
+
+def _match_query(
+    connection: build.Connection, specification: dict[str, Any], sql: str, layout: str, tell: Tell
+) -> tuple[Template, dict[str, Any]]:
+    """Make the table `matched` of the series that a SELECT names; returns the layout, and what matches nothing."""
+    sandbox = open_sandbox(specification["tables"], specification["memory"])
+    relation = bind(sandbox, sql)
+    known = _index_columns(connection)
+    given = _Given(relation.columns, known)
+    template = _template(layout, known | frozenset(given.places))
+    tell({"step": "bound"})
+    values = given.values(template)
+    taken = {f"k{number}": name for number, name in enumerate(given.keys)}
+    taken |= {f"v{number}": name for number, name in enumerate(values)}
+    names = ", ".join(f"c{place}" for place in range(max(given.places[name] for name in taken.values()) + 1))
+    columns = ", ".join(f"CAST(c{given.places[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
+    with refusals():
+        # By place: a result may have two columns of one name.
+        rows = relation.query("cohort_result", f"SELECT DISTINCT {columns} FROM cohort_result AS result({names})")
+        connection.register("given", build.arrow_reader(rows).read_all())
+        sandbox.close()
+        return template, _match_rows(connection, given.keys, values, template)
+
+
+def _match_rows(connection: build.Connection, keys: list[str], values: list[str], template: Template) -> dict[str, Any]:
+    """Make the table `matched` of the series that the rows of `given` mean; returns the rows that mean none."""
+    here = ["lower(given.k0)"] if keys == ["crdc_series_uuid"] else [f"given.k{n}" for n in range(len(keys))]
+    on = " AND ".join(f"{key} = source.{name}" for key, name in zip(here, keys, strict=True))
+    taken = {name: f"given.v{number}" for number, name in enumerate(values)}
+    join = "JOIN" if values else "SEMI JOIN"
+    connection.execute(
+        f"CREATE TEMP TABLE matched AS SELECT {_selected(template, taken)} FROM index AS source {join} given ON {on}"
+    )
+    short = ", ".join(f"k{number}" for number in range(len(keys)))
+    rows, matched = (_count(connection, f"(SELECT DISTINCT {short} FROM given)"), _count(connection, "matched"))
+    missed: list[tuple[str, ...]] = []
+    if keys[0] not in _OF_ONE_SERIES or values or matched < rows:
+        tables = "index AS source"
+        if keys[0] == "crdc_series_uuid":
+            _add_past_versions(connection, "SELECT lower(k0) FROM given", template, taken, f"{join} given ON {on}")
+            tables = "matched AS source"
+        missed = connection.execute(
+            f"SELECT DISTINCT {short} FROM given ANTI JOIN {tables} ON {on} ORDER BY ALL"
+        ).fetchall()
+    connection.unregister("given")
+    if values:
+        # Rows may say different things of one series: the first in order counts.
+        order = ", ".join(["crdc_series_uuid", *map(build.identifier, values)])
+        first = f"SELECT DISTINCT ON (crdc_series_uuid) * FROM matched ORDER BY {order}"
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE matched AS {first}")
+    return {"keys": keys, "rows": rows, "missed": len(missed), "examples": [list(row) for row in missed[:EXAMPLES]]}
+
+
+def _count(connection: build.Connection, table: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+def _selected(template: Template, taken: dict[str, str] | None = None, known: set[str] | None = None) -> str:
+    """The columns of `matched`, of a table `source` or where they are *taken* from; NULL if not *known*."""
+    taken = taken or {}
+    columns = dict.fromkeys([*_FACTS, *template.columns])
+    return ", ".join(
+        taken.get(name, f"source.{build.identifier(name)}" if known is None or name in known else "NULL")
+        + f" AS {build.identifier(name)}"
+        for name in columns
+    )
+
+
+def _add_past_versions(
+    connection: build.Connection, uuids: str, template: Template, taken: dict[str, str] | None = None, join: str = ""
+) -> None:
+    """Put the series of these UUIDs that only past versions have into `matched`."""
+    known = {row[0] for row in connection.execute("DESCRIBE prior_versions_index").fetchall()}
+    source = build.first_of_each_prior(f"WHERE crdc_series_uuid IN ({uuids})")
+    connection.execute(f"INSERT INTO matched SELECT {_selected(template, taken, known)} FROM {source} AS source {join}")
+
+
+def _match_manifest(connection: build.Connection, manifest: Manifest, template: Template) -> dict[str, Any]:
+    """Make the table `matched` of the series of a manifest; returns the lines that match nothing."""
+    for name, lines in (("uuids", manifest.uuids), ("uids", manifest.uids)):
+        numbers, values = zip(*lines, strict=True) if lines else ((), ())
+        table = pa.table({"line": pa.array(numbers, pa.int64()), "value": pa.array(values, pa.string())})
+        connection.register(name, table)
+    connection.execute(f"""
+        CREATE TEMP TABLE matched AS SELECT {_selected(template)} FROM index AS source
+        WHERE crdc_series_uuid IN (SELECT value FROM uuids) OR SeriesInstanceUID IN (SELECT value FROM uids)""")
+    _add_past_versions(connection, "SELECT value FROM uuids", template)
+    missing = connection.execute("""
+        SELECT line, value FROM uuids ANTI JOIN matched ON value = crdc_series_uuid UNION ALL
+        SELECT line, value FROM uids ANTI JOIN matched ON value = SeriesInstanceUID""").fetchall()
+    unreadable = [(line, f"{text[:200]!r} names no series") for line, text in manifest.unreadable]
+    told = [(line, f"{value} is in no version of the index") for line, value in missing]
+    return {
+        "lines": sorted([*told, *unreadable])[:EXAMPLES],
+        "missed": len(missing) + len(unreadable),
+        "rows": sum(map(len, manifest)),
+    }
+
+
+def _facts(connection: build.Connection) -> dict[str, Any]:
+    licences = connection.execute("""
+        SELECT coalesce(license_short_name, 'unknown'), count(*) FROM matched GROUP BY 1 ORDER BY 2 DESC, 1""")
+    facts: dict[str, Any] = {"licences": dict(licences.fetchall())}
+    collections = connection.execute("SELECT DISTINCT collection_id FROM matched ORDER BY 1").fetchall()
+    return facts | {"collections": [name for (name,) in collections], "counts": build.count(connection, "matched")}
+
+
+if __name__ == "__main__":
+    serve(run)
