@@ -10,7 +10,7 @@ import sys
 from benchmarks import results
 from benchmarks.workspace import touch_memory, workspace
 
-NAMES = ("mount", "find", "tenfold", "listing", "cached")
+NAMES = ("mount", "find", "tenfold", "listing", "cached", "cohorts")
 
 
 def main(names: list[str]) -> int:

@@ -59,7 +59,7 @@ class Workspace:
         # Nothing of the user's configuration, and no proxy before the loopback network.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("IDCFS_")}
         self.environment = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
-        for kind in ("CACHE", "CONFIG", "STATE"):
+        for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
             self.environment[f"XDG_{kind}_HOME"] = str(folder / kind.lower())
 
     def empty_cache(self) -> Path:

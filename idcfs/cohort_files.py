@@ -24,6 +24,8 @@ from idcfs.node import Node
 COHORTS_NAME = b"cohorts"
 COHORTS = FolderAddress(MAIN_GENERATION, 0, 0, Facet.COHORTS)
 
+_TOO_LONG = f"a query has at most {MAX_TEXT:,} bytes"
+
 _FILES = {b".query": Facet.QUERY, b".error": Facet.ERROR, b".summary": Facet.SUMMARY}
 
 
@@ -46,16 +48,22 @@ class _Draft:
         self.cut = truncated
         self.only_appended = appending and not truncated
         self.written = False
+        self.too_long = False
 
     def write(self, offset: int, data: bytes) -> None:
         if self.appending:
             # Where the end is, is known here; the kernel may remember an older one.
             offset = len(self.text)
         if max(offset + len(data), len(self.text)) > MAX_TEXT:
-            raise QueryTooLong(f"a query has at most {MAX_TEXT:,} bytes")
+            # A part of what was meant is worse than what there was.
+            self.too_long = True
+            self.text.clear()
+        if self.too_long:
+            raise QueryTooLong(_TOO_LONG)
         self.text.extend(bytes(max(0, offset - len(self.text))))
         self.text[offset : offset + len(data)] = data
-        self.appended += data
+        if self.only_appended:
+            self.appended += data
         self.written = True
 
     def resize(self, size: int) -> None:
@@ -234,7 +242,7 @@ class CohortFiles:
         """
         number = _query(inode)
         if size > MAX_TEXT:
-            raise QueryTooLong(f"a query has at most {MAX_TEXT:,} bytes")
+            raise QueryTooLong(_TOO_LONG)
         draft = self._drafts.get(handle) if handle is not None else None
         if draft is not None:
             draft.resize(size)
@@ -247,10 +255,15 @@ class CohortFiles:
 
         Raises:
             QueryRefused: it is kept, and does not work.
+            QueryTooLong: some of it did not fit, so nothing of it is kept.
             NoSpace, NotThereNow: it cannot be kept.
         """
         draft = self._drafts.get(handle)
-        if draft is not None and draft.written:
+        if draft is None:
+            return
+        if draft.too_long:
+            raise QueryTooLong(_TOO_LONG)
+        if draft.written:
             await self._keep(draft)
 
     async def release(self, handle: int) -> None:
@@ -298,4 +311,4 @@ def _query(inode: int) -> int:
 
 
 def _open(draft: _Draft) -> bool:
-    return draft.written or draft.cut
+    return (draft.written or draft.cut) and not draft.too_long

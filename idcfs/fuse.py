@@ -47,6 +47,7 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.NoSpace: errno.ENOSPC,
     errors.QueryRefused: errno.EINVAL,
     errors.QueryTooLong: errno.EFBIG,
+    errors.CohortsUnusable: errno.EIO,
 }
 
 _ORDINARY = frozenset(
@@ -111,7 +112,8 @@ class Adapter(pyfuse3.Operations):
         """Count an error, log it if a person should know, and raise the FUSEError for it."""
         error = errors.first_error(error)
         number = ERRNOS.get(type(error), errno.EIO)  # type: ignore[arg-type]  # any other class is not in the table
-        self._metrics.errors[type(error).__name__] += 1
+        if type(error) is not errors.NotThereNow:
+            self._metrics.errors[type(error).__name__] += 1
         if type(error) not in ERRNOS:
             log.error("a request failed", exc_info=error)
         elif number in _ORDINARY:
@@ -175,7 +177,7 @@ class Adapter(pyfuse3.Operations):
         """Fill the kernel's buffer with entries and their attributes."""
         entry = self._entry
         folders_time: int | None = None
-        first_id = start_id
+        first_id, told = start_id, fh
         while True:
             entries = await self.filesystem.entries(fh, start_id)
             for name, node in entries:
@@ -187,12 +189,12 @@ class Adapter(pyfuse3.Operations):
                     folders_time = node.modified_ns if node.is_folder else None
                 if not pyfuse3.readdir_reply(token, name, entry, start_id + 1):
                     break
-                start_id += 1
+                start_id, told = start_id + 1, node.inode
             else:
                 if len(entries) == ENTRIES_AT_ONCE:
                     continue
-            # An entry that was told counts as looked up, in the same view as its folder.
-            return self.filesystem.remember(fh, start_id - first_id)
+            # An entry that was told counts as looked up; those of one folder are all of one view, or all files.
+            return self.filesystem.remember(told, start_id - first_id)
 
     async def releasedir(self, fh: int) -> None:
         """Close a folder."""
@@ -234,7 +236,7 @@ class Adapter(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Cut a query. Its mode, owner and times are what they are: editors set them and need no more than a yes."""
         node = await self.filesystem.getattr(inode)
-        if not node.writable:
+        if node.is_folder or not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
         if fields.update_size:
             await self.filesystem.cohort_files.resize(inode, fh, attr.st_size)

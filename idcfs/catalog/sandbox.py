@@ -7,6 +7,7 @@ memory and threads, no temporary files. Time is the parent's to bound: it ends t
 import contextlib
 import ctypes
 import os
+import re
 import resource
 from collections.abc import Iterator
 from typing import Any
@@ -15,15 +16,22 @@ import duckdb
 import pyarrow as pa
 
 from idcfs.catalog import build
-from idcfs.errors import QueryRefused
+from idcfs.catalog.index import REQUIRED
+from idcfs.errors import IndexUnusable, QueryRefused
 
 THREADS = 2
 """Threads of a query: the machine stays usable, and the whole index needs no more."""
 
 NICENESS = 10
 
+MESSAGE = 4000
+"""Characters of duckdb's words that are told; its own messages have a few hundred."""
+
 _M_ARENA_MAX = -8
 """glibc's name for the number of its arenas (malloc.h); another C library has no such choice."""
+
+_WANT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError, RuntimeError)
+"""How it shows; the last is a thread that cannot be started."""
 
 _NOT_A_SELECT = "not a SELECT: a query is one SELECT, or WITH ... SELECT"
 _FIRST_WORDS = frozenset({"select", "with", "from", "values", "table", "("})
@@ -40,18 +48,40 @@ def limit_resources(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def connect_bounded(tables: dict[str, str], memory: int) -> build.Connection:
+    """A connection to the tables that the tree is made of, which stays below *memory* and leaves nothing on disk.
+
+    Raises:
+        IndexUnusable: a table is not readable.
+        QueryRefused: there is too little memory to begin.
+    """
+    try:
+        connection = build.connect({name: tables[name] for name in REQUIRED}, THREADS)
+        # Below the process' own limit, so that a query is more often refused than ended.
+        for setting in (f"memory_limit = '{memory // 2 >> 20}MiB'", "temp_directory = ''"):
+            connection.execute(f"SET {setting}")
+    except (IndexUnusable, *_WANT_OF_MEMORY) as error:
+        if isinstance(error, IndexUnusable) and not isinstance(error.__cause__, _WANT_OF_MEMORY):
+            raise
+        raise QueryRefused(f"{memory >> 20} MiB are too little for any query: set query_memory to more") from error
+    return connection
+
+
 def open_sandbox(tables: dict[str, str], memory: int) -> build.Connection:
     """A connection that can read the index's tables and do nothing else (duckdb's guide "Securing DuckDB").
 
     Raises:
-        IndexUnusable: a table is not readable.
+        IndexUnusable: a table that the tree is made of is not readable.
+        QueryRefused: there is too little memory to begin.
     """
-    connection = build.connect(tables, THREADS)
+    connection = connect_bounded(tables, memory)
+    for name in tables.keys() - REQUIRED.keys():
+        # One that idc-index has fetched only half, say, is of no concern to a query that does without.
+        with contextlib.suppress(duckdb.Error):
+            source = f"read_parquet({build.literal(tables[name])})"
+            connection.execute(f"CREATE VIEW {build.identifier(name)} AS SELECT * FROM {source}")
     allowed = ", ".join(map(build.literal, tables.values()))
     for setting in (
-        # Below the process' own limit, so that a query is more often refused than ended.
-        f"memory_limit = '{memory // 2 >> 20}MiB'",
-        "temp_directory = ''",
         "python_enable_replacements = false",
         "autoinstall_known_extensions = false",
         "autoload_known_extensions = false",
@@ -69,7 +99,7 @@ def bind(connection: build.Connection, sql: str) -> Any:
     Raises:
         QueryRefused: it does not parse or bind, or is something else; duckdb's words say where.
     """
-    try:
+    with refusals():
         statements = connection.extract_statements(sql)
         if not statements:
             raise QueryRefused("the query is empty: write a SELECT")
@@ -77,12 +107,24 @@ def bind(connection: build.Connection, sql: str) -> Any:
             raise QueryRefused("more than one statement: a query is one SELECT")
         if statements[0].type != duckdb.StatementType.SELECT or _first_word(sql) not in _FIRST_WORDS:
             raise QueryRefused(_NOT_A_SELECT)
-        relation = connection.sql(statements[0].query)
-    except (duckdb.Error, UnicodeError, RuntimeError) as error:
-        raise QueryRefused(str(error)) from error
+        relation = _relation(connection, sql, statements[0].query)
     if relation is None:
         raise QueryRefused(_NOT_A_SELECT)
     return relation
+
+
+def _relation(connection: build.Connection, sql: str, statement: str) -> Any:
+    try:
+        return connection.sql(statement)
+    except (duckdb.BinderException, duckdb.CatalogException):
+        try:
+            # It fails again before anything runs, and then says where: in the statement, without what is above it.
+            connection.execute(statement)
+        except duckdb.Error as error:
+            above = sql.partition(statement)[0].count("\n")
+            told = re.sub(r"(?m)^LINE (\d+):", lambda line: f"LINE {int(line[1]) + above}:", str(error))
+            raise QueryRefused(told) from error
+        raise
 
 
 def _first_word(sql: str) -> str:
@@ -98,12 +140,14 @@ def _first_word(sql: str) -> str:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Tell what goes wrong while a query runs as a refusal.
+    """Tell what goes wrong while a query is read or runs as a refusal.
 
     Raises:
         QueryRefused: in duckdb's words, or for want of memory.
     """
     try:
         yield
-    except (duckdb.Error, RuntimeError, MemoryError, pa.ArrowException) as error:
-        raise QueryRefused(str(error) or "the query needs more memory than a query may take") from error
+    except (duckdb.Error, RuntimeError, MemoryError, UnicodeError, pa.ArrowException) as error:
+        message = str(error) or "the query needs more memory than a query may take"
+        # A query can say error(repeat('x', 1000000000)), and the daemon reads what is told.
+        raise QueryRefused(message if len(message) <= MESSAGE else message[:MESSAGE] + " ...") from error

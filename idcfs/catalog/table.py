@@ -25,7 +25,8 @@ BATCH_ROWS = 4096
 """Rows in every batch but the last: about 300 kB of names, which read and verify in half a millisecond."""
 
 _CHECKSUM = "crc32"
-_EACH_ROW = pa.array(range(BATCH_ROWS), pa.int32())
+# Of this pool because Arrow's own reserves a gigabyte of address space at its first use; users' queries have three.
+_EACH_ROW = pa.array(range(BATCH_ROWS), pa.int32(), memory_pool=pa.system_memory_pool())
 
 
 class Strings(Sequence[bytes]):

@@ -49,8 +49,11 @@ class TemporaryViews:
         return None if held is None else held.view
 
     def replace(self, generation: int, view: View) -> None:
-        """Put a view with the same folders in the place of one that is damaged."""
-        held = self._held[generation]
+        """Put a view with the same folders in the place of one that is damaged, if that is still open."""
+        held = self._held.get(generation)
+        if held is None:
+            view.close()
+            return
         held.view.close()
         held.view = view
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from idcfs import errors
-from idcfs.cli.group import main, size_text
+from idcfs.cli.group import SqlCommand, counted, main, size_text
 from idcfs.config import Settings, load_settings
 
 _Command = Callable[..., None]
@@ -65,7 +66,7 @@ def _text(sql: str | None, file: Path | None, manifest: Path | None) -> bytes | 
         raise errors.UsageError("give the query once: as SQL, with --file or with --manifest")
     path = file or manifest
     if path is None:
-        return None if sql is None else sql.encode() + b"\n"
+        return None if sql is None else os.fsencode(sql) + b"\n"
     try:
         with click.open_file(str(path), "rb") as stream:
             return bytes(stream.read())
@@ -73,7 +74,7 @@ def _text(sql: str | None, file: Path | None, manifest: Path | None) -> bytes | 
         raise errors.UsageError(f"{path}: {error.strerror}") from error
 
 
-@cohort.command("create", short_help="Make a cohort.")
+@cohort.command("create", cls=SqlCommand, short_help="Make a cohort.")
 @_named
 @_defining
 @_evaluating
@@ -98,10 +99,16 @@ def create(name: str, sql: str | None, file: Path | None, manifest: Path | None,
     except errors.AlreadyThere as error:
         raise errors.UsageError(f"there is a cohort {name} already; change it: idcfs cohort edit {name}") from error
     if text:
-        _tell(name, _evaluate(settings, name, text))
+        try:
+            answer = _evaluate(settings, name, text)
+        except BaseException:
+            # Nothing is known of the query, and the next try is not to find the name taken.
+            folder.delete(name)
+            raise
+        _tell(name, answer)
 
 
-@cohort.command("edit", short_help="Change a cohort's query.")
+@cohort.command("edit", cls=SqlCommand, short_help="Change a cohort's query.")
 @_named
 @_defining
 @_evaluating
@@ -111,12 +118,20 @@ def edit(name: str, sql: str | None, file: Path | None, manifest: Path | None, *
     settings = load_settings(flags)
     before = _read(settings, name)
     if text is None:
-        edited = click.edit(before.decode(errors="replace"), extension=".sql")
-        if edited is None or edited.encode() == before:
+        text = _edited(name, before)
+        if text is None:
             click.echo(f"{name} is as it was")
             return
-        text = edited.encode()
     _tell(name, _evaluate(settings, name, text))
+
+
+def _edited(name: str, text: bytes) -> bytes | None:
+    """What the user makes of *text* in their editor, None if they leave it as it is."""
+    try:
+        edited = click.edit(text, extension=".sql")
+    except click.ClickException as error:
+        raise errors.IdcfsError(f"the editor failed, so cohort {name} is as it was ({error.message})") from error
+    return None if edited == text else edited
 
 
 @cohort.command("show", short_help="Print a cohort's query and what is in it.")
@@ -246,8 +261,9 @@ def _tell(name: str, answer: Answer) -> None:
         return
     told = answer.summary
     click.echo(
-        f"{name}: {told['series']:,} series of {told['patients']:,} patients in {len(told['collections']):,} "
-        f"collections, {told['instances']:,} files, {size_text(told['bytes'])}"
+        f"{name}: {told['series']:,} series of {counted(told['patients'], 'patient')} in "
+        f"{counted(len(told['collections']), 'collection')}, {counted(told['instances'], 'file')}, "
+        f"{size_text(told['bytes'])}"
     )
     for licence, series in told["licences"].items():
         click.echo(f"  {licence}: {series:,} series")

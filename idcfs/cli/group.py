@@ -53,6 +53,17 @@ def main() -> None:
     """
 
 
+class SqlCommand(click.Command):
+    """A command that takes SQL, which may begin with a comment: ``-- text`` is no flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put what begins so where flags are no more looked for."""
+        if "--" not in args:
+            sql = [word for word in args if word.startswith(("-- ", "--\n"))]
+            args = [*(word for word in args if word not in sql), *(["--", *sql] if sql else [])]
+        return super().parse_args(ctx, args)
+
+
 def size_text(count: float) -> str:
     """A number of bytes as people read it."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -60,3 +71,8 @@ def size_text(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things as people read it; *noun* has an s in the plural."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from idcfs import errors
-from idcfs.cli.group import main
+from idcfs.cli.group import SqlCommand, main
 from idcfs.config import Settings, load_settings
 
 TABLE_ROWS = 100
 """Rows that a table shows if no limit is given: a look, not an export."""
 
 
-@main.command(short_help="Run SQL over the tables of the IDC index.")
+@main.command(cls=SqlCommand, short_help="Run SQL over the tables of the IDC index.")
 @click.argument("sql")
 @click.option(
     "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", help="Default: table."
@@ -52,7 +52,7 @@ def _run(settings: Settings, sql: str, limit: int | None, result: Path) -> None:
     from idcfs.catalog.index import find_index
 
     specification = {
-        "tables": {name: str(path) for name, path in find_index(settings.index).tables.items()},
+        "tables": find_index(settings.index).query_tables,
         "memory": settings.query_memory,
         "sql": sql,
         "limit": limit,

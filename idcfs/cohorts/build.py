@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from idcfs.catalog import build
 from idcfs.catalog.description import write_description
-from idcfs.catalog.index import REQUIRED
-from idcfs.catalog.sandbox import THREADS, bind, limit_resources, open_sandbox, refusals
+from idcfs.catalog.sandbox import bind, connect_bounded, limit_resources, open_sandbox, refusals
 from idcfs.catalog.worker import Tell, serve
 from idcfs.cohorts.text import Manifest, parse_text
 from idcfs.errors import QueryRefused, UsageError
@@ -39,6 +38,12 @@ _OF_ONE_SERIES = {"crdc_series_uuid", "SeriesInstanceUID"}
 EXAMPLES = 100
 """Lines, or rows, that match nothing are told up to this number."""
 
+EXAMPLE_LENGTH = 200
+"""Characters of each value that are told: the daemon reads them, and a value can have gigabytes."""
+
+MAX_LAYOUT = 4096
+"""Characters of a layout: no longer path can be opened on Linux (PATH_MAX)."""
+
 _FACTS = (
     "crdc_series_uuid", "collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "instanceCount",
     "series_size_MB", "license_short_name",
@@ -60,7 +65,7 @@ class _Given:
         self._known = known
         self.places: dict[str, int] = {}
         for place, name in enumerate(columns):
-            self.places.setdefault(spelled.get(name.lower(), name), place)
+            self.places.setdefault(spelled.setdefault(name.lower(), name), place)
         found = next((name for name in IDENTIFIERS if name in self.places), None)
         if found is None:
             raise QueryRefused(
@@ -86,25 +91,27 @@ def run(specification: dict[str, Any], tell: Tell) -> None:
     """
     started = time.monotonic()
     limit_resources(specification["memory"])
-    text = parse_text(Path(specification["text"]).read_bytes())
-    layout = specification["layout"] if text.layout is None else text.layout
-    connection = build.connect({name: specification["tables"][name] for name in REQUIRED}, THREADS)
-    for setting in (f"memory_limit = '{specification['memory'] // 2 >> 20}MiB'", "temp_directory = ''"):
-        connection.execute(f"SET {setting}")
-    if text.manifest is not None:
-        template = _template(layout, _index_columns(connection))
-        tell({"step": "bound"})
-        with refusals():
-            problems = _match_manifest(connection, text.manifest, template)
-    else:
-        template, problems = _match_query(connection, specification, text.sql or "", layout, tell)
+    folder = Path(specification["folder"])
     with refusals():
-        facts = _facts(connection) | problems | {"layout": template.text}
-        folder = Path(specification["folder"])
-        build.build_view(connection, Path(specification["series"]), "matched", template, facts["counts"], folder)
+        facts = _build(specification, tell, folder)
     facts["seconds"] = round(time.monotonic() - started, 3)
     write_description(folder / "facts.json", facts)
     tell({"facts": facts})
+
+
+def _build(specification: dict[str, Any], tell: Tell, folder: Path) -> dict[str, Any]:
+    text = parse_text(Path(specification["text"]).read_bytes())
+    layout = specification["layout"] if text.layout is None else text.layout
+    connection = connect_bounded(specification["tables"], specification["memory"])
+    if text.manifest is not None:
+        template = _template(layout, _index_columns(connection))
+        tell({"step": "bound"})
+        problems = _match_manifest(connection, text.manifest, template)
+    else:
+        template, problems = _match_query(connection, specification, text.sql or "", layout, tell)
+    facts = _facts(connection) | problems | {"layout": template.text}
+    build.build_view(connection, Path(specification["series"]), "matched", template, facts["counts"], folder)
+    return facts
 
 
 def _index_columns(connection: build.Connection) -> frozenset[str]:
@@ -112,6 +119,8 @@ def _index_columns(connection: build.Connection) -> frozenset[str]:
 
 
 def _template(layout: str, columns: frozenset[str]) -> Template:
+    if len(layout) > MAX_LAYOUT:
+        raise QueryRefused(f"the layout has {len(layout):,} characters; {MAX_LAYOUT:,} are the most")
     try:
         return parse_template(layout, columns)
     except UsageError as error:
@@ -133,12 +142,11 @@ def _match_query(
     taken |= {f"v{number}": name for number, name in enumerate(values)}
     names = ", ".join(f"c{place}" for place in range(max(given.places[name] for name in taken.values()) + 1))
     columns = ", ".join(f"CAST(c{given.places[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
-    with refusals():
-        # By place: a result may have two columns of one name.
-        rows = relation.query("cohort_result", f"SELECT DISTINCT {columns} FROM cohort_result AS result({names})")
-        connection.register("given", build.arrow_reader(rows).read_all())
-        sandbox.close()
-        return template, _match_rows(connection, given.keys, values, template)
+    # By place: a result may have two columns of one name.
+    rows = relation.query("cohort_result", f"SELECT DISTINCT {columns} FROM cohort_result AS result({names})")
+    connection.register("given", build.arrow_reader(rows).read_all())
+    sandbox.close()
+    return template, _match_rows(connection, given.keys, values, template)
 
 
 def _match_rows(connection: build.Connection, keys: list[str], values: list[str], template: Template) -> dict[str, Any]:
@@ -152,22 +160,23 @@ def _match_rows(connection: build.Connection, keys: list[str], values: list[str]
     )
     short = ", ".join(f"k{number}" for number in range(len(keys)))
     rows, matched = (_count(connection, f"(SELECT DISTINCT {short} FROM given)"), _count(connection, "matched"))
-    missed: list[tuple[str, ...]] = []
+    missed, examples = 0, []
     if keys[0] not in _OF_ONE_SERIES or values or matched < rows:
         tables = "index AS source"
         if keys[0] == "crdc_series_uuid":
             _add_past_versions(connection, "SELECT lower(k0) FROM given", template, taken, f"{join} given ON {on}")
             tables = "matched AS source"
-        missed = connection.execute(
-            f"SELECT DISTINCT {short} FROM given ANTI JOIN {tables} ON {on} ORDER BY ALL"
-        ).fetchall()
+        connection.execute(f"CREATE TEMP TABLE missed AS SELECT DISTINCT {short} FROM given ANTI JOIN {tables} ON {on}")
+        missed = _count(connection, "missed")
+        cut = ", ".join(f"left(k{number}, {EXAMPLE_LENGTH})" for number in range(len(keys)))
+        examples = connection.execute(f"SELECT {cut} FROM missed ORDER BY ALL LIMIT {EXAMPLES}").fetchall()
     connection.unregister("given")
     if values:
-        # Rows may say different things of one series: the first in order counts.
-        order = ", ".join(["crdc_series_uuid", *map(build.identifier, values)])
+        # Rows may say different things of one series: the first in order counts. (As bytes: see `build_view`.)
+        order = ", ".join(["crdc_series_uuid", *(f"encode({build.identifier(name)})" for name in values)])
         first = f"SELECT DISTINCT ON (crdc_series_uuid) * FROM matched ORDER BY {order}"
         connection.execute(f"CREATE OR REPLACE TEMP TABLE matched AS {first}")
-    return {"keys": keys, "rows": rows, "missed": len(missed), "examples": [list(row) for row in missed[:EXAMPLES]]}
+    return {"keys": keys, "rows": rows, "missed": missed, "examples": [list(row) for row in examples]}
 
 
 def _count(connection: build.Connection, table: str) -> int:
@@ -204,13 +213,17 @@ def _match_manifest(connection: build.Connection, manifest: Manifest, template: 
         CREATE TEMP TABLE matched AS SELECT {_selected(template)} FROM index AS source
         WHERE crdc_series_uuid IN (SELECT value FROM uuids) OR SeriesInstanceUID IN (SELECT value FROM uids)""")
     _add_past_versions(connection, "SELECT value FROM uuids", template)
-    missing = connection.execute("""
-        SELECT line, value FROM uuids ANTI JOIN matched ON value = crdc_series_uuid UNION ALL
-        SELECT line, value FROM uids ANTI JOIN matched ON value = SeriesInstanceUID""").fetchall()
-    unreadable = [(line, f"{text[:200]!r} names no series") for line, text in manifest.unreadable]
-    told = [(line, f"{value} is in no version of the index") for line, value in missing]
+    missing = connection.execute(f"""
+        SELECT line, value || ' is in no version of the index' FROM uuids ANTI JOIN matched ON value = crdc_series_uuid
+        UNION ALL
+        SELECT line, left(value, {EXAMPLE_LENGTH}) || CASE
+            WHEN value IN (SELECT SeriesInstanceUID FROM prior_versions_index)
+            THEN ' is in past versions of the index only: name it by its crdc_series_uuid'
+            ELSE ' is in no version of the index' END
+        FROM uids ANTI JOIN matched ON value = SeriesInstanceUID""").fetchall()
+    unreadable = [(line, f"{text[:EXAMPLE_LENGTH]!r} names no series") for line, text in manifest.unreadable]
     return {
-        "lines": sorted([*told, *unreadable])[:EXAMPLES],
+        "lines": sorted([*missing, *unreadable])[:EXAMPLES],
         "missed": len(missing) + len(unreadable),
         "rows": sum(map(len, manifest)),
     }

@@ -13,11 +13,14 @@ import fcntl
 import os
 import re
 import secrets
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from idcfs.errors import AlreadyThere, CohortsUnusable, NameRefused, NameTooLong, NoSpace, NotThereNow
+from idcfs.cohorts.text import MAX_TEXT
+from idcfs.errors import AlreadyThere, CohortsUnusable, NameRefused, NameTooLong, NoSpace, NotThereNow, QueryTooLong
 
 SUFFIX = ".sql"
 
@@ -27,6 +30,10 @@ MAX_NAME_BYTES = 255 - len(SUFFIX)
 MAX_COHORTS = 10_000
 """A guess at more than anyone keeps; listing that many takes some 20 ms."""
 
+LOCK_SECONDS = 5.0
+"""Others hold the lock for milliseconds; one that is stuck must not hold up everybody."""
+
+_LOCK_POLL = 0.005
 _LAST_GOOD = ".last-good"
 _LOCK = ".lock"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f/]")
@@ -73,9 +80,11 @@ class CohortFolder:
         with self._telling(), contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:
             for entry in entries:
                 name = entry.name.removesuffix(SUFFIX)
-                if name != entry.name and _is_name(name) and entry.is_file():
-                    with contextlib.suppress(FileNotFoundError):
-                        found[name] = _stamp(entry.stat())
+                if name == entry.name or not _is_name(name):
+                    continue
+                # It may have gone, or be a link to nowhere: that is no reason to show none of the others.
+                with contextlib.suppress(OSError):
+                    found[name] = _stamp(_regular(entry.stat(), entry.path))
         return dict(sorted(found.items()))
 
     def stamp(self, name: str) -> Stamp:
@@ -85,7 +94,7 @@ class CohortFolder:
             NotThereNow: there is none.
         """
         with self._telling():
-            return _stamp(os.stat(self._file(name)))
+            return _stamp(_regular(os.stat(self._file(name)), str(self._file(name))))
 
     def read(self, name: str) -> tuple[bytes, Stamp]:
         """A cohort's text, and the state of the file it was in.
@@ -93,8 +102,9 @@ class CohortFolder:
         Raises:
             NotThereNow: there is none.
         """
-        with self._telling(), self._file(name).open("rb") as file:
-            return file.read(), _stamp(os.fstat(file.fileno()))
+        with self._telling(), open(self._file(name), "rb", opener=_open_regular) as file:
+            # No longer text is of use, and a file that was put here can have any size.
+            return file.read(MAX_TEXT + 1), _stamp(os.fstat(file.fileno()))
 
     def create(self, name: str) -> Stamp:
         """Make a cohort with an empty text.
@@ -106,6 +116,8 @@ class CohortFolder:
         if len(self.names()) >= MAX_COHORTS:
             raise NoSpace(f"there are {MAX_COHORTS:,} cohorts in {self.path}; remove one first")
         with self._locked(), self._telling(), self._file(name).open("xb") as file:
+            # One of this name may have been removed by hand.
+            self._forget_last_good(name)
             return _stamp(os.fstat(file.fileno()))
 
     def write(self, name: str, text: bytes) -> Stamp:
@@ -118,9 +130,12 @@ class CohortFolder:
 
         Raises:
             NotThereNow: there is none.
+            QueryTooLong: there would be more than a cohort may have; the file is as it was.
         """
         with self._locked(), self._telling():
-            whole = self._file(name).read_bytes() + text
+            whole = self.read(name)[0] + text
+            if len(whole) > MAX_TEXT:
+                raise QueryTooLong(f"a query has at most {MAX_TEXT:,} bytes")
             return whole, self._replace(self._file(name), whole)
 
     def rename(self, old: str, new: str) -> None:
@@ -134,7 +149,8 @@ class CohortFolder:
             # By a link, which unlike a rename never replaces.
             os.link(self._file(old), self._file(new))
             self._file(old).unlink()
-            with contextlib.suppress(FileNotFoundError):
+            self._forget_last_good(new)
+            with contextlib.suppress(OSError):
                 self._last_good(old).replace(self._last_good(new))
 
     def delete(self, name: str) -> None:
@@ -145,7 +161,7 @@ class CohortFolder:
         """
         with self._locked(), self._telling():
             self._file(name).unlink()
-            self._last_good(name).unlink(missing_ok=True)
+            self._forget_last_good(name)
 
     def read_last_good(self, name: str) -> bytes | None:
         """The text that worked before the present one, if it was kept."""
@@ -157,13 +173,14 @@ class CohortFolder:
 
     def keep_last_good(self, name: str, text: bytes | None) -> None:
         """Keep the text that worked before the present one; None if the present one works."""
-        if text is None and not self._last_good(name).exists():
-            return
+        with self._telling():
+            if text is None and not self._last_good(name).exists():
+                return
         with self._locked(), self._telling():
             if text is None:
                 self._last_good(name).unlink(missing_ok=True)
             else:
-                self._last_good(name).parent.mkdir(exist_ok=True)
+                _make_folder(self._last_good(name).parent)
                 self._replace(self._last_good(name), text)
 
     def _file(self, name: str) -> Path:
@@ -171,6 +188,11 @@ class CohortFolder:
 
     def _last_good(self, name: str) -> Path:
         return self.path / _LAST_GOOD / (name + SUFFIX)
+
+    def _forget_last_good(self, name: str) -> None:
+        # Not worth failing for: what is left counts only while a later text of this name does not work.
+        with contextlib.suppress(OSError):
+            self._last_good(name).unlink()
 
     def _replace(self, file: Path, text: bytes) -> Stamp:
         temporary = file.parent / f".{secrets.token_hex(8)}.partial"
@@ -188,13 +210,24 @@ class CohortFolder:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._telling():
-            self.path.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.path)
             descriptor = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with self._telling():
+                self._wait_for_lock(descriptor)
             yield
         finally:
             os.close(descriptor)
+
+    def _wait_for_lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EAGAIN, "another program holds its lock") from None
+                time.sleep(_LOCK_POLL)
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
@@ -219,6 +252,32 @@ def _is_name(name: str) -> bool:
     except (NameRefused, NameTooLong):
         return False
     return True
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:
+        # What is told of a cohort's file would be wrong of the folder.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Opening a pipe would wait for a writer.
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _regular(status: os.stat_result, path: str) -> os.stat_result:
+    """The status of what is a file; other things are no cohorts, whatever their names."""
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return status
 
 
 def _stamp(status: os.stat_result) -> Stamp:

@@ -37,7 +37,10 @@ T = TypeVar("T")
 
 
 class Evaluation:
-    """One text on its way to a result: `bound` once it is sound or done, `done` when `error` is final."""
+    """One text on its way to a result.
+
+    `bound` is set once the text is known to be sound or `error` says what is wrong with it, `done` at the end.
+    """
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -84,6 +87,8 @@ class Cohorts:
         self._numbers = itertools.count()
         # What is read of the disk and what is remembered change together.
         self._disk = trio.Lock()
+        self._repairing = trio.Lock()
+        self._repairs = 0
 
     async def all(self) -> list[Cohort]:
         """The cohorts there are, by name."""
@@ -119,6 +124,7 @@ class Cohorts:
         """
         async with self._disk:
             await self._on_disk(self._folder.create, name)
+            self._forget_name(name)
             return await self._refresh(name)
 
     async def rename(self, number: int, name: str) -> None:
@@ -130,6 +136,7 @@ class Cohorts:
         async with self._disk:
             cohort = self._numbered(number)
             await self._on_disk(self._folder.rename, cohort.name, name)
+            self._forget_name(name)
             del self._by_name[cohort.name]
             cohort.name = name
             self._by_name[name] = cohort
@@ -154,6 +161,7 @@ class Cohorts:
         """
         async with self._disk:
             cohort = self._numbered(number)
+            await self._keep_what_works(cohort)
             if append:
                 text, stamp = await self._on_disk(self._folder.append, cohort.name, text)
             else:
@@ -162,7 +170,7 @@ class Cohorts:
             evaluation = self._start(cohort, again=True)
         with trio.move_on_after(BIND_SECONDS):
             await evaluation.bound.wait()
-        if evaluation.done.is_set() and evaluation.error is not None:
+        if evaluation.error is not None:
             raise _copy(evaluation.error)
 
     async def evaluated(self, cohort: Cohort) -> IdcfsError | None:
@@ -200,19 +208,31 @@ class Cohorts:
         return json.dumps(cohort.result.summary(self._catalogue.version), indent=2).encode() + b"\n"
 
     async def repair(self) -> None:
-        """Build again what the cohorts show, after something turned out damaged; takes seconds."""
-        for cohort in list(self._by_number.values()):
-            if cohort.generation is None or cohort.result is None:
-                continue
-            generation, text = cohort.generation, cohort.shown_text
-            await self._results.drop(cohort.result)
-            try:
-                cohort.result = await self._results.get(text)
-                self._catalogue.show_again(generation, cohort.result.folder)
-            except IdcfsError as error:
-                log.warning("cohort %s cannot be built again: %s", cohort.name, error)
-                if cohort.generation == generation:
-                    self._show_nothing(cohort)
+        """Build again what the cohorts show, after something turned out damaged; takes seconds.
+
+        Callers that come together are content with one repair.
+        """
+        repairs = self._repairs
+        async with self._repairing:
+            if self._repairs != repairs:
+                return
+            for cohort in list(self._by_number.values()):
+                if cohort.generation is not None and cohort.result is not None:
+                    await self._build_again(cohort, cohort.generation, cohort.result)
+            self._repairs += 1
+
+    async def _build_again(self, cohort: Cohort, generation: int, damaged: Result) -> None:
+        await self._results.drop(damaged)
+        try:
+            result = await self._results.get(cohort.shown_text)
+            # Another text may have come meanwhile.
+            if cohort.generation == generation:
+                self._catalogue.show_again(generation, result.folder)
+                cohort.result = result
+        except IdcfsError as error:
+            log.warning("cohort %s cannot be built again: %s", cohort.name, error)
+            if cohort.generation == generation:
+                self._show_nothing(cohort)
 
     def _numbered(self, number: int) -> Cohort:
         try:
@@ -235,6 +255,8 @@ class Cohorts:
                 self._forget(known)
             raise
         cohort = known or self._remember(name, stamp)
+        if cohort.text != text:
+            await self._keep_what_works(cohort)
         self._set_text(cohort, text, stamp)
         return cohort
 
@@ -242,6 +264,11 @@ class Cohorts:
         cohort = Cohort(next(self._numbers), name, stamp)
         self._by_name[name] = self._by_number[cohort.number] = cohort
         return cohort
+
+    def _forget_name(self, name: str) -> None:
+        """Let go of one that was removed by hand: what has its name now is another cohort."""
+        if name in self._by_name:
+            self._forget(self._by_name[name])
 
     def _forget(self, cohort: Cohort) -> None:
         self._stop(cohort)
@@ -289,6 +316,8 @@ class Cohorts:
                 self._show_nothing(cohort)
         except QueryRefused as error:
             evaluation.error = error
+            # Whoever wrote it need not wait for the last good one.
+            evaluation.bound.set()
             if cohort.generation is not None:
                 await self._keep_last_good(cohort.name, cohort.shown_text)
             else:
@@ -311,6 +340,17 @@ class Cohorts:
             text = await self._on_disk(self._folder.read_last_good, cohort.name)
             if text is not None:
                 await self._adopt(cohort, text, lambda: None)
+
+    async def _keep_what_works(self, cohort: Cohort) -> None:
+        """Keep a text before another takes its place: that one may be refused, even after the mount's end."""
+        failed = cohort.evaluation is not None and cohort.evaluation.error is not None
+        if cohort.generation is not None:
+            await self._keep_last_good(cohort.name, cohort.shown_text)
+        elif cohort.text and cohort.text.strip() and not failed:
+            # Nobody has looked at it yet. If it did not work, the one that did is kept already.
+            with contextlib.suppress(CohortsUnusable):
+                if await self._on_disk(self._folder.read_last_good, cohort.name) is None:
+                    await self._keep_last_good(cohort.name, cohort.text)
 
     async def _keep_last_good(self, name: str, text: bytes | None) -> None:
         try:

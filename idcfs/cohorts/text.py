@@ -50,14 +50,17 @@ def parse_text(data: bytes) -> CohortText:
     """Read a cohort's text.
 
     Raises:
-        QueryRefused: it is not UTF-8.
-        QueryTooLong: it is more than `MAX_SQL` bytes of SQL.
+        QueryRefused: it is not UTF-8, or SQL with a NUL byte.
+        QueryTooLong: it is more than `MAX_SQL` bytes of SQL, or more than `MAX_TEXT` of anything.
     """
+    if len(data) > MAX_TEXT:
+        raise QueryTooLong(f"a query has at most {MAX_TEXT:,} bytes")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise QueryRefused(f"the query is not UTF-8 text (byte {error.start})") from error
-    lines = text.splitlines()
+    # Not splitlines: no editor counts lines by form feeds and their like.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     layout = _layout(lines)
     first = next((line for line in lines if not _COMMENT.match(line)), None)
     if first is None:
@@ -69,6 +72,10 @@ def parse_text(data: bytes) -> CohortText:
             return CohortText(layout, None, manifest)
     if len(data) > MAX_SQL:
         raise QueryTooLong(f"the query has {len(data):,} bytes of SQL; {MAX_SQL:,} are the most")
+    if "\0" in text:
+        # DuckDB takes it for a part of the name before it, which nobody would see in its message.
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise QueryRefused(f"line {number} of the query has a NUL byte")
     return CohortText(layout, text, None)
 
 

@@ -168,7 +168,7 @@ def test_a_listing_that_goes_wrong(commands: Commands, server: FaultyServer, nam
         server.listing_fault = fault
         assert number_of(lambda: os.listdir(series)) == number
         assert number_of(lambda: os.stat(series / "any.dcm")) == number
-        assert len(os.listdir(point)) == 179
+        assert len(os.listdir(point)) == 180
         instance = next(original.iterdir()).name
         assert number_of(lambda: os.stat(series / instance)) == number
         server.listing_fault = None

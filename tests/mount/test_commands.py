@@ -19,6 +19,9 @@ from tests.mounting import Commands, is_running, status
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
 
+IN_THE_ROOT = 179 + 1
+"""Collections, and the folder of cohorts."""
+
 
 def refused(commands: Commands, code: int, *arguments: str | Path) -> str:
     """Run idcfs, see that it ends with *code* and one line, and return the line."""
@@ -39,7 +42,7 @@ def test_mount_tells_what_it_mounted_and_where(commands: Commands, folder_mirror
         assert "IDC v25" in done.stdout
         assert "1,044,191 series" in done.stdout
         assert f"Mounted on {point}" in done.stdout
-        assert len(os.listdir(point)) == 179
+        assert len(os.listdir(point)) == IN_THE_ROOT
     finally:
         assert commands.idcfs("unmount").returncode == 0
     assert os.listdir(point) == []
@@ -155,12 +158,12 @@ def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: 
         assert "--recover" in refused(commands, 4, "mount", point)
         assert "not answering" in commands.idcfs("status").stdout
         with commands.mounted(point, "--recover", "--mirror", folder_mirror):
-            assert len(os.listdir(point)) == 179
+            assert len(os.listdir(point)) == IN_THE_ROOT
     finally:
         commands.run("fusermount3", "-uz", point)
 
 
-@pytest.mark.parametrize("flag", ["--cache-dir", "--mirror", "--index"])
+@pytest.mark.parametrize("flag", ["--cache-dir", "--cohort-dir", "--mirror", "--index"])
 def test_what_the_mount_needs_may_not_be_inside_it(commands: Commands, folder_mirror: Path, flag: str) -> None:
     inside = commands.home / "idc" / "inside"
     assert "inside" in refused(commands, 2, "mount", flag, inside, commands.home / "idc")
@@ -217,7 +220,7 @@ def test_an_earlier_version_tells_its_own_totals(commands: Commands, folder_mirr
     try:
         assert "IDC v2 of 2021-04-10" in done.stdout
         assert "116,508 series" in done.stdout
-        assert f" {len(os.listdir(point))} collections" in done.stdout
+        assert f" {len(os.listdir(point)) - 1} collections" in done.stdout, "beside the cohorts"
     finally:
         commands.idcfs("unmount", "--lazy", point)
 
@@ -415,7 +418,9 @@ def test_a_refused_query_says_where(commands: Commands) -> None:
     assert "--query-timeout" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["mount"], ["unmount"], ["status"], ["cache"], ["query"], ["demo-mirror"]])
+@pytest.mark.parametrize(
+    "command", [[], ["mount"], ["unmount"], ["status"], ["cache"], ["query"], ["cohort"], ["demo-mirror"]]
+)
 def test_help_everywhere(commands: Commands, command: list[str]) -> None:
     done = commands.idcfs(*command, "--help")
     assert done.returncode == 0
@@ -432,13 +437,14 @@ def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirro
         daemon = commands.start("idcfs", "mount", "--foreground", "--mirror", folder_mirror, point)
         try:
             assert told.recv(100) == b"READY=1"
-            assert len(os.listdir(point)) == 179
+            assert len(os.listdir(point)) == IN_THE_ROOT
             daemon.send_signal(signal.SIGTERM)
             assert told.recv(100) == b"STOPPING=1"
             assert daemon.wait(10) == 0
             assert not os.path.ismount(point)
         finally:
             daemon.kill()
+            commands.run("fusermount3", "-uzq", point)
 
 
 def test_the_unit_is_sound(commands: Commands) -> None:

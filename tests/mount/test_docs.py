@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.mounting import Commands
@@ -79,9 +80,11 @@ def test_every_flag_and_setting_is_documented() -> None:
     from idcfs.config import Settings
 
     text = (ROOT / "docs" / "commands.md").read_text()
+    groups = [main, *(command for command in main.commands.values() if isinstance(command, click.Group))]
     flags = {
         option
-        for command in [main, *main.commands.values(), *main.commands["cache"].commands.values()]  # type: ignore[attr-defined]
+        for group in groups
+        for command in [group, *group.commands.values()]
         for parameter in command.params
         for option in parameter.opts
         if option.startswith("--")

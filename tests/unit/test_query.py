@@ -49,6 +49,12 @@ async def test_a_select_over_the_index_is_answered(tmp_path: Path, sql: str, row
     assert await ask(tmp_path, sql) == rows
 
 
+async def test_a_refusal_says_where_in_the_text(tmp_path: Path) -> None:
+    for sql in ("-- one\n-- two\nSELECT PatientID\nFROM index WHERE Modalty = 'CT'", "\n\nSELECT\n1 FROM nothing"):
+        with pytest.raises(QueryRefused, match=r"(?m)^LINE 4: (FROM index WHERE Modalty|1 FROM nothing)"):
+            await ask(tmp_path, sql)
+
+
 async def test_a_limit_holds(tmp_path: Path) -> None:
     assert len(await ask(tmp_path, "SELECT * FROM index", limit=7)) == 7
 
