@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -73,6 +74,9 @@ async def serve(settings: Settings, mountpoint: Path, tell: Tell, bytes_folder: 
     Raises:
         UsageError, IndexUnusable, CacheUnusable, MountFailed: the mount cannot be made.
     """
+    # Each view that is open has a file for each of its levels.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     async with trio.open_nursery() as nursery:
         starting = trio.CancelScope()
         nursery.start_soon(_end_on_signal, starting)

@@ -42,6 +42,10 @@ class QueryTooLong(QueryRefused):
     """More SQL, or a longer manifest, than a cohort may have."""
 
 
+class QueryTooCostly(QueryRefused):
+    """A query that ran out of time or memory, which may go another way when the machine is less busy."""
+
+
 class CohortsUnusable(IdcfsError):
     """The folder that the cohorts are kept in cannot be read or written."""
 

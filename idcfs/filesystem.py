@@ -172,7 +172,9 @@ class FileSystem:
         level = address.level + 1
         released = self._release_time(address.generation)
         # After all others, so that their numbers stay those of their groups.
-        if address == _ROOT and start <= len(children) < start + ENTRIES_AT_ONCE:
+        is_end = start <= len(children) < start + ENTRIES_AT_ONCE
+        # A folder of that name in the tree is listed, though hidden by the cohorts.
+        if address == _ROOT and is_end and view.find(0, 0, COHORTS_NAME) is None:
             last = [(COHORTS_NAME, self.cohort_files.root())]
         else:
             last = []

@@ -47,6 +47,7 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.NoSpace: errno.ENOSPC,
     errors.QueryRefused: errno.EINVAL,
     errors.QueryTooLong: errno.EFBIG,
+    errors.QueryTooCostly: errno.EINVAL,
     errors.CohortsUnusable: errno.EIO,
 }
 

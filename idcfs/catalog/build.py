@@ -294,7 +294,7 @@ def _tell_namesakes_apart(connection: Connection, levels: list[str]) -> None:
 
 def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder: Path) -> list[int]:
     """Cut sorted rows of names into levels, where a folder is a run of rows with one path; returns their lengths."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     depth = len(template.levels)
     schemas = [view.INNER_SCHEMA] * (depth - 1) + [view.LAST_SCHEMA]
     rows = [0] * depth

@@ -5,6 +5,7 @@
 The user's SQL runs in the sandbox of `idcfs.catalog.sandbox`.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ def run_query(specification: dict[str, Any], tell: Tell) -> None:
     The specification has `tables` (names to parquet files), `memory` (bytes), `sql`, `limit` (rows, or None for all)
     and `result`, the Arrow file to write. The one message is ``{"step": "bound"}``, once the query is sound.
     """
-    limit_resources(specification["memory"])
+    limit_resources(specification["memory"], Path(specification["result"]).parent)
     sandbox = open_sandbox(specification["tables"], specification["memory"])
     relation = bind(sandbox, specification["sql"])
     tell({"step": "bound"})

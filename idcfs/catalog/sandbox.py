@@ -10,6 +10,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from idcfs.catalog import build
 from idcfs.catalog.index import REQUIRED
+from idcfs.catalog.landlock import confine_writes
 from idcfs.errors import IndexUnusable, QueryRefused
 
 THREADS = 2
@@ -33,12 +35,23 @@ _M_ARENA_MAX = -8
 _WANT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError, RuntimeError)
 """How it shows; the last is a thread that cannot be started."""
 
+_NODE = re.compile(r'"type":"([A-Z_]+_NODE)"')
+_READING = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+"""What a query may be made of, in duckdb's serialization; WITH can hold a COPY or an INSERT too, which are others."""
+
 _NOT_A_SELECT = "not a SELECT: a query is one SELECT, or WITH ... SELECT"
 _FIRST_WORDS = frozenset({"select", "with", "from", "values", "table", "("})
 
 
-def limit_resources(memory: int) -> None:
-    """Bound this process: *memory* is its address space in bytes, because duckdb's own limit does not hold."""
+def limit_resources(memory: int, folder: Path) -> None:
+    """Bound this process.
+
+    Args:
+        memory: bytes of its address space, because duckdb's own limit does not hold.
+        folder: where it may write, because duckdb's settings that forbid it have had holes; anywhere if the kernel
+            knows no Landlock.
+    """
+    confine_writes(folder)
     os.nice(NICENESS)
     # An arena to each thread, and Arrow's own allocator, reserve far more address space than they use.
     with contextlib.suppress(AttributeError):
@@ -107,10 +120,19 @@ def bind(connection: build.Connection, sql: str) -> Any:
             raise QueryRefused("more than one statement: a query is one SELECT")
         if statements[0].type != duckdb.StatementType.SELECT or _first_word(sql) not in _FIRST_WORDS:
             raise QueryRefused(_NOT_A_SELECT)
+        _check_reads_only(connection, statements[0].query)
         relation = _relation(connection, sql, statements[0].query)
     if relation is None:
         raise QueryRefused(_NOT_A_SELECT)
     return relation
+
+
+def _check_reads_only(connection: build.Connection, statement: str) -> None:
+    """Make sure, before anything is bound, that all parts of a statement only read."""
+    ((serialized,),) = connection.execute("SELECT CAST(json_serialize_sql(?) AS VARCHAR)", [statement]).fetchall()
+    nodes = set(_NODE.findall(serialized))
+    if not nodes or nodes - _READING:
+        raise QueryRefused(_NOT_A_SELECT)
 
 
 def _relation(connection: build.Connection, sql: str, statement: str) -> Any:

@@ -8,6 +8,7 @@ process with SIGBUS or hand out the wrong bytes.
 Reading is synchronous and takes no lock: one table and its cache belong to one thread.
 """
 
+import errno
 import itertools
 import os
 import zlib
@@ -19,12 +20,15 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from idcfs.errors import CatalogueDamaged
+from idcfs.errors import CacheUnusable, CatalogueDamaged
 
 BATCH_ROWS = 4096
 """Rows in every batch but the last: about 300 kB of names, which read and verify in half a millisecond."""
 
 _CHECKSUM = "crc32"
+_NO_DAMAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES})
+"""What says nothing of a file itself; building it again would not help."""
+
 # Of this pool because Arrow's own reserves a gigabyte of address space at its first use; users' queries have three.
 _EACH_ROW = pa.array(range(BATCH_ROWS), pa.int32(), memory_pool=pa.system_memory_pool())
 
@@ -85,6 +89,7 @@ class Table:
 
     Raises:
         CatalogueDamaged: here and from every method, when the file is not what was written.
+        CacheUnusable: it cannot be opened now.
     """
 
     _serial = 0
@@ -103,6 +108,8 @@ class Table:
                 last = self._reader.get_batch(batches - 1)
                 self._length = (batches - 1) * BATCH_ROWS + last.num_rows
         except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+            if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
+                raise CacheUnusable(f"{path} cannot be opened: {error.strerror or error}") from error
             raise CatalogueDamaged(f"{path} is not readable: {error}") from error
 
     def close(self) -> None:

@@ -3,15 +3,18 @@
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from idcfs import errors
 from idcfs.cli.group import SqlCommand, counted, main, size_text
 from idcfs.config import Settings, load_settings
+
+T = TypeVar("T")
 
 _Command = Callable[..., None]
 
@@ -100,7 +103,8 @@ def create(name: str, sql: str | None, file: Path | None, manifest: Path | None,
         raise errors.UsageError(f"there is a cohort {name} already; change it: idcfs cohort edit {name}") from error
     if text:
         try:
-            answer = _evaluate(settings, name, text)
+            folder.write(name, text)
+            answer = _evaluate(settings, name)
         except BaseException:
             # Nothing is known of the query, and the next try is not to find the name taken.
             folder.delete(name)
@@ -122,7 +126,24 @@ def edit(name: str, sql: str | None, file: Path | None, manifest: Path | None, *
         if text is None:
             click.echo(f"{name} is as it was")
             return
-    _tell(name, _evaluate(settings, name, text))
+        _check_unchanged(name, before, _read(settings, name), text)
+    folder = _folder(settings)
+    # If the new text does not work, what did is still shown.
+    if before.strip() and folder.read_last_good(name) is None:
+        folder.keep_last_good(name, before)
+    folder.write(name, text)
+    _tell(name, _evaluate(settings, name))
+
+
+def _check_unchanged(name: str, before: bytes, now: bytes, text: bytes) -> None:
+    """Keep an edited text aside if the cohort was changed while the editor was open."""
+    if now != before:
+        with tempfile.NamedTemporaryFile(prefix=f"{name}-", suffix=".sql", delete=False) as aside:
+            aside.write(text)
+        raise errors.UsageError(
+            f"cohort {name} was changed while you edited it; your text is in {aside.name}: "
+            f"idcfs cohort edit {name} --file {aside.name}"
+        )
 
 
 def _edited(name: str, text: bytes) -> bytes | None:
@@ -154,19 +175,53 @@ def show(name: str, as_json: bool, **flags: Any) -> None:
 
 @cohort.command("list", short_help="List the cohorts.")
 @click.option("--cohort-dir", metavar="FOLDER", help="Where the queries are kept. Default: the configured one.")
+@_evaluating
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_cohorts(as_json: bool, **flags: Any) -> None:
-    """List the cohorts with the first line of their queries."""
-    folder = _folder(load_settings(flags))
-    found = {name: folder.read(name)[0].decode(errors="replace") for name in folder.names()}
+    """List the cohorts: what is known of each, and the first line of its query. Evaluates nothing."""
+    settings = load_settings(flags)
+    folder = _folder(settings)
+    found: dict[str, bytes] = {}
+    for name in folder.names():
+        # It may have gone since.
+        with contextlib.suppress(errors.NotThereNow):
+            found[name] = folder.read(name)[0]
+    states = _states(settings, found) if found else {}
     if as_json:
-        click.echo(json.dumps([{"name": name, "query": text} for name, text in found.items()], indent=2))
+        told = [
+            {"name": name, "state": states[name], "query": text.decode(errors="replace")}
+            for name, text in found.items()
+        ]
+        click.echo(json.dumps(told, indent=2))
     elif not found:
         click.echo("There are no cohorts. Make one: idcfs cohort create NAME 'SELECT ...'")
     else:
-        width = max(map(len, found))
+        widths = max(map(len, found)), max(map(len, states.values()))
         for name, text in found.items():
-            click.echo(f"{name:<{width}}  {next(iter(text.split(chr(10))), '')[:80]}")
+            first = text.decode(errors="replace").partition("\n")[0]
+            click.echo(f"{name:<{widths[0]}}  {states[name]:<{widths[1]}}  {first[:80]}".rstrip())
+
+
+def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
+    """What is known of texts without evaluating them, in a few words each."""
+
+    async def states() -> dict[str, str]:
+        async with _opened(settings) as (_, results, version):
+            found = {}
+            for name, text in texts.items():
+                kept = await results.kept(text)
+                if not text.strip():
+                    found[name] = "empty"
+                elif kept is None:
+                    found[name] = "not looked at yet"
+                elif isinstance(kept, errors.QueryRefused):
+                    found[name] = "refused"
+                else:
+                    summary = kept.summary(version)
+                    found[name] = f"{summary['series']:,} series, {size_text(summary['bytes'])}"
+            return found
+
+    return _run(states)
 
 
 @cohort.command("delete", short_help="Remove a cohort.")
@@ -200,33 +255,33 @@ def _read(settings: Settings, name: str) -> bytes:
         raise errors.UsageError(f"there is no cohort {name} in {settings.cohort_dir}; see idcfs cohort list") from error
 
 
-def _evaluate(settings: Settings, name: str, text: bytes | None = None) -> Answer:
-    """What a cohort comes to, after *text* is put in the place of its text."""
-    import trio
+def _evaluate(settings: Settings, name: str) -> Answer:
+    """What a cohort comes to."""
 
     async def evaluate() -> Answer:
-        async with _opened(settings) as (cohorts, version):
+        async with _opened(settings) as (cohorts, _, version):
             found = await cohorts.find(name)
             error = await cohorts.evaluated(found)
-            if text is not None:
-                # What worked until now is known, so it is kept if the new text does not.
-                with contextlib.suppress(errors.QueryRefused):
-                    await cohorts.write(found.number, text)
-                error = await cohorts.evaluated(found)
             result = found.result
             if result is None:
                 return Answer(None, "", error)
             return Answer(result.summary(version), result.remarks(), error)
 
+    return _run(evaluate)
+
+
+def _run(work: Callable[[], Awaitable[T]]) -> T:
+    import trio
+
     try:
-        return trio.run(evaluate)
+        return trio.run(work)
     except ExceptionGroup as group:
         raise errors.first_error(group) from group
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[tuple[Any, int]]:
-    """The cohorts, as a mount has them, and the version of IDC."""
+async def _opened(settings: Settings) -> AsyncIterator[tuple[Any, Any, int]]:
+    """The cohorts as a mount has them, their results, and the version of IDC."""
     import trio
 
     from idcfs.catalog.catalogue import open_catalogue
@@ -242,7 +297,8 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Any, int]]:
     async with open_catalogue(settings.cache_dir, index, tell=tell) as catalogue, trio.open_nursery() as nursery:
         # Nobody's read waits here: as long as a query may take, and some for its queue.
         timeout = 2 * settings.query_timeout
-        yield Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, timeout), catalogue.version
+        results = Results(catalogue, settings)
+        yield Cohorts(settings.cohort_dir, catalogue, results, nursery, timeout), results, catalogue.version
         nursery.cancel_scope.cancel()
 
 

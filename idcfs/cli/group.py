@@ -1,5 +1,6 @@
 """The command group: exit codes, and how an error is told."""
 
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ EXIT_CODES: dict[type[errors.IdcfsError], int] = {
     errors.NoSpace: 5,
     errors.QueryRefused: 6,
     errors.QueryTooLong: 6,
+    errors.QueryTooCostly: 6,
 }
 """Anything else that goes wrong exits with 1, and Ctrl-C with 130. Documented in docs/commands.md."""
 
@@ -59,7 +61,7 @@ class SqlCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put what begins so where flags are no more looked for."""
         if "--" not in args:
-            sql = [word for word in args if word.startswith(("-- ", "--\n"))]
+            sql = [word for word in args if re.match(r"--[^=]*\s", word)]
             args = [*(word for word in args if word not in sql), *(["--", *sql] if sql else [])]
         return super().parse_args(ctx, args)
 

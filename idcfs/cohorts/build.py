@@ -86,14 +86,18 @@ def run(specification: dict[str, Any], tell: Tell) -> None:
     """Build what a cohort's text names.
 
     The specification has `tables` (names to parquet files), `memory` (bytes), `text` (a file), `layout` (for a text
-    that says none), `series` (the table of all series) and `folder`, where the view and its facts are to be. The
-    messages are ``{"step": "bound"}``, once the text is sound, and ``{"facts": ...}``.
+    that says none), `series` (the table of all series), `folder`, where the view and its facts are to be, and
+    `only_bind`, to end once the text is known to be sound. The messages are ``{"step": "bound"}``, at that point, and
+    ``{"facts": ...}``.
     """
     started = time.monotonic()
-    limit_resources(specification["memory"])
     folder = Path(specification["folder"])
+    folder.mkdir(parents=True)
+    limit_resources(specification["memory"], folder)
     with refusals():
         facts = _build(specification, tell, folder)
+    if not facts:
+        return
     facts["seconds"] = round(time.monotonic() - started, 3)
     write_description(folder / "facts.json", facts)
     tell({"facts": facts})
@@ -106,9 +110,13 @@ def _build(specification: dict[str, Any], tell: Tell, folder: Path) -> dict[str,
     if text.manifest is not None:
         template = _template(layout, _index_columns(connection))
         tell({"step": "bound"})
+        if specification["only_bind"]:
+            return {}
         problems = _match_manifest(connection, text.manifest, template)
     else:
         template, problems = _match_query(connection, specification, text.sql or "", layout, tell)
+        if specification["only_bind"]:
+            return {}
     facts = _facts(connection) | problems | {"layout": template.text}
     build.build_view(connection, Path(specification["series"]), "matched", template, facts["counts"], folder)
     return facts
@@ -137,6 +145,8 @@ def _match_query(
     given = _Given(relation.columns, known)
     template = _template(layout, known | frozenset(given.places))
     tell({"step": "bound"})
+    if specification["only_bind"]:
+        return template, {}
     values = given.values(template)
     taken = {f"k{number}": name for number, name in enumerate(given.keys)}
     taken |= {f"v{number}": name for number, name in enumerate(values)}

@@ -146,9 +146,9 @@ class CohortFolder:
             AlreadyThere: there is one of the new name.
         """
         with self._locked(), self._telling():
-            # By a link, which unlike a rename never replaces.
-            os.link(self._file(old), self._file(new))
-            self._file(old).unlink()
+            if os.path.lexists(self._file(new)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._file(new)))
+            self._file(old).rename(self._file(new))
             self._forget_last_good(new)
             with contextlib.suppress(OSError):
                 self._last_good(old).replace(self._last_good(new))

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +27,13 @@ from idcfs.errors import (
     NoSpace,
     NotThereNow,
     QueryRefused,
+    QueryTooLong,
 )
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""After what is no fault of the text (a full disk, a busy machine) the next look tries again, not before that."""
 
 BIND_SECONDS = 2.0
 """How long writing a text waits to hear whether it is sound; parsing and binding take milliseconds."""
@@ -48,6 +53,13 @@ class Evaluation:
         self.bound = trio.Event()
         self.done = trio.Event()
         self.error: IdcfsError | None = None
+        self.started = time.monotonic()
+
+    @property
+    def may_go_better(self) -> bool:
+        """Whether it failed for want of something that may be there now."""
+        lasting = self.error is None or type(self.error) in (QueryRefused, QueryTooLong)
+        return self.done.is_set() and not lasting and time.monotonic() - self.started > RETRY_SECONDS
 
 
 class Cohort:
@@ -184,7 +196,9 @@ class Cohorts:
             with trio.fail_after(self._timeout):
                 while True:
                     self._numbered(cohort.number)
-                    evaluation = cohort.evaluation or self._start(cohort)
+                    evaluation = cohort.evaluation
+                    if evaluation is None or evaluation.may_go_better:
+                        evaluation = self._start(cohort)
                     await evaluation.done.wait()
                     if cohort.evaluation is evaluation:
                         return evaluation.error
@@ -310,7 +324,7 @@ class Cohorts:
     async def _evaluate_text(self, cohort: Cohort, evaluation: Evaluation, again: bool) -> None:
         text = evaluation.text
         try:
-            if text.strip():
+            if text and not text.isspace():
                 await self._adopt(cohort, text, evaluation.bound.set, again)
             else:
                 self._show_nothing(cohort)
@@ -336,7 +350,8 @@ class Cohorts:
 
     async def _adopt_last_good(self, cohort: Cohort) -> None:
         """Show what was shown in the mount before this one; its text may work no more, with another index."""
-        with contextlib.suppress(QueryRefused, CohortsUnusable):
+        # What is wrong with the present text is what its author is to read.
+        with contextlib.suppress(IdcfsError):
             text = await self._on_disk(self._folder.read_last_good, cohort.name)
             if text is not None:
                 await self._adopt(cohort, text, lambda: None)

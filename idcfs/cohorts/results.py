@@ -7,6 +7,7 @@ event loop; files are touched in threads.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,16 @@ from idcfs.catalog.catalogue import Catalogue
 from idcfs.catalog.child import run_child
 from idcfs.catalog.description import SERIES_TABLE, read_description, write_description
 from idcfs.config import Settings
-from idcfs.errors import CatalogueDamaged, ChildEnded, QueryRefused
+from idcfs.errors import CatalogueDamaged, ChildEnded, QueryRefused, QueryTooCostly
 
 AT_ONCE = 2
 """Children that build at a time: more would only take each other's cores, and three gigabytes each."""
 
 KEPT_BYTES = 2 << 30
 """Results are kept up to this size; a guess: 30 cohorts of all series, or thousands of usual ones."""
+
+BINDING_AT_ONCE = 2
+"""Children that only say whether a text is sound, while as many as may build do so."""
 
 _BUILDING = ".building"
 _FACTS = "facts.json"
@@ -43,8 +48,8 @@ class Result:
     folder: Path
     facts: dict[str, Any]
 
-    def summary(self, version: int) -> dict[str, Any]:
-        """What is in the cohort; *version* is the index's."""
+    def summary(self, idc_version: int) -> dict[str, Any]:
+        """What is in the cohort; *idc_version* is the index's."""
         facts = self.facts
         counts = facts["counts"]
         return {
@@ -52,7 +57,7 @@ class Result:
             "licences": facts["licences"],
             "collections": facts["collections"],
             "layout": facts["layout"],
-            "idc_version": version,
+            "idc_version": idc_version,
             "seconds": facts["seconds"],
         }
 
@@ -88,8 +93,10 @@ class Results:
         self._catalogue = catalogue
         self._settings = settings
         self._folder = catalogue.folder / "cohorts"
-        self._tables = catalogue.index.query_fingerprint
+        # Another duckdb may know other functions, or say other things.
+        self._made_of = [catalogue.index.query_fingerprint, settings.layout, version("duckdb")]
         self._building = trio.CapacityLimiter(AT_ONCE)
+        self._binding = trio.CapacityLimiter(BINDING_AT_ONCE)
         self._limits = [settings.query_memory, settings.query_timeout]
 
     async def get(self, text: bytes, bound: Callable[[], None] = lambda: None, again: bool = False) -> Result:
@@ -109,19 +116,25 @@ class Results:
             return kept
         if kept is not None and not again:
             raise kept
+        place = await trio.to_thread.run_sync(self._place, text)
+        if self._building.available_tokens == 0:
+            # Its author is not to wait for the queries of others.
+            async with self._binding:
+                await self._build(text, place, bound, only_bind=True)
         async with self._building:
-            return await self._build(text, bound)
+            return await self._build(text, place, bound)
 
     async def kept(self, text: bytes) -> Result | QueryRefused | None:
         """What is known of *text* without evaluating it."""
-        return await trio.to_thread.run_sync(self._read, self._place(text))
+        return await trio.to_thread.run_sync(lambda: self._read(self._place(text)))
 
     async def drop(self, result: Result) -> None:
         """Forget a result that turned out damaged."""
         await trio.to_thread.run_sync(lambda: shutil.rmtree(result.folder, ignore_errors=True))
 
     def _place(self, text: bytes) -> Path:
-        digest = hashlib.sha256(json.dumps([self._tables, self._settings.layout]).encode() + b"\n" + text)
+        digest = hashlib.sha256(json.dumps(self._made_of).encode() + b"\n")
+        digest.update(text)
         return self._folder / digest.hexdigest()[:32]
 
     def _read(self, folder: Path) -> Result | QueryRefused | None:
@@ -138,28 +151,32 @@ class Results:
             os.utime(folder)
         return Result(folder, facts)
 
-    async def _build(self, text: bytes, bound: Callable[[], None]) -> Result:
-        place = self._place(text)
+    async def _build(self, text: bytes, place: Path, bound: Callable[[], None], only_bind: bool = False) -> Result:
         building = place.with_name(f"{place.name}.{os.getpid()}.{secrets.token_hex(4)}{_BUILDING}")
         source = building.with_suffix(".text")
         try:
             await trio.to_thread.run_sync(_write, source, text)
-            facts = await self._run(source, building, bound)
-            await trio.to_thread.run_sync(self._keep, building, place)
+            facts = await self._run(source, building, bound, only_bind)
+            if not only_bind:
+                await trio.to_thread.run_sync(self._keep, building, place)
             return Result(place, facts)
+        except QueryTooCostly:
+            raise
         except QueryRefused as error:
             refused = {"refused": [type(error).__name__, str(error)], "limits": self._limits}
-            await trio.to_thread.run_sync(_write_refusal, building, refused)
-            await trio.to_thread.run_sync(self._keep, building, place)
+            # Kept or not, its author is to read what is wrong with it.
+            with contextlib.suppress(OSError):
+                await trio.to_thread.run_sync(_write_refusal, building, refused)
+                await trio.to_thread.run_sync(self._keep, building, place)
             raise
         except OSError as error:
             raise errors.CacheUnusable(f"{self._folder} cannot be written: {error.strerror}") from error
         finally:
-            source.unlink(missing_ok=True)
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(lambda: shutil.rmtree(building, ignore_errors=True))
+                await trio.to_thread.run_sync(_remove, source)
+                await trio.to_thread.run_sync(_remove, building)
 
-    async def _run(self, source: Path, building: Path, bound: Callable[[], None]) -> dict[str, Any]:
+    async def _run(self, source: Path, building: Path, bound: Callable[[], None], only_bind: bool) -> dict[str, Any]:
         facts: dict[str, Any] = {}
 
         def hear(message: dict[str, Any]) -> None:
@@ -175,29 +192,38 @@ class Results:
             "layout": self._settings.layout,
             "series": str(self._catalogue.folder / SERIES_TABLE),
             "folder": str(building),
+            "only_bind": only_bind,
         }
+        if await trio.to_thread.run_sync(lambda: self._catalogue.index.query_fingerprint) != self._made_of[0]:
+            raise errors.IndexUnusable("the IDC index is another one than when this mount was made; mount again")
         limit = self._settings.query_timeout
         try:
             with trio.fail_after(limit):
                 await run_child("idcfs.cohorts.build", specification, hear)
         except trio.TooSlowError:
-            raise QueryRefused(f"the query took more than {limit:g} seconds; set query_timeout for more") from None
+            raise QueryTooCostly(f"the query took more than {limit:g} seconds; set query_timeout for more") from None
         except ChildEnded as error:
-            raise QueryRefused(
+            raise QueryTooCostly(
                 f"the query ended its process; it may need more memory: set query_memory ({error})"
             ) from error
         return facts
 
     def _keep(self, building: Path, place: Path) -> None:
         """Give a result its name; an older one of the same text goes, and so do the oldest of all."""
-        try:
-            building.replace(place)
-        except OSError:
-            # Replaced as a whole: a mount that has the older one open goes on reading it.
-            old = building.with_suffix(".old")
-            place.replace(old)
-            building.replace(place)
-            shutil.rmtree(old, ignore_errors=True)
+        # Replaced as a whole: a mount that has the older one open goes on reading it.
+        old = building.with_suffix(".old")
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                place.replace(old)
+            try:
+                building.replace(place)
+                break
+            except OSError as error:
+                # Another process has put its own there meanwhile.
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                _remove(old)
+        _remove(old)
         _sweep(self._folder, place)
 
 
@@ -222,7 +248,7 @@ def _sweep(folder: Path, newest: Path) -> None:
                 _remove(path)
             continue
         # Another mount may be removing it.
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             size = sum(file.lstat().st_size for file in path.iterdir())
             found.append((path == newest, path.lstat().st_mtime, size, path))
     used = 0
@@ -233,7 +259,9 @@ def _sweep(folder: Path, newest: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a folder or file as far as that can be done."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -60,10 +60,21 @@ def test_a_cohort_from_its_making_to_its_end(commands: Commands) -> None:
     assert "nlst" not in told
     done(commands, "create", "empty")
     told = done(commands, "list")
-    assert [line.split()[0] for line in told.splitlines()] == ["empty", "mine"]
-    assert json.loads(done(commands, "list", "--json")) == [
-        {"name": "empty", "query": ""}, {"name": "mine", "query": f"{SMALL}\n"}
+    assert [line.split("  ")[0].strip() for line in told.splitlines()] == ["empty", "mine"]
+    assert "3 series" in told
+    (queries(commands) / "new.sql").write_text(OTHER)
+    (queries(commands) / "wrong.sql").write_text("SELEC")
+    assert commands.idcfs("cohort", "show", "wrong").returncode == 6
+    facts = json.loads(done(commands, "list", "--json"))
+    assert [(fact["name"], fact["query"]) for fact in facts] == [
+        ("empty", ""), ("mine", f"{SMALL}\n"), ("new", OTHER), ("wrong", "SELEC")
     ]  # fmt: skip
+    states = [fact["state"] for fact in facts]
+    assert states[0] == "empty"
+    assert states[1].startswith("3 series, ")
+    assert states[2:] == ["not looked at yet", "refused"]
+    done(commands, "delete", "new")
+    done(commands, "delete", "wrong")
     assert "empty" in done(commands, "show", "empty")
     assert "3 series" in done(commands, "edit", "mine", OTHER)
     facts = shown(commands)

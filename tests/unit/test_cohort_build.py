@@ -67,6 +67,7 @@ class World:
             "layout": layout,
             "series": str(self.folder / "built" / "series.arrow"),
             "folder": str(self.folder / f"view{number}"),
+            "only_bind": False,
         }
 
     def ask(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE) -> Asked:

@@ -306,7 +306,7 @@ class RealWorld:
             source.write_bytes(data)
             told: list[dict[str, Any]] = []
             specification = {
-                "tables": TABLES, "memory": memory, "text": str(source), "layout": DEFAULT_TEMPLATE,
+                "tables": TABLES, "memory": memory, "only_bind": False, "text": str(source), "layout": DEFAULT_TEMPLATE,
                 "series": str(self.series), "folder": f"{source}.view",
             }  # fmt: skip
             try:

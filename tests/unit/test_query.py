@@ -13,17 +13,20 @@ import trio
 from idcfs.catalog.child import run_child
 from idcfs.catalog.index import find_index
 from idcfs.errors import ChildEnded, IdcfsError, QueryRefused
+from tests.index_factory import Row, make_index
 
 MEMORY = 3 << 30
 TABLES = {name: str(path) for name, path in find_index().tables.items()}
 INDEX = TABLES["index"]
 
 
-async def ask(folder: Path, sql: str, seconds: float = 30, limit: int | None = 100) -> list[dict[str, Any]]:
+async def ask(
+    folder: Path, sql: str, seconds: float = 30, limit: int | None = 100, tables: dict[str, str] = TABLES
+) -> list[dict[str, Any]]:
     import pyarrow as pa
 
     result = folder / "result.arrow"
-    specification = {"tables": TABLES, "memory": MEMORY, "sql": sql, "limit": limit, "result": str(result)}
+    specification = {"tables": tables, "memory": MEMORY, "sql": sql, "limit": limit, "result": str(result)}
     with trio.fail_after(seconds):
         await run_child("idcfs.catalog.query", specification)
     rows: list[dict[str, Any]] = pa.ipc.open_stream(pa.memory_map(str(result))).read_all().to_pylist()
@@ -181,6 +184,30 @@ async def test_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         await ask(out, hostile_text(template, work))
     assert list(work.iterdir()) == []
     assert [path.name for path in out.iterdir() if path.stat().st_size] == []
+
+
+WRITING = [
+    "COPY (SELECT 1 AS a) TO '{index}' (FORMAT parquet, USE_TMP_FILE false)",
+    "COPY (SELECT 1 AS a) TO '{index}' (FORMAT csv, USE_TMP_FILE false)",
+    "COPY index TO '{index}.copy' (FORMAT parquet)",
+    "INSERT INTO index SELECT * FROM index",
+    "UPDATE index SET PatientID = 'x'",
+    "DELETE FROM index",
+]
+"""What newer versions of duckdb take in a WITH."""
+
+
+@pytest.mark.parametrize("form", ["WITH x AS ({}) SELECT 1 AS a", "SELECT * FROM (WITH x AS ({}) SELECT 1 AS a)"])
+@pytest.mark.parametrize("writing", WRITING)
+async def test_a_with_that_writes_is_refused(tmp_path: Path, writing: str, form: str) -> None:
+    # A copy: if this fails, it is not the installed index that is gone.
+    rows = [Row("nlst", "p1"), Row("nlst", "p2")]
+    tables = {name: str(path) for name, path in make_index(tmp_path / "index", rows).tables.items()}
+    before = {path: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    sql = form.format(writing.replace("{index}", tables["index"]))
+    with pytest.raises(QueryRefused):
+        await ask(tmp_path, sql, tables=tables)
+    assert {path: path.read_bytes() for path in (tmp_path / "index").iterdir()} == before
 
 
 @pytest.mark.parametrize(
