@@ -145,7 +145,7 @@ def _relation(connection: build.Connection, sql: str, statement: str) -> Any:
         except duckdb.Error as error:
             above = sql.partition(statement)[0].count("\n")
             told = re.sub(r"(?m)^LINE (\d+):", lambda line: f"LINE {int(line[1]) + above}:", str(error))
-            raise QueryRefused(told) from error
+            raise QueryRefused(_cut(told)) from error
         raise
 
 
@@ -171,5 +171,9 @@ def refusals() -> Iterator[None]:
         yield
     except (duckdb.Error, RuntimeError, MemoryError, UnicodeError, pa.ArrowException) as error:
         message = str(error) or "the query needs more memory than a query may take"
-        # A query can say error(repeat('x', 1000000000)), and the daemon reads what is told.
-        raise QueryRefused(message if len(message) <= MESSAGE else message[:MESSAGE] + " ...") from error
+        raise QueryRefused(_cut(message)) from error
+
+
+def _cut(message: str) -> str:
+    # A query can say error(repeat('x', 1000000000)), and the daemon reads what is told.
+    return message if len(message) <= MESSAGE else message[:MESSAGE] + " ..."

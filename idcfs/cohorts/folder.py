@@ -146,6 +146,7 @@ class CohortFolder:
             AlreadyThere: there is one of the new name.
         """
         with self._locked(), self._telling():
+            os.stat(self._file(old))
             if os.path.lexists(self._file(new)):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._file(new)))
             self._file(old).rename(self._file(new))

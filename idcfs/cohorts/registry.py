@@ -27,13 +27,12 @@ from idcfs.errors import (
     NoSpace,
     NotThereNow,
     QueryRefused,
-    QueryTooLong,
 )
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""After what is no fault of the text (a full disk, a busy machine) the next look tries again, not before that."""
+"""After what is no fault of the text, such as a full disk, a look tries again, but not before that."""
 
 BIND_SECONDS = 2.0
 """How long writing a text waits to hear whether it is sound; parsing and binding take milliseconds."""
@@ -53,13 +52,13 @@ class Evaluation:
         self.bound = trio.Event()
         self.done = trio.Event()
         self.error: IdcfsError | None = None
-        self.started = time.monotonic()
+        self.ended = 0.0
 
     @property
     def may_go_better(self) -> bool:
         """Whether it failed for want of something that may be there now."""
-        lasting = self.error is None or type(self.error) in (QueryRefused, QueryTooLong)
-        return self.done.is_set() and not lasting and time.monotonic() - self.started > RETRY_SECONDS
+        lasting = self.error is None or isinstance(self.error, QueryRefused)
+        return self.done.is_set() and not lasting and time.monotonic() - self.ended > RETRY_SECONDS
 
 
 class Cohort:
@@ -318,6 +317,7 @@ class Cohorts:
             log.exception("cohort %s was not evaluated", cohort.name)
             evaluation.error = QueryRefused(f"idcfs failed over this query ({error}); its log says more")
         finally:
+            evaluation.ended = time.monotonic()
             evaluation.bound.set()
             evaluation.done.set()
 

@@ -105,7 +105,7 @@ class Results:
         Args:
             text: a cohort's.
             bound: called once the text is known to be sound.
-            again: try a text again that was refused.
+            again: somebody has just written it, so it is tried again if it was refused.
 
         Raises:
             QueryRefused: it does not parse or bind, or takes too much.
@@ -117,8 +117,8 @@ class Results:
         if kept is not None and not again:
             raise kept
         place = await trio.to_thread.run_sync(self._place, text)
-        if self._building.available_tokens == 0:
-            # Its author is not to wait for the queries of others.
+        if again and self._building.available_tokens == 0:
+            # The author, who waits to hear whether it is sound, is not to wait for the queries of others.
             async with self._binding:
                 await self._build(text, place, bound, only_bind=True)
         async with self._building:

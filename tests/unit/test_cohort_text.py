@@ -353,7 +353,7 @@ async def test_hostile_texts_are_refused_and_reach_nothing(real: RealWorld) -> N
         assert "nobody's business" not in str(outcome)
         assert "root:" not in str(outcome)
     real.check_is_untouched()
-    assert not list(real.out.glob("*.view"))
+    assert not list(real.out.glob("*.view/*"))
 
 
 async def test_texts_that_look_worse_than_they_are(real: RealWorld) -> None:
@@ -393,7 +393,7 @@ async def test_too_little_memory_for_any_query_is_no_fault_of_the_index(real: Re
     assert str(outcome) == "64 MiB are too little for any query: set query_memory to more"
 
 
-async def test_a_text_that_takes_too_long_is_refused_and_remembered(tmp_path: Path) -> None:
+async def test_a_text_that_takes_too_much_is_refused_and_a_busy_machine_is_not_remembered(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [Row()])
     limits = Settings(query_timeout=2, query_memory=2 << 30)
     async with open_catalogue(tmp_path / "cache", index) as catalogue:
@@ -402,8 +402,9 @@ async def test_a_text_that_takes_too_long_is_refused_and_remembered(tmp_path: Pa
             for _ in range(2):
                 with trio.fail_after(10), pytest.raises(QueryRefused, match=words):
                     await results.get(ENDLESS[name].encode())
-            assert isinstance(await results.kept(ENDLESS[name].encode()), QueryRefused)
+        # What duckdb itself says of memory is of the text; what took too long may have met a busy machine.
+        assert await results.kept(ENDLESS["sleeping"].encode()) is None
         assert not building_children()
         kept = list((catalogue.folder / "cohorts").rglob("*"))
-        assert sorted(path.name for path in kept if path.is_file()) == ["facts.json", "facts.json"]
+        assert {path.name for path in kept if path.is_file()} <= {"facts.json"}
         assert (await results.get(b"SELECT * FROM index")).facts["counts"]["series"] == 1
