@@ -145,7 +145,7 @@ HOSTILE = [
     "SELECT * FROM tables_of_python",
     "SELECT 'never ends",
     "SELECT \0 1",
-    "SELECT " + "(" * 5000 + "1" + ")" * 5000,
+    "SELECT " + "abs(" * 5000 + "1" + ")" * 5000,
     "SELECT getenv('HOME')",
     "SELECT 1 FROM index WHERE",
     "\ufeff\u202e SELECT",
