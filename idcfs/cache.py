@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,8 @@ _FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 
 T = TypeVar("T")
 
+Buffer = bytes | memoryview
+
 
 class EntryRefused(Exception):
     """An entry of the database that this project cannot have written."""
@@ -75,12 +77,17 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         if type(value) is not bytes or read:
             raise EntryRefused("a value that is not bytes")
         stored = super().store(value, read, key=key)
-        self._thread.file = stored[2]
+        self._thread.files.append(stored[2])
         return stored
 
-    def remove_last(self) -> None:
-        """Remove the file of the value that this thread stored last."""
-        self.remove(self._thread.file)
+    def begin(self) -> None:
+        """Count the files that this thread writes from now on."""
+        self._thread.files = []
+
+    def undo(self) -> None:
+        """Remove the files that this thread has written since `begin`."""
+        for file in self._thread.files:
+            self.remove(file)
 
     def _write(self, full_path: str, iterator: Any, mode: str, encoding: str | None = None) -> Any:
         try:
@@ -136,9 +143,18 @@ class Cache:
         """The value under *key*, or None. An entry that does not verify is dropped."""
         return await self._run(self._get, key)
 
-    async def put(self, key: str, value: bytes) -> None:
+    async def has_any(self, prefix: str) -> bool:
+        """Whether something may be kept under a key that starts with *prefix*."""
+        # A question that failed is no answer: what is kept must be found where there is no network.
+        return await self._run(self._has_any, prefix) is not False
+
+    async def put(self, key: str, value: Buffer) -> None:
         """Keep *value* under *key*, unless the disk is nearly full."""
-        await self._run(self._put, key, value)
+        await self.put_many([(key, value)])
+
+    async def put_many(self, entries: Sequence[tuple[str, Buffer]]) -> None:
+        """Keep values under keys, all of them or none; in one transaction, which costs little more than one entry."""
+        await self._run(self._put, entries)
 
     async def delete(self, key: str) -> None:
         """Drop the entry under *key*, if there is one."""
@@ -176,19 +192,27 @@ class Cache:
             self._note_uses()
         return value
 
-    def _put(self, key: str, value: bytes) -> None:
+    def _has_any(self, prefix: str) -> bool:
+        # diskcache has no such question; a connection of its own, because its own ones belong to threads.
+        with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _NOTE_TIMEOUT)) as base:
+            sql = "SELECT 1 FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT 1"
+            return base.execute(sql, (prefix, prefix + "\U0010ffff")).fetchone() is not None
+
+    def _put(self, entries: Sequence[tuple[str, Buffer]]) -> None:
         assert self._disk is not None
         space = os.statvfs(self.folder)
-        if space.f_bavail * space.f_frsize - len(value) < RESERVE:
+        if space.f_bavail * space.f_frsize - sum(len(value) for _, value in entries) < RESERVE:
             raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
-        entry = _pack(key, value)
-        # Before anything is thrown out for the new entry.
+        # Before anything is thrown out for the new entries.
         self._note_uses()
+        self._disk.disk.begin()
         try:
-            self._disk.set(key, entry)
-        except sqlite3.Error:
-            # diskcache leaves the value's file when its database then fails.
-            self._disk.disk.remove_last()
+            with self._disk.transact():
+                for key, value in entries:
+                    self._disk.set(key, _pack(key, value))
+        except (sqlite3.Error, OSError, diskcache.Timeout):
+            # The database forgets them, and diskcache leaves the files.
+            self._disk.disk.undo()
             raise
 
     def _delete(self, key: str) -> None:
@@ -284,7 +308,7 @@ async def open_cache(folder: Path, limit: int) -> AsyncIterator[Cache]:
             await trio.to_thread.run_sync(cache._close)
 
 
-def _pack(key: str, value: bytes) -> bytes:
+def _pack(key: str, value: Buffer) -> bytes:
     name = key.encode()
     check = zlib.crc32(value, zlib.crc32(name))
     return b"".join((_HEADER.pack(_MAGIC, check, len(name), len(value)), name, value))

@@ -33,6 +33,7 @@ from idcfs.fuse import Adapter
 from idcfs.listing import Listings
 from idcfs.metrics import Metrics
 from idcfs.reader import Reader
+from idcfs.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
 from idcfs.store.folder import FolderStore
 from idcfs.store.mirror import Mirror, parse_mirror
@@ -116,12 +117,13 @@ async def _open_filesystem(
         store = await stack.enter_async_context(RetryingStore(_store(mirror)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
-        reader = Reader(store, mirror, objects, listings, metrics, nursery, settings.timeout)
+        order = SeriesOrder(catalogue)
+        reader = Reader(store, mirror, objects, listings, metrics, nursery, settings.timeout, order.following)
         caches: dict[str, Cache] = {"objects": objects, "listings": lists}
         control = Control(catalogue, mirror, caches, metrics)
         results = Results(catalogue, settings)
         cohorts = Cohorts(settings.cohort_dir, catalogue, results, nursery, settings.timeout)
-        filesystem = FileSystem(catalogue, listings, reader, control, cohorts, metrics)
+        filesystem = FileSystem(catalogue, listings, reader, control, cohorts, order, metrics)
         if settings.xattr:
             tell("preparing extended attributes")
             await catalogue.attributes_file()

@@ -8,6 +8,7 @@ import datetime
 import itertools
 from typing import NamedTuple
 
+from idcfs.cache import Buffer
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
 from idcfs.catalog.temporary import FIRST_GENERATION
 from idcfs.catalog.view import View
@@ -19,7 +20,8 @@ from idcfs.inode import Facet, FileAddress, FolderAddress, generation_of, pack_f
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
 from idcfs.node import Node
-from idcfs.reader import Buffer, Reader
+from idcfs.reader import Reader
+from idcfs.series_order import SeriesOrder
 
 ENTRIES_AT_ONCE = 32
 """Entries made for one answer to a listing: the kernel's buffer of one page holds 15 to 25."""
@@ -50,12 +52,14 @@ class FileSystem:
         reader: Reader,
         control: Control,
         cohorts: Cohorts,
+        order: SeriesOrder,
         metrics: Metrics,
     ) -> None:
         self._catalogue = catalogue
         self._listings = listings
         self._reader = reader
         self._control = control
+        self._order = order
         self._metrics = metrics
         self._released: dict[int, int] = {}
         self._contents: dict[int, bytes] = {}
@@ -84,6 +88,7 @@ class FileSystem:
         view = await self._view(address)
         if address.level == view.depth:
             row = view.series_row(address.group)
+            self._order.met(row, address.generation, address.group)
             listing = await self._listings.get(row)
             instance = listing.find(name)
             if instance is None:
@@ -131,7 +136,9 @@ class FileSystem:
         if address.facet == Facet.FOLDER:
             view = await self._view(address)
             if address.level == view.depth:
-                await self._listings.get(view.series_row(address.group))
+                row = view.series_row(address.group)
+                self._order.met(row, address.generation, address.group)
+                await self._listings.get(row)
         self.remember(inode)
         return inode
 

@@ -1,87 +1,321 @@
 """What to fetch before it is asked for, from what was read; pure, no I/O, one thread.
 
-Two patterns so far. A large file read from front to back: the blocks after the one being read, a window that
-doubles. Files of a series read one after the other in listing order, as `cp -r` and DICOM readers do: the next
-whole files, a window that doubles too. Anything else fetches nothing, and ends the window it breaks.
+A *walk* is a reader that goes through files in the order of the tree, on from one series into the next. It takes
+each file whole (`cp -r`, DICOM readers) or only its head (header scans); what it took of the last file says which.
+The window of files ahead of it grows as it goes on and ends with the pattern; what it may take of a series that is
+not yet begun is bounded by a part of what was read, so that little is fetched in vain when the walk ends there.
+
+A *stream* is a reader of one large file: front to back, or in steps of a constant length. Anything else is random
+and fetches just what it asks for.
 """
 
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TypeVar
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 SMALL_OBJECT = 8 << 20
 """Bytes up to which an object is fetched and kept whole."""
 
-BLOCK = 1 << 20
-"""Bytes in a block of a larger object."""
+BLOCK = 256 << 10
+"""Bytes in a block of a larger object: a tile of a slide is about a third of it."""
 
-BLOCKS_AHEAD = 16
-FILES_AHEAD = 32
-"""The widest windows: 16 MiB of one file; 32 files, which at half a megabyte each is as much."""
+HEAD = 64 << 10
+"""Bytes that a header scan is taken to read of a file; the kernel asks for 16 to 48 kB when a tool wants 4."""
+
+FIRST_FILES = 2
+GROWTH = 8
+MOST_FILES = 256
+"""Files ahead of a walk: these at its start, so many times more at each file that follows, up to these."""
+
+MOST_BYTES = 40 << 20
+"""Bytes ahead of a walk or a stream: at 50 ms and 60 MB/s a connection enough for 600 MB/s."""
+
+NEXT_SERIES_BYTES = 1 << 20
+NEXT_SERIES_PART = 25
+"""Of a series not begun, so many bytes are fetched, and one part in so many of what the walk has read."""
+
+LISTINGS_AHEAD = 8
+"""Series listed ahead of a walk that goes from series to series."""
+
+RUN_BLOCKS = 16
+"""Blocks fetched by one request: 4 MiB."""
+
+LARGE_FILE_START = 4
+"""Blocks of a large file that are fetched before its walk comes to it."""
 
 _REMEMBERED = 256
-"""Series and files whose reading is remembered; the least recently read are forgotten first."""
-
-K = TypeVar("K")
+"""Walks and streams remembered; the least recently read are forgotten first."""
 
 
-@dataclass
-class _Window:
-    """How far a reader has come, how much is fetched ahead of it, and up to where that is."""
+class Extent(NamedTuple):
+    """A part of an instance that is fetched by one request; `series` is a row of the table of all series."""
 
-    at: int
-    width: int = 0
-    ahead: int = 0
+    series: int
+    instance: int
+    offset: int
+    length: int
 
-    def advance(self, at: int, widest: int, last: int) -> range:
-        """The reader is at *at*; returns what to fetch next, none of it beyond *last*."""
-        if at == self.at:
-            return range(0)
-        follows = self.at < at <= self.at + max(1, self.width)
-        self.width = min(widest, self.width * 2 or 2) if follows else 0
-        self.at = at
-        start = max(at, self.ahead if follows else at) + 1
-        stop = min(at + self.width, last) + 1
-        self.ahead = max(start, stop) - 1
-        return range(start, stop)
+
+class ListingOf(NamedTuple):
+    """The listing of a series, to be fetched."""
+
+    series: int
+
+
+class Tree(Protocol):
+    """What the policy asks of the tree."""
+
+    def sizes(self, series: int) -> Sequence[int] | None:
+        """The sizes of a series' instances in bytes; None if they are not known yet."""
+
+    def next_series(self, series: int) -> int | None:
+        """The series that stands after *series* in the tree that is being read."""
 
 
 def extents(size: int, start: int, stop: int) -> range:
-    """The offsets of the extents that hold the bytes from *start* to *stop* of an object of *size*."""
+    """The offsets of the blocks, or of the one whole, that hold the bytes from *start* to *stop* of an object."""
     if size <= SMALL_OBJECT:
         return range(0, 1)
     return range(start // BLOCK * BLOCK, stop, BLOCK)
 
 
 def extent_end(size: int, offset: int) -> int:
-    """Where the extent that begins at *offset* ends, in an object of *size* bytes."""
+    """Where the block, or the whole, that begins at *offset* ends, in an object of *size* bytes."""
     return size if size <= SMALL_OBJECT else min(size, offset + BLOCK)
 
 
+class _Walk:
+    """A reader of files; a place is the number of a series that it comes through, and the instance."""
+
+    def __init__(self, series: int, instance: int) -> None:
+        self.series = {0: series}
+        self.numbers = {series: 0}
+        self.at = (0, instance)
+        self.deepest = 0
+        self.heads = False
+        self.width = 0
+        self.frontier = (0, instance + 1)
+        self.pending: deque[tuple[tuple[int, int], int]] = deque()
+        self.pending_bytes = 0
+        self.read_bytes = 0
+        self.listed = {series}
+
+    def come_to(self, at: tuple[int, int]) -> None:
+        """The reader is at another place; what is behind it is forgotten."""
+        self.at = at
+        while self.pending and self.pending[0][0] <= at:
+            self.pending_bytes -= self.pending.popleft()[1]
+        for number in [number for number in self.series if number < at[0]]:
+            series = self.series.pop(number)
+            del self.numbers[series]
+            self.listed.discard(series)
+
+    def enter(self, number: int, series: int) -> None:
+        """The frontier comes to another series."""
+        self.series[number] = series
+        self.numbers[series] = number
+
+
+class _Stream:
+    """A reader of a large file, counted in blocks."""
+
+    def __init__(self, block: int) -> None:
+        self.at = block
+        self.step = 1 if block == 0 else 0
+        self.width = 0
+        self.ahead = block
+
+
 class ReadAhead:
-    """Watches the reads of a mount and says what to fetch next."""
+    """Watches the reads of a mount and says what to fetch next, most urgent first.
 
-    def __init__(self) -> None:
-        self._series: OrderedDict[int, _Window] = OrderedDict()
-        self._files: OrderedDict[tuple[int, int], _Window] = OrderedDict()
+    Args:
+        tree: where files stand.
+    """
 
-    def next_files(self, series: int, instance: int, instances: int) -> range:
-        """The instances to fetch whole when *instance* of *series*, which has *instances*, is being read."""
-        window = _remembered(self._series, series, instance)
-        return window.advance(instance, FILES_AHEAD, instances - 1)
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._walks: OrderedDict[int, _Walk] = OrderedDict()
+        self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
 
-    def next_blocks(self, series: int, instance: int, block: int, size: int) -> range:
-        """The blocks to fetch when block number *block* of a large file of *size* bytes is being read."""
-        window = _remembered(self._files, (series, instance), block)
-        return window.advance(block, BLOCKS_AHEAD, (size - 1) // BLOCK)
+    def wants_head(self, series: int, instance: int, stop: int) -> bool:
+        """Whether a read of a small file that ends at *stop* is one of a header scan."""
+        walk = self._walks.get(series)
+        return walk is not None and walk.heads and stop <= HEAD
+
+    def read(self, series: int, instance: int, start: int, stop: int) -> list[Extent | ListingOf]:
+        """The bytes from *start* to *stop* of an instance are being read; returns what to fetch."""
+        sizes = self._tree.sizes(series)
+        if sizes is None:
+            return []
+        wanted = self._walked(series, instance, start, stop, sizes)
+        if sizes[instance] > SMALL_OBJECT:
+            wanted = self._streamed(series, instance, start, stop, sizes[instance]) + wanted
+        return wanted
+
+    def _walked(
+        self, series: int, instance: int, start: int, stop: int, sizes: Sequence[int]
+    ) -> list[Extent | ListingOf]:
+        walk = self._walks.get(series)
+        if walk is None or series not in walk.numbers:
+            walk = _Walk(series, instance)
+            walk.width = FIRST_FILES if instance == 0 else 0
+            _remember(self._walks, series, walk)
+            walk.deepest, walk.read_bytes = stop, stop - start
+            return self._ahead(walk)
+        self._walks.move_to_end(series)
+        walk.read_bytes += stop - start
+        at = (walk.numbers[series], instance)
+        if at > walk.at:
+            return self._advance(walk, at, stop)
+        if at == walk.at:
+            walk.deepest = max(walk.deepest, stop)
+        elif instance == 0 and walk.at[1] > FIRST_FILES:
+            # From the front again.
+            self._restart(walk, at)
+            walk.deepest = stop
+        if walk.heads and stop > HEAD and sizes[instance] > HEAD:
+            return self._take_whole(walk)
+        return []
+
+    def _advance(self, walk: _Walk, at: tuple[int, int], stop: int) -> list[Extent | ListingOf]:
+        """The walk has come to a later file."""
+        size = self._size(walk, walk.at)
+        follows = at <= walk.frontier or at == (walk.at[0] + 1, 0)
+        walk.heads = follows and size > HEAD >= walk.deepest
+        walk.come_to(at)
+        walk.deepest = stop
+        if not follows:
+            self._restart(walk, at)
+            walk.width = 0
+            return []
+        walk.width = min(MOST_FILES, max(FIRST_FILES, walk.width * GROWTH))
+        walk.frontier = max(walk.frontier, (at[0], at[1] + 1))
+        return self._ahead(walk)
+
+    def _restart(self, walk: _Walk, at: tuple[int, int]) -> None:
+        walk.at, walk.frontier, walk.width, walk.heads = at, (at[0], at[1] + 1), FIRST_FILES, False
+        walk.pending.clear()
+        walk.pending_bytes = 0
+
+    def _take_whole(self, walk: _Walk) -> list[Extent | ListingOf]:
+        """What looked like a header scan reads on: heads are not enough."""
+        width = walk.width
+        self._restart(walk, walk.at)
+        walk.width = max(FIRST_FILES, width // GROWTH)
+        return self._ahead(walk)
+
+    def _ahead(self, walk: _Walk) -> list[Extent | ListingOf]:
+        """Move the frontier of a walk as far as its window goes."""
+        wanted: list[Extent | ListingOf] = []
+        budget = NEXT_SERIES_BYTES + walk.read_bytes // NEXT_SERIES_PART
+        if walk.frontier[0] > walk.at[0]:
+            budget -= sum(size for at, size in walk.pending if at[0] > walk.at[0])
+        while len(walk.pending) < walk.width and walk.pending_bytes < MOST_BYTES:
+            number, instance = walk.frontier
+            series = walk.series[number]
+            sizes = self._tree.sizes(series)
+            if sizes is None or (instance >= len(sizes) and not self._enter_next(walk, number, wanted)):
+                break
+            if instance >= len(sizes):
+                continue
+            taken = self._extents(walk, series, instance, sizes[instance])
+            length = sum(extent.length for extent in taken)
+            if number > walk.at[0]:
+                budget -= length
+                if budget < 0:
+                    break
+            wanted += taken
+            walk.pending.append((walk.frontier, length))
+            walk.pending_bytes += length
+            walk.frontier = (number, instance + 1)
+        return wanted
+
+    def _enter_next(self, walk: _Walk, number: int, wanted: list[Extent | ListingOf]) -> bool:
+        """Let the frontier pass the end of a series, and have those that follow listed."""
+        following = walk.series.get(number + 1)
+        if following is None:
+            following = self._tree.next_series(walk.series[number])
+            if following is None or following in walk.numbers or self._is_read(following):
+                return False
+            walk.enter(number + 1, following)
+            _remember(self._walks, following, walk)
+        series: int | None = following
+        # A walk in its first series is not yet known to go from series to series.
+        for _ in range(LISTINGS_AHEAD if walk.at[0] else 1):
+            if series is None:
+                break
+            if series not in walk.listed and self._tree.sizes(series) is None:
+                walk.listed.add(series)
+                wanted.append(ListingOf(series))
+            series = self._tree.next_series(series)
+        if self._tree.sizes(following) is None:
+            return False
+        walk.frontier = (number + 1, 0)
+        return True
+
+    def _is_read(self, series: int) -> bool:
+        """Whether a walk is in a series; another walk that comes up to it must not take it over."""
+        walk = self._walks.get(series)
+        return walk is not None and walk.numbers.get(series) == walk.at[0]
+
+    def _extents(self, walk: _Walk, series: int, instance: int, size: int) -> list[Extent]:
+        """What a walk takes of a file."""
+        if size == 0:
+            return []
+        if size > SMALL_OBJECT:
+            return [Extent(series, instance, 0, (1 if walk.heads else LARGE_FILE_START) * BLOCK)]
+        return [Extent(series, instance, 0, min(size, HEAD) if walk.heads else size)]
+
+    def _size(self, walk: _Walk, at: tuple[int, int]) -> int:
+        sizes = self._tree.sizes(walk.series[at[0]])
+        return 0 if sizes is None else sizes[at[1]]
+
+    def _streamed(self, series: int, instance: int, start: int, stop: int, size: int) -> list[Extent | ListingOf]:
+        first, last = start // BLOCK, (stop - 1) // BLOCK
+        stream = self._streams.get((series, instance))
+        if stream is None:
+            stream = _Stream(first)
+            _remember(self._streams, (series, instance), stream)
+        self._streams.move_to_end((series, instance))
+        step = first - stream.at
+        if step == 0 and last == stream.at:
+            return []
+        follows = (0 <= step <= 1 and stream.step == 1) or 0 < step == stream.step
+        if not follows:
+            stream.step, stream.width, stream.at, stream.ahead = (1 if step == 1 else step), 0, last, last
+            return []
+        stream.width = min(MOST_BYTES // BLOCK, max(4, stream.width * 4))
+        stream.at = last
+        return self._blocks(series, instance, stream, size)
+
+    def _blocks(self, series: int, instance: int, stream: _Stream, size: int) -> list[Extent | ListingOf]:
+        """Move a stream's window on; blocks that stand together are one request."""
+        end = (size - 1) // BLOCK
+        step = stream.step
+        if stream.ahead - stream.at > stream.width * step // 2:
+            # Half a window at a time, so that requests stay large.
+            return []
+        begin = max(stream.ahead, stream.at) + step
+        stop = min(end, stream.at + stream.width * step)
+        if step > 1:
+            # Steps do not end at blocks, so each takes the block behind it too.
+            steps = range(begin, min(end, stream.at + stream.width // 2 * step) + 1, step)
+            runs = [range(block, min(end, block + 1) + 1) for block in steps]
+        else:
+            runs = [range(at, min(stop + 1, at + RUN_BLOCKS)) for at in range(begin, stop + 1, RUN_BLOCKS)]
+        if runs:
+            stream.ahead = runs[-1].start if step > 1 else runs[-1].stop - 1
+        return [
+            Extent(series, instance, run.start * BLOCK, min(size, run.stop * BLOCK) - run.start * BLOCK) for run in runs
+        ]
 
 
-def _remembered(windows: "OrderedDict[K, _Window]", key: K, at: int) -> _Window:
-    window = windows.get(key)
-    if window is None:
-        # A reader that starts at the front is taken to go on from there.
-        window = windows[key] = _Window(at - 1 if at == 0 else at)
-        if len(windows) > _REMEMBERED:
-            windows.popitem(last=False)
-    windows.move_to_end(key)
-    return window
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remember(kept: "OrderedDict[K, V]", key: K, value: V) -> None:
+    kept[key] = value
+    if len(kept) > _REMEMBERED:
+        kept.popitem(last=False)

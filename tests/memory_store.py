@@ -103,7 +103,7 @@ class FailingStore:
         await self._act()
         return await self._inner.list_page(bucket, prefix, token)
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes | memoryview:
         await self._act()
         return await self._inner.get(bucket, key, start, stop, etag)
 

@@ -49,7 +49,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes | memoryview:
         """Bytes *start* to *stop* (exclusive, at least one) of the object, if it still has *etag*.
 
         Waits for the network. Exactly ``stop - start`` bytes come back.

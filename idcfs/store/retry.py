@@ -52,7 +52,7 @@ class RetryingStore:
         """See `ObjectStore.list_page`; waits between attempts too."""
         return await self._insist(lambda: self._inner.list_page(bucket, prefix, token))
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes | memoryview:
         """See `ObjectStore.get`; waits between attempts too."""
         return await self._insist(lambda: self._inner.get(bucket, key, start, stop, etag))
 

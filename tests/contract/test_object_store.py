@@ -73,7 +73,7 @@ async def s3_mirror(_: Path, url: str) -> AsyncIterator[Mirror]:
         # Without it, unsigned requests are refused.
         backend.put_object(BUCKET, key, content).set_acl(get_canned_acl("public-read"))
 
-    async with S3Store(url) as store:
+    async with S3Store(url, workers=1) as store:
         yield Mirror(store, put)
 
 
@@ -260,7 +260,7 @@ async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
     content = Random(3).randbytes(10_000)
     mirror.put(KEY, content)
     etag = await mirror.etag_of(KEY)
-    answers: dict[int, bytes] = {}
+    answers: dict[int, bytes | memoryview] = {}
 
     async def get(start: int) -> None:
         answers[start] = await mirror.store.get(BUCKET, KEY, start, start + 100, etag)

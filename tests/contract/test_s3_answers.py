@@ -1,18 +1,13 @@
 """What `S3Store` makes of answers that S3 should not give, and of servers that give none."""
 
-import asyncio
 import ipaddress
 import ssl
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiobotocore.session
 import pytest
 import trio
 from cryptography import x509
@@ -58,13 +53,13 @@ def chunked(body: bytes, **changes: str | None) -> bytes:
 
 @asynccontextmanager
 async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[RawServer, S3Store]]:
-    async with raw_server() as server, S3Store(server.url, **options) as store:
+    async with raw_server() as server, S3Store(server.url, workers=1, **options) as store:
         server.answer = answer
         yield server, store
 
 
-def get(store: S3Store) -> Awaitable[bytes]:
-    return store.get("bucket", f"{PREFIX}k", 5, 10, ETAG)
+async def get(store: S3Store) -> bytes:
+    return bytes(await store.get("bucket", f"{PREFIX}k", 5, 10, ETAG))
 
 
 def list_page(store: S3Store) -> Awaitable[ListPage]:
@@ -107,7 +102,7 @@ async def test_right_bytes_however_framed(answer: bytes) -> None:
 async def test_a_whole_object_that_was_asked_for_whole() -> None:
     answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
     async with served(answer) as (_, store):
-        assert await store.get("bucket", "k", 0, 5, ETAG) == b"12345"
+        assert bytes(await store.get("bucket", "k", 0, 5, ETAG)) == b"12345"
         with pytest.raises(Untrusted):
             await store.get("bucket", "k", 0, 4, ETAG)
         with pytest.raises(Untrusted):
@@ -248,7 +243,7 @@ async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
 async def test_a_refused_connection() -> None:
     async with raw_server() as server:
         pass
-    async with S3Store(server.url) as store:
+    async with S3Store(server.url, workers=1) as store:
         with pytest.raises(Unreachable, match=server.url):
             await get(store)
 
@@ -256,7 +251,7 @@ async def test_a_refused_connection() -> None:
 async def test_tls_with_a_server_that_has_none() -> None:
     async with raw_server() as server:
         server.answer = part()
-        async with S3Store(server.url.replace("http:", "https:"), connect_timeout=0.3) as store:
+        async with S3Store(server.url.replace("http:", "https:"), connect_timeout=0.3, workers=1) as store:
             with pytest.raises(Unreachable, match="https://"):
                 await get(store)
 
@@ -281,23 +276,6 @@ async def test_a_cancelled_request_is_given_up() -> None:
         # There is one connection only: it has been given back.
         with trio.fail_after(5):
             assert await get(store) == b"67890"
-
-
-async def test_starting_does_not_hold_up_trio() -> None:
-    async with served(part()) as (_, store), trio.open_nursery() as nursery:
-        longest = 0.0
-
-        async def watch() -> None:
-            nonlocal longest
-            while True:
-                before = time.perf_counter()
-                await trio.sleep(0.005)
-                longest = max(longest, time.perf_counter() - before)
-
-        nursery.start_soon(watch)
-        await get(store)
-        nursery.cancel_scope.cancel()
-    assert longest < 0.3
 
 
 async def test_the_users_aws_settings_do_not_matter(
@@ -327,7 +305,7 @@ async def test_the_users_aws_settings_do_not_matter(
 
 
 async def test_the_users_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with raw_server() as proxy, S3Store("http://mirror.invalid") as store:
+    async with raw_server() as proxy, S3Store("http://mirror.invalid", workers=1) as store:
         proxy.answer = part()
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert await get(store) == b"67890"
@@ -372,88 +350,17 @@ async def test_certificates_are_verified_with_the_users_authorities(
     tls.load_cert_chain(certificate)
     async with raw_server(tls) as server:
         server.answer = part()
-        async with S3Store(server.url) as store:
+        async with S3Store(server.url, workers=1) as store:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await get(store)
         assert server.requests == []
         monkeypatch.setenv(name, str(certificate))
-        async with S3Store(server.url) as store:
+        async with S3Store(server.url, workers=1) as store:
             assert await get(store) == b"67890"
 
 
 async def test_authorities_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-    async with S3Store("https://127.0.0.1:1") as store:
+    async with S3Store("https://127.0.0.1:1", workers=1) as store:
         with pytest.raises(Unreachable, match=r"missing\.pem"):
             await get(store)
-
-
-async def test_a_client_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiobotocore.session, "AioSession", partial(raise_, RuntimeError("no session")))
-    async with S3Store("http://127.0.0.1:1") as store:
-        for _ in range(2):
-            with pytest.raises(Unreachable, match="no session"):
-                await get(store)
-
-
-async def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with served(part()) as (_, store):
-        with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "start", partial(raise_, RuntimeError("can't start new thread")))
-            with pytest.raises(Unreachable, match="cannot start"):
-                await get(store)
-        assert await get(store) == b"67890"
-
-
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-async def test_a_thread_that_ends_before_it_serves_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    monkeypatch.setattr(asyncio, "Runner", partial(raise_, MemoryError()))
-    async with S3Store("http://127.0.0.1:1") as store:
-        for _ in range(2):
-            with trio.fail_after(5), pytest.raises(Unreachable, match="ended"):
-                await get(store)
-
-
-async def test_a_thread_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    async with served(part()[:-2]) as (server, store):
-        server.stalls = True
-        async with trio.open_nursery() as nursery:
-
-            async def wait() -> None:
-                with pytest.raises(Unreachable, match="ended"):
-                    await get(store)
-
-            for _ in range(3):
-                nursery.start_soon(wait)
-            await until(lambda: len(server.requests) == 3)
-            loop = store._thread._loop
-            assert loop is not None
-            loop.call_soon_threadsafe(partial(raise_, SystemExit()))
-        with trio.fail_after(1), pytest.raises(Unreachable):
-            await get(store)
-    await until(no_client_thread)
-
-
-async def test_a_store_that_has_been_left() -> None:
-    async with served(part()) as (_, used), S3Store("http://127.0.0.1:1") as unused:
-        await get(used)
-    for store in (used, unused):
-        with pytest.raises(Unreachable):
-            await get(store)
-    await until(no_client_thread)
-
-
-def no_client_thread() -> bool:
-    return all(thread.name != "s3-client" for thread in threading.enumerate())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in another thread
-            await trio.sleep(0.01)
-
-
-def raise_(error: BaseException, *_: object, **__: object) -> None:
-    raise error

@@ -21,6 +21,7 @@ from idcfs.listing import Listings
 from idcfs.metrics import Metrics
 from idcfs.node import Node
 from idcfs.reader import Reader
+from idcfs.series_order import SeriesOrder
 from idcfs.store.base import ListPage, ObjectStore
 from idcfs.store.mirror import parse_mirror
 from tests.index_factory import Row
@@ -106,11 +107,12 @@ async def open_filesystem(
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
-        reader = Reader(store, mirror, objects, listings, metrics, nursery, seconds)
+        order = SeriesOrder(catalogue)
+        reader = Reader(store, mirror, objects, listings, metrics, nursery, seconds, order.following)
         control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
         settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
         registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
-        filesystem = FileSystem(catalogue, listings, reader, control, registry, metrics)
+        filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
         yield Opened(filesystem, catalogue, listings, reader, objects, metrics, registry)
         nursery.cancel_scope.cancel()
 

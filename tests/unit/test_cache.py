@@ -56,6 +56,58 @@ async def test_what_is_put_is_found_by_all_and_later(tmp_path: Path, content: by
     assert files(tmp_path) == []
 
 
+async def test_many_entries_are_put_at_once(tmp_path: Path) -> None:
+    entries = [(f"key{number}", SMALL if number % 2 else LARGE) for number in range(50)]
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put_many([])
+        await cache.put_many(entries)
+        assert (await cache.usage())[0] == 50
+        for key, content in entries:
+            assert await value(cache, key) == content
+    assert len(files(tmp_path)) == 25
+
+
+async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("before", LARGE)
+        (file,) = files(tmp_path)
+        write = caches.SafeDisk._write
+        written: list[str] = []
+
+        def fail_at_the_third(disk: Any, path: str, *arguments: Any) -> Any:
+            written.append(path)
+            if len(written) == 3:
+                raise OSError("no more")
+            return write(disk, path, *arguments)
+
+        monkeypatch.setattr(caches.SafeDisk, "_write", fail_at_the_third)
+        await cache.put_many([(f"key{number}", LARGE) for number in range(5)])
+        assert len(written) == 3
+        assert cache.failure is not None
+        assert "no more" in cache.failure
+        assert files(tmp_path) == [file]
+        assert (await cache.usage())[0] == 1
+        assert await value(cache, "before") == LARGE
+        assert [await value(cache, f"key{number}") for number in range(5)] == [None] * 5
+        await cache.put_many([(f"key{number}", LARGE) for number in range(5)])
+        assert [await value(cache, f"key{number}") for number in range(5)] == [LARGE] * 5
+        assert cache.failure is None
+
+
+async def test_whether_anything_has_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert not await cache.has_any("a/")
+        for key in ("a/b", "a0", "b/\U0001f480", "c"):
+            await cache.put(key, SMALL)
+        assert [await cache.has_any(prefix) for prefix in ("a/", "a", "b/", "c", "")] == [True] * 5
+        assert [await cache.has_any(prefix) for prefix in ("a/c", "a/ ", "c/", "d", "A")] == [False] * 5
+        await cache.delete("a/b")
+        assert not await cache.has_any("a/")
+        with database(tmp_path) as sql:
+            sql.execute("DROP TABLE Cache")
+        assert await cache.has_any("a/"), "nobody can tell, so it is worth a look"
+
+
 async def test_a_busy_database_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idcfs.cache._SQLITE_TIMEOUT", 0.1)
     monkeypatch.setattr("idcfs.cache.USES_AT_ONCE", 1)

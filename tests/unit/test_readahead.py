@@ -1,15 +1,107 @@
-import itertools
+"""A trace of reads in, fetches out."""
 
-from hypothesis import assume, given
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from idcfs.readahead import BLOCK, BLOCKS_AHEAD, FILES_AHEAD, SMALL_OBJECT, ReadAhead, extent_end, extents
+from idcfs.readahead import (
+    BLOCK,
+    HEAD,
+    LARGE_FILE_START,
+    LISTINGS_AHEAD,
+    MOST_BYTES,
+    MOST_FILES,
+    NEXT_SERIES_BYTES,
+    RUN_BLOCKS,
+    SMALL_OBJECT,
+    Extent,
+    ListingOf,
+    ReadAhead,
+    extent_end,
+    extents,
+)
 
-sizes = st.integers(0, 3 * SMALL_OBJECT) | st.sampled_from([1, SMALL_OBJECT, SMALL_OBJECT + 1, SMALL_OBJECT + BLOCK])
-LARGE = SMALL_OBJECT + 40 * BLOCK
+SLICE = 526_000
+PIECE = 32 << 10
+"""What the kernel asks for at a time."""
+
+sizes_of_objects = st.integers(0, 3 * SMALL_OBJECT) | st.sampled_from(
+    [1, HEAD, HEAD + 1, SMALL_OBJECT, SMALL_OBJECT + 1, SMALL_OBJECT + BLOCK]
+)
+sizes_of_files = st.integers(1, 2 * SLICE) | st.sampled_from([HEAD - 1, HEAD, HEAD + 1, SMALL_OBJECT])
 
 
-@given(sizes)
+class Tree:
+    """Series that follow each other by number; those in *unlisted* have no sizes until they are listed."""
+
+    def __init__(self, series: Sequence[Sequence[int]], unlisted: Iterable[int] = ()) -> None:
+        self.series = series
+        self.unlisted = set(unlisted)
+
+    def sizes(self, series: int) -> Sequence[int] | None:
+        return None if series in self.unlisted else self.series[series]
+
+    def next_series(self, series: int) -> int | None:
+        return series + 1 if series + 1 < len(self.series) else None
+
+
+class Watched:
+    """A policy over a tree, and everything that it has asked for."""
+
+    def __init__(self, *series: Sequence[int], unlisted: Iterable[int] = ()) -> None:
+        self.tree = Tree(series, unlisted)
+        self.policy = ReadAhead(self.tree)
+        self.answers = True
+        self.extents: list[Extent] = []
+        self.seen: set[Extent] = set()
+        self.listings: list[int] = []
+        self.read_bytes = 0
+
+    def read(self, series: int, instance: int, start: int, stop: int) -> list[Extent]:
+        """Read, list what is to be listed, and return the extents that are wanted."""
+        wanted = self.policy.read(series, instance, start, stop)
+        self.read_bytes += stop - start
+        found = [ahead for ahead in wanted if isinstance(ahead, Extent)]
+        for ahead in wanted:
+            if isinstance(ahead, ListingOf):
+                self.listings.append(ahead.series)
+                if self.answers:
+                    self.tree.unlisted.discard(ahead.series)
+        for extent in found:
+            size = self.tree.series[extent.series][extent.instance]
+            assert extent.length > 0
+            assert 0 <= extent.offset < extent.offset + extent.length <= size, "nothing beyond the end"
+            assert extent.offset % BLOCK == 0
+        self.extents += found
+        self.seen |= set(found)
+        return found
+
+    def read_whole(self, series: int, instance: int) -> list[Extent]:
+        size = self.tree.series[series][instance]
+        found: list[Extent] = []
+        # In eight pieces at most, as more show nothing else.
+        length = max(PIECE, -(-size // 8))
+        for start in range(0, size, length):
+            found += self.read(series, instance, start, min(size, start + length))
+        return found
+
+    def total(self) -> int:
+        return sum(extent.length for extent in self.extents)
+
+
+def blocks_of(fetched: Iterable[Extent]) -> list[int]:
+    """The blocks in extents of a large object, in order."""
+    return [
+        block
+        for extent in fetched
+        for block in range(extent.offset // BLOCK, -(-(extent.offset + extent.length) // BLOCK))
+    ]
+
+
+@given(sizes_of_objects)
 def test_extents_tile_an_object(size: int) -> None:
     assume(size)
     at = 0
@@ -21,7 +113,7 @@ def test_extents_tile_an_object(size: int) -> None:
     assert at == size
 
 
-@given(sizes, st.data())
+@given(sizes_of_objects, st.data())
 def test_the_extents_of_a_range_are_those_that_it_touches(size: int, data: st.DataObject) -> None:
     assume(size)
     start = data.draw(st.integers(0, size - 1))
@@ -30,85 +122,292 @@ def test_the_extents_of_a_range_are_those_that_it_touches(size: int, data: st.Da
     assert list(extents(size, start, stop)) == touched
 
 
-@given(st.integers(1, 300))
-def test_a_reader_of_all_files_finds_each_but_the_first_fetched_once(files: int) -> None:
-    policy = ReadAhead()
-    fetched: list[int] = []
-    for at in range(files):
-        assert at == 0 or at in fetched
-        fetched += policy.next_files(7, at, files)
-    assert fetched == list(range(1, files))
+@settings(deadline=None)
+@given(st.lists(st.lists(sizes_of_files, min_size=1, max_size=60), min_size=1, max_size=5), st.booleans())
+def test_a_reader_of_everything_finds_each_file_but_a_few_fetched_once_and_before_it_comes(
+    series: list[list[int]], listed: bool
+) -> None:
+    watched = Watched(*series, unlisted=() if listed else range(1, len(series)))
+    late = 0
+    for number, sizes in enumerate(series):
+        for instance, size in enumerate(sizes):
+            watched.tree.unlisted.discard(number)
+            late += Extent(number, instance, 0, size) not in watched.seen
+            watched.read_whole(number, instance)
+    assert len(watched.seen) == len(watched.extents)
+    assert len(set(watched.listings)) == len(watched.listings)
+    # The first, the first of a series that was not listed or is beyond what may be fetched in vain, and what
+    # follows a file that is no larger than a head.
+    if all(size > HEAD for sizes in series for size in sizes):
+        assert late <= 1 + sum(1 for sizes in series[1:] if not listed or sizes[0] > NEXT_SERIES_BYTES // 2)
 
 
-@given(st.integers(1, 300))
-def test_a_reader_of_a_large_file_finds_each_block_but_the_first_fetched_once(blocks: int) -> None:
-    policy = ReadAhead()
-    fetched: list[int] = []
-    for block in range(blocks):
-        assert block == 0 or block in fetched
-        # The kernel asks for a block in pieces.
-        for _ in range(8):
-            fetched += policy.next_blocks(7, 0, block, blocks * BLOCK - 5)
-    assert fetched == list(range(1, blocks))
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 2000))
+def test_each_file_of_a_sequential_reader_is_fetched_exactly_once(files: int) -> None:
+    watched = Watched([SLICE] * files)
+    for instance in range(files):
+        assert instance == 0 or Extent(0, instance, 0, SLICE) in watched.seen
+        watched.read_whole(0, instance)
+    assert watched.extents == [Extent(0, instance, 0, SLICE) for instance in range(1, files)]
 
 
-def test_the_window_doubles_up_to_its_bound() -> None:
-    policy = ReadAhead()
-    ahead = [policy.next_files(0, at, 1000).stop - 1 - at for at in range(10)]
-    assert ahead == [2, 4, 8, 16, 32, 32, 32, 32, 32, 32]
-    assert max(ahead) == FILES_AHEAD
-    ahead = [policy.next_blocks(0, 0, at, 1000 * BLOCK).stop - 1 - at for at in range(10)]
-    assert ahead == [2, 4, 8, 16, 16, 16, 16, 16, 16, 16]
-    assert max(ahead) == BLOCKS_AHEAD
+@given(
+    st.lists(st.lists(sizes_of_files, min_size=1, max_size=40), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 39), st.integers(1, SMALL_OBJECT)), max_size=60),
+)
+def test_whatever_is_read_what_is_ahead_is_bounded_and_nothing_is_behind(
+    series: list[list[int]], reads: list[tuple[int, int, int]]
+) -> None:
+    watched = Watched(*series)
+    for number, instance, stop in reads:
+        number %= len(series)
+        instance %= len(series[number])
+        found = watched.read(number, instance, 0, min(stop, series[number][instance]))
+        assert len(found) <= MOST_FILES
+        assert len(set(found)) == len(found)
+        places = [(extent.series, extent.instance) for extent in found]
+        assert all(place > (number, instance) for place in places), "nothing behind the reader"
+        assert sum(extent.length for extent in found[:-1]) < MOST_BYTES
 
 
-@given(st.integers(1, 60), st.lists(st.integers(0, 59), max_size=80))
-def test_nothing_beyond_the_end_nor_behind_the_reader_nor_too_far_ahead(files: int, reads: list[int]) -> None:
-    policy = ReadAhead()
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(2, 400))
+def test_bytes_ahead_of_a_walk_are_bounded(megabytes: int, files: int) -> None:
+    size = megabytes << 20
+    watched = Watched([size] * files)
+    for instance in range(files):
+        watched.read_whole(0, instance)
+        ahead = [extent for extent in watched.extents[instance:] if extent.instance > instance]
+        assert sum(extent.length for extent in ahead) < MOST_BYTES + size
+        assert len(ahead) <= MOST_FILES
+
+
+def test_the_window_grows_to_its_bound() -> None:
+    watched = Watched([1000] * 1000)
+    ahead = []
+    for instance in range(5):
+        watched.read_whole(0, instance)
+        ahead.append(len(watched.extents) - instance)
+    assert ahead == [2, 16, 128, 256, 256]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 1000), st.integers(1, HEAD))
+def test_a_header_scan_takes_heads(files: int, stop: int) -> None:
+    watched = Watched([SLICE] * files)
+    for instance in range(files):
+        watched.read(0, instance, 0, stop)
+        assert watched.policy.wants_head(0, instance, stop) is (instance > 0)
+        assert not watched.policy.wants_head(0, instance, HEAD + 1)
+    wholes = [extent for extent in watched.extents if extent.length == SLICE]
+    assert len(wholes) <= 2, "before it is known for a header scan"
+    assert all(extent.length == HEAD for extent in watched.extents[len(wholes) :])
+    assert [extent.instance for extent in watched.extents] == list(range(1, files))
+
+
+def test_a_header_scan_of_a_series_takes_at_most_a_quarter_of_its_bytes() -> None:
+    watched = Watched([SLICE] * 304)
+    for instance in range(304):
+        watched.read(0, instance, 0, 16 << 10)
+    assert SLICE + watched.total() <= 0.25 * 304 * SLICE
+
+
+def test_files_no_larger_than_a_head_are_taken_whole() -> None:
+    watched = Watched([36_000] * 2000)
+    for instance in range(2000):
+        watched.read(0, instance, 0, 4096)
+    assert watched.extents == [Extent(0, instance, 0, 36_000) for instance in range(1, 2000)]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 100))
+def test_a_header_scan_that_reads_on_takes_wholes(scanned: int) -> None:
+    watched = Watched([SLICE] * 304)
+    for instance in range(scanned + 1):
+        watched.read(0, instance, 0, PIECE)
+    found = watched.read(0, scanned, PIECE, HEAD + PIECE)
+    assert found[:2] == [Extent(0, scanned + ahead, 0, SLICE) for ahead in (1, 2)]
+    assert not watched.policy.wants_head(0, scanned, PIECE)
+    for instance in range(scanned + 1, 304):
+        assert Extent(0, instance, 0, SLICE) in watched.seen
+        watched.read_whole(0, instance)
+    # Those that were taken whole before it looked like a scan may be asked for again.
+    assert len(watched.extents) <= len(watched.seen) + 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=8), sizes_of_files, st.booleans())
+def test_bytes_of_a_series_not_begun_are_bounded_by_what_was_read(files: list[int], size: int, whole: bool) -> None:
+    watched = Watched(*([size] * count for count in files))
+
+    def read(number: int, instance: int) -> list[Extent]:
+        if whole:
+            return watched.read_whole(number, instance)
+        return watched.read(number, instance, 0, min(size, PIECE))
+
+    for number, count in enumerate(files):
+        beyond = 0
+        for instance in range(count):
+            found = read(number, instance)
+            beyond += sum(extent.length for extent in found if extent.series > number)
+            assert beyond <= 0.05 * watched.read_bytes + (1 << 20)
+
+
+def test_a_tile_of_a_slide_does_not_count_as_all_of_it() -> None:
+    watched = Watched([300 << 20, 1000], [SLICE] * 100)
+    watched.read(0, 0, 299 << 20, (299 << 20) + 1000)
+    watched.read(0, 1, 0, 1000)
+    assert sum(extent.length for extent in watched.extents if extent.series) <= NEXT_SERIES_BYTES + 1000
+
+
+def test_series_are_listed_ahead_of_a_walk_of_single_files() -> None:
+    watched = Watched(*([20_000] for _ in range(40)), unlisted=range(1, 40))
+    for series in range(40):
+        watched.read_whole(series, 0)
+        # The first may well be all that is read.
+        assert max(watched.listings) == min(39, series + 1 if series == 0 else max(watched.listings))
+        assert watched.listings[-1] <= series + LISTINGS_AHEAD + len(watched.listings)
+        assert all(number in watched.listings for number in range(1, min(40, series + 2)))
+    assert watched.listings == list(range(1, 40))
+    assert [extent.series for extent in watched.extents] == sorted({extent.series for extent in watched.extents})
+    assert len(watched.extents) >= 37
+
+
+def test_only_the_next_series_is_listed_ahead_of_the_first() -> None:
+    watched = Watched([SLICE] * 3, [SLICE], [SLICE], unlisted=(1, 2))
+    watched.answers = False
+    for instance in range(3):
+        watched.read_whole(0, instance)
+    assert watched.listings == [1]
+
+
+def test_the_files_of_the_next_series_come_before_its_reader() -> None:
+    watched = Watched([SLICE] * 200, [SLICE] * 200, unlisted=(1,))
+    for instance in range(200):
+        watched.read_whole(0, instance)
+    assert watched.listings == [1]
+    ahead = [extent for extent in watched.extents if extent.series == 1]
+    assert 5 <= len(ahead) <= 10
+    watched.read_whole(1, 0)
+    assert len([extent for extent in watched.extents if extent.series == 1]) > 60
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(0, PIECE))
+def test_a_reader_of_a_large_file_finds_each_block_fetched_once(blocks: int, less: int) -> None:
+    size = SMALL_OBJECT + blocks * BLOCK - less
+    watched = Watched([size])
+    fetched: set[int] = set()
+    for start in range(0, size, PIECE):
+        block = start // BLOCK
+        # The first window opens when the second block is read.
+        assert block <= 1 or block in fetched
+        found = watched.read(0, 0, start, min(size, start + PIECE))
+        new = blocks_of(found)
+        assert not fetched & set(new)
+        assert all(other > block for other in new)
+        assert all(extent.length <= RUN_BLOCKS * BLOCK for extent in found)
+        fetched |= set(new)
+        ahead = sum(min(size, (other + 1) * BLOCK) - other * BLOCK for other in fetched if other > block)
+        assert ahead <= MOST_BYTES + RUN_BLOCKS * BLOCK
+    assert fetched == set(range(2, -(-size // BLOCK)))
+    # Few requests: all but those of the first windows are for many blocks.
+    assert len(watched.extents) <= 4 + (blocks + 32) / RUN_BLOCKS * 2
+
+
+@given(st.integers(2, 200), st.integers(0, BLOCK - 1))
+def test_steps_of_one_length_are_followed(step: int, offset: int) -> None:
+    size = 2000 * step * BLOCK
+    watched = Watched([1, size])
+    fetched: set[int] = set()
+    for turn in range(40):
+        at = 7 * BLOCK + turn * step * BLOCK + offset
+        block = at // BLOCK
+        # The first step is seen at the second read, and known for one at the third.
+        assert turn < 3 or block in fetched
+        found = watched.read(0, 1, at, at + 1)
+        assert all(extent.length <= 2 * BLOCK for extent in found)
+        assert all(extent.offset // BLOCK > block for extent in found)
+        new = blocks_of(found)
+        assert len(new) == len(set(new))
+        assert step == 2 or not fetched & set(new)
+        fetched |= set(new)
+        assert sum(other > block for other in fetched) * BLOCK <= MOST_BYTES + 2 * BLOCK
+    assert len(fetched) > 40
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 10_000), min_size=2, max_size=80), st.randoms(use_true_random=False))
+def test_random_reading_fetches_nothing(reads: list[int], source: random.Random) -> None:
+    watched = Watched([SLICE] * 20_001)
+    slide = Watched([20_001 * BLOCK])
+    # Neighbours, and equal steps, are patterns.
+    reads = [2 * at for at in reads]
+    steps = [after - before for before, after in itertools.pairwise(reads)]
+    assume(all(one != other for one, other in itertools.pairwise(steps)))
     for at in reads:
-        at %= files
-        fetched = policy.next_files(3, at, files)
-        assert all(at < file < files and file <= at + FILES_AHEAD for file in fetched)
+        assert not watched.read(0, at, 0, 4096)
+        assert not slide.read(0, 0, at * BLOCK, at * BLOCK + source.randrange(1, BLOCK))
+    assert not watched.listings
 
 
-@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=80))
-def test_random_reading_fetches_nothing(reads: list[int]) -> None:
-    policy = ReadAhead()
-    # The front is where sequential readers begin, so a reader there counts as one.
-    reads = [at + 1 for at in reads]
-    assume(all(after != before + 1 for before, after in itertools.pairwise(reads)))
-    for at in reads:
-        assert not policy.next_files(3, at, 20_000)
-        assert not policy.next_blocks(3, 0, at, 20_000 * BLOCK)
+def test_a_large_file_has_its_start_fetched_before_its_walk_comes() -> None:
+    watched = Watched([1000, 1000, 100 << 20])
+    watched.read_whole(0, 0)
+    watched.read_whole(0, 1)
+    assert watched.extents[-1] == Extent(0, 2, 0, LARGE_FILE_START * BLOCK)
+
+
+def test_a_second_pass_from_the_front_is_a_walk_again() -> None:
+    watched = Watched([SLICE] * 100)
+    for instance in range(100):
+        watched.read_whole(0, instance)
+    watched.extents.clear()
+    watched.seen.clear()
+    for instance in range(100):
+        watched.read_whole(0, instance)
+    assert len(watched.seen) == len(watched.extents)
+    assert {extent.instance for extent in watched.extents} >= set(range(2, 100))
 
 
 def test_a_jump_ends_the_window_and_reading_on_opens_a_new_one() -> None:
-    policy = ReadAhead()
-    for at in range(6):
-        policy.next_files(0, at, 1000)
-    assert not policy.next_files(0, 500, 1000)
-    assert policy.next_files(0, 501, 1000) == range(502, 504)
-    assert not policy.next_files(0, 2, 1000)
-    assert policy.next_files(0, 3, 1000) == range(4, 6)
+    watched = Watched([SLICE] * 1000)
+    for instance in range(6):
+        watched.read_whole(0, instance)
+    assert not watched.read_whole(0, 700)
+    assert [extent.instance for extent in watched.read_whole(0, 701)] == [702, 703]
 
 
-@given(st.lists(st.integers(0, 3)))
-def test_readers_of_different_series_do_not_disturb_each_other(turns: list[int]) -> None:
-    together = ReadAhead()
-    alone = {reader: ReadAhead() for reader in range(4)}
-    at = dict.fromkeys(range(4), 0)
-    for reader in turns:
-        file = at[reader]
-        at[reader] += 1
-        assert together.next_files(reader, file, 50) == alone[reader].next_files(reader, file, 50)
-        assert together.next_blocks(reader, 1, file, LARGE) == alone[reader].next_blocks(reader, 1, file, LARGE)
+def test_readers_of_neighbouring_series_do_not_take_each_others_walks() -> None:
+    watched = Watched(*([SLICE] * 100 for _ in range(4)))
+    for instance in range(100):
+        for series in range(4):
+            if instance > 3:
+                assert Extent(series, instance, 0, SLICE) in watched.seen
+            watched.read_whole(series, instance)
+    assert len(watched.seen) == len(watched.extents)
+
+
+def test_what_is_not_listed_is_not_fetched() -> None:
+    watched = Watched([SLICE] * 10, unlisted=[0])
+    assert not watched.read(0, 0, 0, 1000)
+    assert not watched.policy.wants_head(0, 0, 1000)
+
+
+def test_files_without_a_byte_are_passed_over() -> None:
+    watched = Watched([10, 0, 0, 20, 0], [], [30])
+    for instance in (0, 3):
+        watched.read_whole(0, instance)
+    assert watched.extents == [Extent(2, 0, 0, 30)]
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    policy = ReadAhead()
-    policy.next_files(0, 0, 100)
-    for series in range(1, 100_000):
-        policy.next_files(series, 0, 100)
-        policy.next_blocks(series, 0, 0, LARGE)
-    assert len(policy._series) <= 256
-    assert len(policy._files) <= 256
+    watched = Watched(*([SMALL_OBJECT + BLOCK, 10] for _ in range(10_000)))
+    for series in range(10_000):
+        watched.read(series, 0, 0, 10)
+        watched.read(series, 1, 0, 10)
+        walk = watched.policy._walks[series]
+        assert len(walk.series) + len(walk.listed) + len(walk.pending) < 2000
+    assert len(watched.policy._walks) <= 256
+    assert len(watched.policy._streams) <= 256

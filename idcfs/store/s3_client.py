@@ -1,0 +1,214 @@
+"""`S3Client`: asks anything that speaks S3's REST interface, unsigned; asyncio.
+
+Requests go through aiobotocore's HTTP session, and not through its client: unsigned GETs of objects and listings need
+nothing of what a client does for each call, which took (m) two thirds of the time.
+
+Nothing that the user has configured for AWS matters here (profiles, credentials, endpoints); the variables for
+proxies and certificate authorities do.
+"""
+
+import os
+import re
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote, urlencode
+
+from aiobotocore.httpsession import AIOHTTPSession
+from aiohttp import ClientError, ClientPayloadError
+from botocore.awsrequest import AWSPreparedRequest
+from botocore.exceptions import ConnectionError as EndpointError
+from botocore.exceptions import HTTPClientError
+from botocore.utils import get_environ_proxies
+
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
+from idcfs.store.base import ListPage
+from idcfs.store.list_parser import check_keys, parse_listing
+
+_Answer = TypeVar("_Answer")
+
+_ERROR_BODY_BYTES = 64 * 1024
+_BUFFER_BYTES = 1 << 20
+"""aiohttp stops reading a connection at twice this; with its own 64 kB it stops often."""
+
+_CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
+
+
+class S3Client:
+    """The objects at *endpoint*, a URL.
+
+    *connect_timeout* and *read_timeout* are seconds to connect and between two arrivals of bytes;
+    *max_connections* requests are sent at once, others wait. The methods are those of `ObjectStore`, but that bytes
+    go into a buffer.
+    """
+
+    def __init__(self, endpoint: str, connect_timeout: float, read_timeout: float, max_connections: int) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        self._timeouts = connect_timeout, read_timeout
+        self._max_connections = max_connections
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        session = _OneHostSession(
+            verify=_authorities(),
+            proxies=get_environ_proxies(self._endpoint),
+            timeout=self._timeouts,
+            max_pool_connections=self._max_connections,
+        )
+        self._session = await self._stack.enter_async_context(session)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
+        """See `ObjectStore.list_page`. Whether pages ascend is the caller's check."""
+        return await self._asked(f"{bucket}/{prefix}", bucket, self._list(bucket, prefix, token))
+
+    async def get_into(self, bucket: str, key: str, start: int, stop: int, etag: str, buffer: memoryview) -> None:
+        """See `ObjectStore.get`; *buffer* is as long as the range, and holds rubbish if this raises."""
+        if not key:
+            raise NotFound("an object's key is not empty")
+        await self._asked(f"{bucket}/{key}", bucket, self._get(bucket, key, start, stop, etag, buffer))
+
+    async def _asked(self, name: str, bucket: str, answer: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await answer
+        except Exception as error:
+            raise _translate(error, f"{self._endpoint}: {name}") from error
+
+    async def _list(self, bucket: str, prefix: str, token: str | None) -> ListPage:
+        query = {"list-type": "2", "prefix": prefix, **({} if token is None else {"continuation-token": token})}
+        answer = await self._send(bucket, f"?{urlencode(query)}", {})
+        async with answer.raw as body:
+            page = parse_listing(await body.read())
+        check_keys(page.objects, prefix)
+        return page
+
+    async def _get(self, bucket: str, key: str, start: int, stop: int, etag: str, buffer: memoryview) -> None:
+        answer = await self._send(bucket, f"/{quote(key)}", {"Range": f"bytes={start}-{stop - 1}", "If-Match": etag})
+        async with answer.raw as body:
+            _check_head(answer.status_code, answer.headers, start, stop, etag)
+            await _read(body.content, buffer)
+
+    async def _send(self, bucket: str, rest: str, headers: dict[str, str]) -> Any:
+        if not _BUCKET_NAME.fullmatch(bucket):
+            raise NotFound(f"{bucket!r} is not the name of a bucket")
+        url = f"{self._endpoint}/{bucket}{rest}"
+        return await self._session.send(AWSPreparedRequest("GET", url, headers, None, True))
+
+
+def _check_head(status: int, headers: dict[str, str], start: int, stop: int, etag: str) -> None:
+    """Raise unless the answer's head promises bytes *start* to *stop* of the object with *etag*."""
+    found = headers.get("etag")
+    if not found:
+        raise Untrusted("the answer has no ETag")
+    if found != etag:
+        raise ObjectChanged(f"the ETag is {found}, not {etag}")
+    length = headers.get("content-length")
+    if length is not None and length != str(stop - start):
+        raise Untrusted(f"{length} bytes came for {stop - start}")
+    if status == 206:
+        asked = (start, stop - 1)
+        given = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        if given is None or (int(given[1]), int(given[2])) != asked:
+            raise Untrusted(f"range {headers.get('content-range')!r} came for bytes {start}-{stop - 1}")
+    # A server that knows no ranges sends the whole object, which may happen to be what was asked for.
+    elif status != 200 or start != 0 or length is None:
+        raise Untrusted(f"status {status} came for bytes {start}-{stop - 1}")
+
+
+async def _read(body: Any, buffer: memoryview) -> None:
+    """The body, if it is as long as *buffer*; at most one chunk more is taken from it."""
+    filled = 0
+    async for chunk in body.iter_any():
+        if filled + len(chunk) > len(buffer):
+            raise Untrusted(f"more than {len(buffer)} bytes came for {len(buffer)}")
+        buffer[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    if filled != len(buffer):
+        raise Untrusted(f"{filled} bytes came for {len(buffer)}")
+
+
+class _Refused(Exception):
+    """An answer whose status says that it has nothing of what was asked for."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP status {status}")
+        self.status = status
+
+
+def _translate(error: Exception, what: str) -> ReadError:
+    """What *error*, which came out of aiobotocore, means to the caller who asked for *what*."""
+    if isinstance(error, ReadError):
+        return type(error)(f"{what}: {error}")
+    reason = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
+    if isinstance(reason, _Refused):
+        return _refusal(reason, what)
+    if isinstance(reason or error, ClientPayloadError):
+        return Untrusted(f"{what}: the body ended early")
+    if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
+        return Unreachable(f"{what}: {reason or error or type(error).__name__}")
+    return Untrusted(f"{what}: {type(error).__name__}: {error}")
+
+
+def _refusal(refused: _Refused, what: str) -> ReadError:
+    message = f"{what}: {refused}"
+    match refused.status:
+        case 404:
+            return NotFound(message)
+        case 403:
+            return AccessDenied(message)
+        case 412 | 416:
+            return ObjectChanged(message)
+        case 407 | 408 | 429:
+            return Unreachable(message)
+        case status if status >= 500:
+            return Unreachable(message)
+        case _:
+            return Untrusted(message)
+
+
+def _authorities() -> str | bool:
+    """The file of certificate authorities that the environment names, or True for the usual ones."""
+    for name in _CA_VARIABLES:
+        path = os.environ.get(name, "").strip()
+        if path:
+            # OpenSSL's own complaint does not say which file it means.
+            if not os.access(path, os.R_OK):
+                raise OSError(f"{name} names {path}, which cannot be read")
+            return path
+    return True
+
+
+class _OneHostSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships no types
+    """An HTTP session that follows no redirects and hands on successes only.
+
+    IDC's mirrors never redirect, and the body of an error, however long, tells no more than the status.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> "_Requests":
+        return _Requests(await super()._get_session(proxy_url))
+
+
+class _Requests:
+    """The one method of an aiohttp session that aiobotocore's session calls."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def request(self, method: str, **options: Any) -> Any:
+        response = await self._session.request(method, **options, allow_redirects=False, read_bufsize=_BUFFER_BYTES)
+        if response.status < 300:
+            return response
+        try:
+            # A connection whose answer was read to its end can serve the next request.
+            await response.content.read(_ERROR_BODY_BYTES)
+        finally:
+            response.close()
+            raise _Refused(response.status)

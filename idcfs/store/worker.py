@@ -1,0 +1,106 @@
+"""A process that asks a mirror, so that HTTP, TLS and the copying of bodies do not stand in the file system's way.
+
+    python -m idcfs.store.worker OPTIONS
+
+OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of an arena (`idcfs.store.arena`).
+Requests and answers are lines of JSON on the socket; bodies go into the arena. A request has an `id` and
+
+    list    bucket, prefix, token           answered with `objects` and `token`
+    get     bucket, key, start, stop, etag, and `at`, where the bytes are to be in the arena
+    cancel  the `id` of another request, which is then answered at once
+
+Each request but cancel has just one answer; after it the worker writes no more to its region. An answer that has an
+`error` (a class of `idcfs.errors`) has a `message` too. The end of the socket means that the file system is gone.
+"""
+
+import asyncio
+import contextlib
+import functools
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from idcfs.errors import ReadError, Unreachable
+from idcfs.store.s3_client import S3Client
+
+LONGEST_REQUEST = 1 << 20
+"""Bytes of a request's line; keys and tokens are far shorter."""
+
+
+class Worker:
+    """Answers requests."""
+
+    def __init__(self, client: S3Client | None, why_not: str, arena: memoryview, writer: asyncio.StreamWriter) -> None:
+        self._client = client
+        self._why_not = why_not
+        self._arena = arena
+        self._writer = writer
+        self._tasks: dict[int, asyncio.Task[dict[str, Any]]] = {}
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        """Answer until the other side is gone."""
+        async for line in reader:
+            request = json.loads(line)
+            if "cancel" in request:
+                task = self._tasks.get(request["cancel"])
+                if task is not None:
+                    task.cancel()
+            else:
+                task = self._tasks[request["id"]] = asyncio.create_task(self._do(request))
+                # Not within the task: one that is cancelled before it begins never runs.
+                task.add_done_callback(functools.partial(self._answer, request["id"]))
+
+    def _answer(self, number: int, task: asyncio.Task[dict[str, Any]]) -> None:
+        del self._tasks[number]
+        error = asyncio.CancelledError("given up") if task.cancelled() else task.exception()
+        if error is None:
+            answer = task.result()
+        elif isinstance(error, ReadError):
+            answer = {"error": type(error).__name__, "message": str(error)}
+        else:
+            answer = {"error": "Unreachable", "message": f"the worker failed: {error!r}"}
+        self._writer.write(json.dumps({"id": number, **answer}).encode() + b"\n")
+
+    async def _do(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._client is None:
+            raise Unreachable(self._why_not)
+        if request["do"] == "list":
+            page = await self._client.list_page(request["bucket"], request["prefix"], request["token"])
+            return {"objects": page.objects, "token": page.token}
+        start, stop, at = request["start"], request["stop"], request["at"]
+        buffer = self._arena[at : at + stop - start]
+        await self._client.get_into(request["bucket"], request["key"], start, stop, request["etag"], buffer)
+        return {}
+
+
+async def run(options: dict[str, Any]) -> None:
+    """Serve the socket that *options* names."""
+    arena = memoryview(mmap.mmap(options["arena"], options["arena_size"]))
+    connection = socket.socket(fileno=options["socket"])
+    reader, writer = await asyncio.open_connection(sock=connection, limit=LONGEST_REQUEST)
+    async with contextlib.AsyncExitStack() as stack:
+        why_not = ""
+        client: S3Client | None = None
+        try:
+            client = await stack.enter_async_context(S3Client(**options["client"]))
+        except Exception as error:
+            why_not = f"{options['client']['endpoint']}: the S3 client cannot start: {error}"
+        await Worker(client, why_not, arena, writer).serve(reader)
+
+
+def main() -> None:
+    """Run as a process."""
+    # Ctrl-C is for the file system, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(ConnectionError):
+        asyncio.run(run(json.loads(sys.argv[1])))
+    # Requests under way are not worth waiting for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

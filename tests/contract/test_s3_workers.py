@@ -1,0 +1,296 @@
+"""The processes that `S3Store` asks through: that they end, and what becomes of who waits when they do."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from idcfs.errors import ReadError, Unreachable, Untrusted
+from idcfs.store import s3
+from idcfs.store.s3 import S3Store
+from idcfs.store.worker import Worker
+from tests.conftest import WarningsLogged
+from tests.raw_server import RawServer, http
+
+ETAG = '"e"'
+
+PARENT = """
+import sys, trio
+from idcfs.store.s3 import S3Store
+
+async def main():
+    async with S3Store(sys.argv[1], workers=2) as store:
+        store.start()
+        try:
+            await store.get("bucket", "k", 0, 5, '"e"')
+        except Exception as error:
+            print(error, flush=True)
+        print("asked", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+class Letters(RawServer):
+    """Answers a request for *key* with bytes of the key's first letter, as many as were asked for or *more*."""
+
+    more = 0
+    promise = True
+
+    async def handle(self, stream: trio.abc.Stream) -> None:
+        self.connections += 1
+        head = await stream.receive_some()
+        if not head:
+            return
+        self.requests.append(bytes(head))
+        key = head.split(b" ")[1].rpartition(b"/")[2]
+        span = head.lower().partition(b"range: bytes=")[2].partition(b"\r\n")[0]
+        start, end = map(int, span.split(b"-"))
+        length = end - start + 1
+        wrong = self.more if key.startswith(b"x") else 0
+        headers = {"Content-Range": f"bytes {start}-{end}/{end + 1}", "ETag": ETAG}
+        if wrong == 0:
+            headers["Content-Length"] = str(length)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(http("206 Partial Content", headers, bytes(key[:1]) * (length + wrong)))
+            if self.stalls:
+                await stream.receive_some()
+
+
+@asynccontextmanager
+async def letters() -> AsyncIterator[Letters]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    server = Letters("http", listener.socket.getsockname()[1])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, server.handle, [listener])
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+def workers_of(parent: int) -> list[int]:
+    """The ids of the workers that a process has started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            started_by = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if started_by == parent and b"idcfs.store.worker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def arenas_open() -> int:
+    """How many descriptors of arenas this process has."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += "idcfs-arena" in str(link.readlink())
+    return found
+
+
+def is_running(process: int) -> bool:
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110  # what is waited for happens in another process
+            await trio.sleep(0.01)
+
+
+async def get(store: S3Store, key: str = "a", length: int = 5) -> bytes:
+    return bytes(await store.get("bucket", key, 0, length, ETAG))
+
+
+async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() -> None:
+    async with letters() as server, S3Store(server.url, workers=1) as store:
+        assert await get(store) == b"aaaaa"
+        (worker,) = workers_of(os.getpid())
+        before = len(server.requests)
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(Unreachable, match=r"worker .*ended"):
+                    await get(store, "x")
+
+            server.more, server.stalls = -1, True
+            for _ in range(3):
+                nursery.start_soon(wait)
+            await until(lambda: len(server.requests) == before + 3)
+            os.kill(worker, signal.SIGKILL)
+        server.more, server.stalls = 0, False
+        with trio.fail_after(20):
+            assert await get(store) == b"aaaaa"
+        (new,) = workers_of(os.getpid())
+        assert new != worker
+
+
+async def test_a_store_that_is_left_leaves_no_process() -> None:
+    async with letters() as server:
+        async with S3Store(server.url, workers=2) as store:
+            store.start()
+            assert await get(store) == b"aaaaa"
+            workers = workers_of(os.getpid())
+            assert len(workers) == 2
+        assert not any(map(is_running, workers))
+        with pytest.raises(Unreachable, match="not open"):
+            await get(store)
+    async with S3Store("http://127.0.0.1:1") as unused:
+        assert workers_of(os.getpid()) == []
+    with pytest.raises(Unreachable, match="not open"):
+        await get(unused)
+
+
+async def test_a_store_that_is_left_at_once_or_while_somebody_waits_does_not_hang() -> None:
+    async with letters() as server:
+        with trio.fail_after(20):
+            async with S3Store(server.url, workers=2) as store:
+                store.start()
+            server.more, server.stalls = -1, True
+            async with trio.open_nursery() as nursery:
+
+                async def wait() -> None:
+                    with pytest.raises(ReadError):
+                        await get(store, "x")
+
+                async with S3Store(server.url, workers=1) as store:
+                    nursery.start_soon(wait)
+                    await until(lambda: server.requests)
+    assert workers_of(os.getpid()) == []
+
+
+async def test_workers_end_when_who_started_them_is_killed() -> None:
+    async with letters() as server:
+        command = [sys.executable, "-c", PARENT, server.url]
+        parent = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220  # it takes no time
+        try:
+            assert parent.stdout is not None
+            assert await trio.to_thread.run_sync(parent.stdout.readline) == b"asked\n"
+            workers = workers_of(parent.pid)
+            assert len(workers) == 2
+        finally:
+            parent.kill()
+            parent.communicate()
+        await until(lambda: not any(map(is_running, workers)))
+
+
+async def test_a_worker_ignores_what_the_keyboard_sends() -> None:
+    async with letters() as server, S3Store(server.url, workers=1) as store:
+        await get(store)
+        (worker,) = workers_of(os.getpid())
+        os.kill(worker, signal.SIGINT)
+        assert await get(store) == b"aaaaa"
+        assert workers_of(os.getpid()) == [worker]
+
+
+async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "ARENA_BYTES", 100_000)
+    async with letters() as server, S3Store(server.url, workers=1, max_connections=1) as store:
+        server.more, server.stalls = -1, True
+        for _ in range(5):
+            before = len(server.requests)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(get, store, "x", 100_000)
+                await until(lambda before=before: len(server.requests) > before)  # type: ignore[misc]
+                nursery.cancel_scope.cancel()
+        server.more, server.stalls = 0, False
+        with trio.fail_after(20):
+            assert await get(store, "b", 100_000) == b"b" * 100_000
+
+
+async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_nobody_waiting() -> None:
+    async with letters() as server, S3Store(server.url, workers=1) as store:
+        assert await get(store) == b"aaaaa"
+        with trio.fail_after(20):
+            for _ in range(50):
+                with trio.move_on_after(0):
+                    await get(store)
+            assert await get(store) == b"aaaaa"
+        assert store._workers[0] is not None
+        assert store._workers[0].busy == 0
+
+
+@pytest.mark.parametrize("more", [-1, 1, 70_000, 3_000_000])
+async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(more: int) -> None:
+    async with letters() as server, S3Store(server.url, workers=1) as store:
+        server.more = more
+        kept: dict[str, bytes | memoryview] = {}
+
+        async def good(key: str) -> None:
+            kept[key] = await store.get("bucket", key, 0, 20_000, ETAG)
+
+        async def bad() -> None:
+            with pytest.raises(Untrusted):
+                await get(store, "x", 20_000)
+
+        async with trio.open_nursery() as nursery:
+            for key in "abcdefgh":
+                nursery.start_soon(good, key)
+                nursery.start_soon(bad)
+        assert {key: bytes(data) for key, data in kept.items()} == {key: key.encode() * 20_000 for key in "abcdefgh"}
+
+
+async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "ARENA_BYTES", 100_000)
+    async with letters() as server, S3Store(server.url, workers=1) as store:
+        done: list[str] = []
+
+        async def ask(key: str) -> None:
+            assert await get(store, key, 40_000) == key.encode() * 40_000
+            done.append(key)
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for key in "abcdefghijklmnop":
+                    nursery.start_soon(ask, key)
+        assert len(done) == 16
+
+
+async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged) -> None:
+    async with letters() as server, S3Store(server.url, workers=1) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/no/such/python")
+            for _ in range(3):
+                with pytest.raises(Unreachable, match="cannot be started"):
+                    await get(store)
+                assert warnings_logged.take("cannot be started")
+        assert await get(store) == b"aaaaa"
+    del store
+    gc.collect()
+    assert not arenas_open()
+
+
+def test_one_connection_for_several_workers_is_not_without_bound() -> None:
+    assert S3Store("http://127.0.0.1:1", workers=2, max_connections=1)._options["max_connections"] == 1
+
+
+def test_a_request_that_is_cancelled_before_it_begins_is_answered() -> None:
+    answers: list[bytes] = []
+
+    class Writer:
+        def write(self, answer: bytes) -> None:
+            answers.append(answer)
+
+    async def run() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b'{"do": "list", "bucket": "b", "prefix": "p", "token": null, "id": 7}\n{"cancel": 7}\n')
+        reader.feed_eof()
+        await Worker(None, "why", memoryview(b""), Writer()).serve(reader)  # type: ignore[arg-type]  # what it uses of one
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert len(answers) == 1
+    assert b'"id": 7' in answers[0]
