@@ -169,9 +169,11 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
-    except (duckdb.Error, RuntimeError, MemoryError, UnicodeError, pa.ArrowException) as error:
-        message = str(error) or "the query needs more memory than a query may take"
-        raise QueryRefused(_cut(message)) from error
+    except (duckdb.OutOfMemoryException, MemoryError) as error:
+        # duckdb's own advice is on settings that a query cannot make.
+        raise QueryRefused("the query needs more memory than it may take: set query_memory to more") from error
+    except (duckdb.Error, RuntimeError, UnicodeError, pa.ArrowException) as error:
+        raise QueryRefused(_cut(str(error))) from error
 
 
 def _cut(message: str) -> str:

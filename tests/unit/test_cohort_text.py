@@ -1,6 +1,7 @@
 """What a cohort's text says; and what no text can do, however it is meant."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +391,8 @@ async def test_texts_that_take_all_they_can_get_are_bounded(real: RealWorld) -> 
 async def test_too_little_memory_for_any_query_is_no_fault_of_the_index(real: RealWorld) -> None:
     outcome = await real.ask("SELECT * FROM index LIMIT 3", memory=64 << 20)
     assert isinstance(outcome, QueryRefused), outcome
-    assert str(outcome) == "64 MiB are too little for any query: set query_memory to more"
+    # It depends on the machine's threads whether DuckDB starts with so little.
+    assert re.fullmatch(".*: set query_memory to more", str(outcome)), outcome
 
 
 async def test_a_text_that_takes_too_much_is_refused_and_a_busy_machine_is_not_remembered(tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ async def test_a_text_that_takes_too_much_is_refused_and_a_busy_machine_is_not_r
     limits = Settings(query_timeout=2, query_memory=2 << 30)
     async with open_catalogue(tmp_path / "cache", index) as catalogue:
         results = Results(catalogue, limits)
-        for name, words in (("sleeping", "took more than 2 seconds"), ("strings", "Out of Memory|more memory")):
+        for name, words in (("sleeping", "took more than 2 seconds"), ("strings", "needs? more memory")):
             for _ in range(2):
                 with trio.fail_after(10), pytest.raises(QueryRefused, match=words):
                     await results.get(ENDLESS[name].encode())
