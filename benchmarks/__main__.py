@@ -1,37 +1,43 @@
-"""Runs benchmarks: ``python -m benchmarks [NAME...]``; prints their results and writes them down.
+"""Runs benchmarks: ``python -m benchmarks [--runs N] [NAME...]``; prints their results and writes them down.
 
+With ``--runs``, which is to try them, nothing is measured more often than that, and nothing is written down.
 Exits with 1 if something that was asked for is missed.
 """
 
+import argparse
 import importlib
 import signal
 import sys
 
-from benchmarks import results
+from benchmarks import plot, processes, results
 from benchmarks.workspace import touch_memory, workspace
 
-NAMES = ("mount", "find", "tenfold", "listing", "cached", "cohorts")
+NAMES = ("mount", "find", "tenfold", "listing", "cached", "cohorts", "reading", "tools", "load")
 
 
-def main(names: list[str]) -> int:
-    unknown = set(names) - set(NAMES)
-    if unknown:
-        print(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
-        return 2
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("--runs", type=int, metavar="N", help="measure N times at most, and write nothing down")
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - set(NAMES):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     # Ending by a signal cleans up too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     print(results.machine())
     found: list[results.Result] = []
-    with workspace() as place:
-        for name in names or NAMES:
+    with workspace(asked.runs) as place:
+        for name in asked.names or NAMES:
             touch_memory()
             measured = list(importlib.import_module(f"benchmarks.{name}").measure(place))
             print(f"\n{name}\n{results.table(measured)}", flush=True)
-            if measured:
+            if measured and not asked.runs:
                 results.write(name, measured)
             found += measured
+    if not asked.runs:
+        processes.in_child(plot.draw)
     return int(any(result.met is False for result in found))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -17,6 +17,7 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken, RequestContext
 
 from idcfs.catalog.catalogue import MAIN_GENERATION, view_key
+from idcfs.catalog.description import FORMAT
 from idcfs.catalog.index import find_index
 from idcfs.catalog.table import BatchCache
 from idcfs.catalog.view import View
@@ -69,7 +70,8 @@ class BareHandler(pyfuse3.Operations):
 
 
 def _read_tree(cache: Path, depth: int) -> dict[int, list[Entry]]:
-    view = View(cache / "catalogue" / find_index().fingerprint / "views" / view_key().digest, BatchCache(1 << 30))
+    catalogue = cache / "catalogue" / f"{find_index().fingerprint}-{FORMAT}"
+    view = View(catalogue / "views" / view_key().digest, BatchCache(1 << 30))
     tree: dict[int, list[Entry]] = {}
     for level in range(depth):
         for group in range(view.groups(level)):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from benchmarks import processes
 from benchmarks.results import Result
-from benchmarks.s3_server import serving
-from benchmarks.workspace import Workspace, touch_memory, unmount
+from benchmarks.workspace import NOWHERE, Workspace, touch_memory, unmount
 
 DEPTH = 3
 PAIRS = 5
@@ -20,16 +19,15 @@ LARGE_RUNS = 7
 def measure(workspace: Workspace) -> Iterator[Result]:
     cache = workspace.cache()
     bare, ours = [], []
-    with serving() as mirror:
-        for _ in range(PAIRS):
-            with _bare_mount(workspace, cache) as path:
-                bare.append(_entries_per_second(workspace, path))
-            with workspace.mounted(cache, mirror) as mounted:
-                ours.append(_entries_per_second(workspace, mounted.path))
-        large = []
-        for _ in range(LARGE_RUNS):
-            with workspace.mounted(cache, mirror) as mounted:
-                large.append(workspace.run("ls", "-l", mounted.path / LARGE_FOLDER))
+    for _ in range(workspace.runs(PAIRS)):
+        with _bare_mount(workspace, cache) as path:
+            bare.append(_entries_per_second(workspace, path))
+        with workspace.mounted(cache, NOWHERE) as mounted:
+            ours.append(_entries_per_second(workspace, mounted.path))
+    large = []
+    for _ in range(workspace.runs(LARGE_RUNS)):
+        with workspace.mounted(cache, NOWHERE) as mounted:
+            large.append(workspace.run("ls", "-l", mounted.path / LARGE_FOLDER))
     ratios = [mine / its for mine, its in zip(ours, bare, strict=True)]
     yield Result(f"`find -maxdepth {DEPTH}`", ours, "entries/s")
     yield Result("the same tree from a bare handler", bare, "entries/s")

@@ -8,33 +8,31 @@ from idcfs.layout import PLAIN_COMPONENT
 
 
 class SeriesRow(NamedTuple):
-    """A series: its identifier, the number of its instances, and its folder in the default layout."""
+    """A series: its identifier, the number of its instances, its bucket, and its folder in the default layout."""
 
     uuid: str
     instances: int
+    bucket: str
     folder: Path
 
 
-def largest_series() -> SeriesRow:
-    """The series with the most instances."""
-    return _first("TRUE", "instanceCount DESC")
+def find_series(condition: str, order: str = "crdc_series_uuid", limit: int = 1) -> list[SeriesRow]:
+    """The first series in an order that fulfil a condition, both in SQL; in it, `series` is the whole index.
 
-
-def series_of(modality: str, instances: int) -> SeriesRow:
-    """A series of a modality with so many instances."""
-    return _first(f"Modality = '{modality}' AND instanceCount = {instances}", "crdc_series_uuid")
-
-
-def _first(condition: str, order: str) -> SeriesRow:
+    Raises:
+        LookupError: there is none.
+    """
     import duckdb
 
     index = str(find_index().tables["index"])
-    row = duckdb.execute(
-        f"""SELECT crdc_series_uuid, instanceCount,
+    rows = duckdb.execute(
+        f"""WITH series AS (FROM read_parquet($index))
+        SELECT crdc_series_uuid, instanceCount, aws_bucket,
             concat_ws('/', collection_id, PatientID, StudyInstanceUID, Modality || '_' || SeriesInstanceUID)
-        FROM read_parquet($index)
-        WHERE {condition} AND regexp_full_match(PatientID, $plain) ORDER BY {order}, crdc_series_uuid LIMIT 1""",
+        FROM series
+        WHERE {condition} AND regexp_full_match(PatientID, $plain) ORDER BY {order}, crdc_series_uuid LIMIT {limit}""",
         {"index": index, "plain": PLAIN_COMPONENT},
-    ).fetchone()
-    assert row is not None, f"no series has {condition}"
-    return SeriesRow(row[0], row[1], Path(row[2]))
+    ).fetchall()
+    if not rows:
+        raise LookupError(f"no series has {condition}")
+    return [SeriesRow(uuid, instances, bucket, Path(folder)) for uuid, instances, bucket, folder in rows]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ IDCFS = Path(sys.executable).with_name("idcfs")
 
 TOUCHED_BYTES = 2 << 30
 """Memory that is touched before something is timed: more than it takes with its inodes and files' pages."""
+
+NOWHERE = "http://127.0.0.1:1"
+"""A mirror that nobody is at: what is above a series' folder asks none."""
 
 COMMAND_TIMEOUT = 300.0
 """Seconds after which a command is taken to hang; an index ten times as large builds in about one minute."""
@@ -50,17 +53,23 @@ class Workspace:
 
     Args:
         folder: an empty folder on a disk (not in memory, or the benchmark of cached bytes is of nothing).
+        most_runs: how often anything is measured at most; few are enough to try a benchmark.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_runs: int | None = None) -> None:
         self.folder = folder
+        self._most_runs = most_runs
         self._catalogue = folder / "catalogue"
         self._caches = 0
         # Nothing of the user's configuration, and no proxy before the loopback network.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("IDCFS_")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("IDCFS_", "AWS_"))}
         self.environment = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
         for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
             self.environment[f"XDG_{kind}_HOME"] = str(folder / kind.lower())
+
+    def runs(self, wanted: int) -> int:
+        """How often to measure something: as often as wanted, or less to try it."""
+        return min(wanted, self._most_runs or wanted)
 
     def empty_cache(self) -> Path:
         """A new cache folder with nothing in it."""
@@ -73,7 +82,7 @@ class Workspace:
         """A new cache folder with nothing but the catalogue, which is built the first time and then shared."""
         if not self._catalogue.exists():
             self._catalogue.mkdir()
-            with self.mounted(self.cache(), "http://127.0.0.1:1"):
+            with self.mounted(self.cache(), NOWHERE):
                 pass
         cache = self.empty_cache()
         (cache / "catalogue").symlink_to(self._catalogue)
@@ -130,6 +139,20 @@ class Workspace:
             raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
         return seconds
 
+    def run_module(self, module: str, *arguments: str | Path) -> dict[str, float]:
+        """Run a module of Python's as a program; what it prints, which is JSON."""
+        output = self.folder / "said"
+        self.run(sys.executable, "-m", module, *arguments, output=output)
+        return json.loads(output.read_bytes())  # type: ignore[no-any-return]  # a dictionary
+
+    def into_folder(self, work: Callable[[Path], float]) -> float:
+        """What *work* returns for the path of a folder that it makes; the folder is removed afterwards."""
+        folder = self.folder / "made"
+        try:
+            return work(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def need_space(self, size: int) -> None:
         """Make sure that *size* bytes are free.
 
@@ -144,11 +167,11 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace() -> Iterator[Workspace]:
+def workspace(most_runs: int | None = None) -> Iterator[Workspace]:
     """A workspace in ``$TMPDIR``, else in ``/var/tmp``, which is on a disk; removed at the end."""
     place = os.environ.get("TMPDIR") or "/var/tmp"
     with tempfile.TemporaryDirectory(prefix="idcfs-bench-", dir=place) as folder:
-        yield Workspace(Path(folder))
+        yield Workspace(Path(folder), most_runs)
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -162,12 +185,12 @@ def unmount(path: Path) -> None:
         subprocess.run(["fusermount3", "-u", "-z", "--", path], check=True)
 
 
-def touch_memory() -> None:
-    """Write to memory that the kernel will hand out next.
+def touch_memory(size: int = TOUCHED_BYTES) -> None:
+    """Write to *size* bytes of memory, at most half of what is free, which the kernel will hand out next.
 
     A virtual machine gets its memory from its host page by page when it is first written to, six times as slow
     as later. What was free for some seconds may have gone back to the host.
     """
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, min(TOUCHED_BYTES, available // 2), flags=flags).close()
+    mmap.mmap(-1, min(size, available // 2), flags=flags).close()

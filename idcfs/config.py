@@ -54,7 +54,8 @@ def config_file() -> Path:
 class Settings:
     """Everything that idcfs can be told.
 
-    `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), `timeout` in seconds; `cohort_dir` is where
+    `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), and so is `memory`, which bounds what is
+    fetched, read ahead and not yet written to the cache; `timeout` is in seconds; `cohort_dir` is where
     the texts of cohorts are; `index` is a folder with the index's parquet files (None: the installed package's),
     `idc_version` the version whose tree is shown (None: the index's own); `query_memory` (bytes) and `query_timeout`
     (seconds) bound a user's SQL.
@@ -63,6 +64,7 @@ class Settings:
     mirror: str = "aws"
     cache_dir: Path = field(default_factory=default_cache_folder)
     cache_size: int | None = None
+    memory: int = 128 << 20
     cohort_dir: Path = field(default_factory=default_cohort_folder)
     timeout: float = 30.0
     layout: str = DEFAULT_TEMPLATE
@@ -146,7 +148,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
     """The value of a setting from what a flag, a variable or the file gives."""
     try:
         match name:
-            case "cache_size" | "query_memory":
+            case "cache_size" | "memory" | "query_memory":
                 return parse_size(str(value))
             case "cache_dir" | "cohort_dir" | "index":
                 path = Path(_parse_text(value)).expanduser().absolute()

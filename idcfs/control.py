@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from idcfs.catalog.catalogue import (
     Catalogue,
 )
 from idcfs.errors import CatalogueDamaged
+from idcfs.extent_cache import ExtentCache
 from idcfs.inode import Facet, FolderAddress
 from idcfs.layout import Column, escape
 from idcfs.metrics import Metrics
@@ -60,7 +62,9 @@ class Control:
         caches: the mount's caches by what they hold, for the status.
     """
 
-    def __init__(self, catalogue: Catalogue, mirror: Mirror, caches: dict[str, Cache], metrics: Metrics) -> None:
+    def __init__(
+        self, catalogue: Catalogue, mirror: Mirror, caches: Mapping[str, Cache | ExtentCache], metrics: Metrics
+    ) -> None:
         self._catalogue = catalogue
         self._mirror = mirror
         self._caches = caches

@@ -14,12 +14,13 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyfuse3
 import trio
 
 from idcfs import mountpoint as mountpoints
+from idcfs.arena import Arena
 from idcfs.cache import Cache, open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import find_index
@@ -28,10 +29,14 @@ from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.control import Control
 from idcfs.errors import MountFailed
+from idcfs.extent_cache import ExtentCache, open_extent_cache
+from idcfs.fetcher import Fetcher
 from idcfs.filesystem import FileSystem
 from idcfs.fuse import Adapter
 from idcfs.listing import Listings
 from idcfs.metrics import Metrics
+from idcfs.page_cache import PageCache, open_page_cache
+from idcfs.prefetcher import Prefetcher
 from idcfs.reader import Reader
 from idcfs.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
@@ -83,11 +88,8 @@ async def serve(settings: Settings, mountpoint: Path, tell: Tell, bytes_folder: 
         nursery.start_soon(_end_on_signal, starting)
         with starting:
             folder = bytes_folder or settings.cache_dir
-            async with _open_filesystem(settings, folder, lambda step: tell({"step": step})) as (
-                adapter,
-                facts,
-            ):
-                await _mount(adapter, mountpoint, settings, lambda: tell({"ready": facts}))
+            async with _open_filesystem(settings, folder, lambda step: tell({"step": step})) as opened:
+                await _mount(opened.adapter, mountpoint, settings, lambda: _be_ready(opened, mountpoint, tell))
         nursery.cancel_scope.cancel()
 
 
@@ -101,10 +103,26 @@ async def _end_on_signal(starting: trio.CancelScope) -> None:
                 pyfuse3.terminate()
 
 
+class _Opened(NamedTuple):
+    """What serves a mount; `facts` is for the user, `store` is the mirror."""
+
+    adapter: Adapter
+    facts: dict[str, Any]
+    store: ObjectStore
+    pages: PageCache
+
+
+def _be_ready(opened: _Opened, mountpoint: Path, tell: Tell) -> None:
+    tell({"ready": opened.facts})
+    with contextlib.suppress(StopIteration):
+        opened.pages.start(mountpoints.daemon_limits(mountpoint) / "abort")
+    if isinstance(opened.store, S3Store):
+        # Not before the mount answers, which would then take longer.
+        opened.store.start()
+
+
 @contextlib.asynccontextmanager
-async def _open_filesystem(
-    settings: Settings, folder: Path, tell: Callable[[str], None]
-) -> AsyncIterator[tuple[Adapter, dict[str, Any]]]:
+async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str], None]) -> AsyncIterator[_Opened]:
     mirror = _told_apart(parse_mirror(settings.mirror))
     mirror.check()
     metrics = Metrics()
@@ -112,14 +130,20 @@ async def _open_filesystem(
         catalogue = await stack.enter_async_context(
             open_catalogue(settings.cache_dir, find_index(settings.index), settings.layout, settings.idc_version, tell)
         )
-        objects = await stack.enter_async_context(open_cache(folder / "objects", settings.cache_limit))
+        arena = stack.enter_context(Arena(settings.memory))
+        objects = await stack.enter_async_context(open_extent_cache(folder / "objects", settings.cache_limit, arena))
         lists = await stack.enter_async_context(open_cache(folder / "listings", LISTING_CACHE_BYTES))
-        store = await stack.enter_async_context(RetryingStore(_store(mirror)))
+        pages = await stack.enter_async_context(open_page_cache(arena))
+        mirrored = _store(mirror, arena)
+        store = await stack.enter_async_context(RetryingStore(mirrored))
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
         order = SeriesOrder(catalogue)
-        reader = Reader(store, mirror, objects, listings, metrics, nursery, settings.timeout, order.following)
-        caches: dict[str, Cache] = {"objects": objects, "listings": lists}
+        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, settings.timeout, arena.size)
+        arena.reclaim = fetcher.forget_oldest
+        prefetcher = Prefetcher(fetcher, listings, pages, nursery)
+        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, arena.size, order.following)
+        caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}
         control = Control(catalogue, mirror, caches, metrics)
         results = Results(catalogue, settings)
         cohorts = Cohorts(settings.cohort_dir, catalogue, results, nursery, settings.timeout)
@@ -127,9 +151,9 @@ async def _open_filesystem(
         if settings.xattr:
             tell("preparing extended attributes")
             await catalogue.attributes_file()
-        yield Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror)
+        yield _Opened(Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror), mirrored, pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
-            await reader.finish_writing()
+            await fetcher.finish_writing()
         nursery.cancel_scope.cancel()
 
 
@@ -148,11 +172,11 @@ def _told_apart(mirror: Mirror) -> Mirror:
     return replace(mirror, bytes_namespace=namespace, listing_namespace=namespace)
 
 
-def _store(mirror: Mirror) -> ObjectStore:
+def _store(mirror: Mirror, arena: Arena) -> ObjectStore:
     if mirror.folder is not None:
         return FolderStore(mirror.folder)
     assert mirror.endpoint is not None
-    return S3Store(mirror.endpoint)
+    return S3Store(mirror.endpoint, arena)
 
 
 def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:

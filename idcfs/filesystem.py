@@ -8,13 +8,13 @@ import datetime
 import itertools
 from typing import NamedTuple
 
-from idcfs.cache import Buffer
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
 from idcfs.catalog.temporary import FIRST_GENERATION
 from idcfs.catalog.view import View
 from idcfs.cohort_files import COHORTS_NAME, CohortFiles, Entry
 from idcfs.cohorts.registry import Cohorts
 from idcfs.control import CONTROL_NAME, Control
+from idcfs.entries import Buffer
 from idcfs.errors import IsAFolder, NoSuchAttribute, NotAFolder, NotFound, NotThereNow
 from idcfs.inode import Facet, FileAddress, FolderAddress, generation_of, pack_file, pack_folder, unpack
 from idcfs.listing import Listing, Listings
@@ -205,6 +205,8 @@ class FileSystem:
             ReadError: what the file says about idcfs cannot be made.
         """
         address = self._unpack(inode)
+        if isinstance(address, FileAddress):
+            self._reader.open(address.series, address.instance)
         if isinstance(address, FolderAddress):
             if address.facet in _FOLDER_FACETS:
                 raise IsAFolder("a folder is not read as a file")

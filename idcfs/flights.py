@@ -7,6 +7,9 @@ import trio
 
 from idcfs.errors import DeadlineExceeded, IdcfsError, first_error
 
+_GRACE = 0.5
+"""Seconds more that those who wait give to work that bounds itself, so that they hear its own error."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -14,6 +17,7 @@ V = TypeVar("V")
 class _Flight(Generic[V]):
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.is_awaited = False
         self.value: V | None = None
         # What those who wait are told if the work is cancelled.
         self.error: Exception | None = DeadlineExceeded("the mount is ending")
@@ -44,15 +48,56 @@ class Flights(Generic[K, V]):
         """
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = self.begin(key)
             self._nursery.start_soon(self._fly, key, flight, work)
-        await flight.done.wait()
+        flight.is_awaited = True
+        with trio.move_on_after(self._timeout + _GRACE):
+            await flight.done.wait()
+        if not flight.done.is_set():
+            raise DeadlineExceeded(f"no answer within {self._timeout:g} seconds")
         if isinstance(flight.error, IdcfsError):
             # A new exception for each caller: a shared one would collect all their tracebacks.
             raise type(flight.error)(*flight.error.args) from flight.error
         if flight.error is not None:
             raise flight.error
         return flight.value  # type: ignore[return-value]  # set where `error` is None
+
+    async def fly(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
+        """Do the work under *key* in this task, unless it is under way; what it raises is for those who join."""
+        if key not in self._flights:
+            await self._fly(key, self.begin(key), work)
+
+    def begin(self, key: K) -> _Flight[V]:
+        """Say that the work under *key* is under way; `land` or `carry_on` has to follow."""
+        flight = self._flights[key] = _Flight()
+        return flight
+
+    def is_awaited(self, key: K) -> bool:
+        """Whether somebody has joined the work that is under way under *key*."""
+        flight = self._flights.get(key)
+        return flight is not None and flight.is_awaited
+
+    def land(self, key: K, value: V) -> None:
+        """The work that was begun under *key* is done."""
+        flight = self._flights.pop(key)
+        flight.value, flight.error = value, None
+        flight.done.set()
+
+    def fail(self, key: K, error: Exception) -> None:
+        """The work that was begun under *key* has failed."""
+        flight = self._flights.pop(key)
+        flight.error = first_error(error)
+        flight.done.set()
+
+    def carry_on(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
+        """Have the work that was begun under *key* done in a task after all."""
+        flight = self._flights[key]
+        try:
+            self._nursery.start_soon(self._fly, key, flight, work)
+        except RuntimeError:
+            # The mount is ending, and the nursery is closed.
+            del self._flights[key]
+            flight.done.set()
 
     async def _fly(self, key: K, flight: _Flight[V], work: Callable[[], Awaitable[V]]) -> None:
         try:

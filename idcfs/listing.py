@@ -7,6 +7,7 @@ same listing at the same time wait for one request.
 """
 
 import bisect
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -68,6 +69,10 @@ class Listing:
         return self.sizes == other.sizes and list(self.names) == list(other.names)
 
 
+_UUIDS = 4096
+"""Identifiers of series that are remembered."""
+
+
 class Listings:
     """Listings from memory, the cache, or the mirror.
 
@@ -101,10 +106,12 @@ class Listings:
         self._pinned: dict[int, Listing] = {}
         self._remembered: OrderedDict[int, Listing] = OrderedDict()
         self._instances = 0
+        # It is asked for at each fetch.
+        self._uuid = functools.lru_cache(_UUIDS)(lambda row: series(row).uuid)
 
     def uuid(self, row: int) -> str:
         """The crdc_series_uuid of a series."""
-        return self._series(row).uuid
+        return self._uuid(row)
 
     def peek(self, row: int) -> Listing | None:
         """The listing of a series if it is in memory."""

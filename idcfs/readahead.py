@@ -13,8 +13,11 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-SMALL_OBJECT = 8 << 20
-"""Bytes up to which an object is fetched and kept whole."""
+SMALL_OBJECT = 1 << 20
+"""Bytes up to which an object is fetched and kept whole: 17 ms of a connection's time, for which a reader waits."""
+
+WALKED_OBJECT = 8 << 20
+"""Bytes up to which an object is fetched whole before its walk comes to it."""
 
 BLOCK = 256 << 10
 """Bytes in a block of a larger object: a tile of a slide is about a third of it."""
@@ -23,12 +26,17 @@ HEAD = 64 << 10
 """Bytes that a header scan is taken to read of a file; the kernel asks for 16 to 48 kB when a tool wants 4."""
 
 FIRST_FILES = 2
+FIRST_WHOLES = 32
 GROWTH = 8
 MOST_FILES = 256
-"""Files ahead of a walk: these at its start, so many times more at each file that follows, up to these."""
+"""Files ahead of a walk: these at its start, if the first read is longer than a head and if not, so many times more
+at each file that follows, up to these."""
 
 MOST_BYTES = 40 << 20
-"""Bytes ahead of a walk or a stream: at 50 ms and 60 MB/s a connection enough for 600 MB/s."""
+"""Bytes ahead of a walk or a stream if nothing else is said: at 50 ms and 60 MB/s a connection enough for 600 MB/s."""
+
+MEMORY_PART = 5 / 16
+"""Of the memory that everything goes through, what may be ahead of one reader."""
 
 NEXT_SERIES_BYTES = 1 << 20
 NEXT_SERIES_PART = 25
@@ -37,8 +45,8 @@ NEXT_SERIES_PART = 25
 LISTINGS_AHEAD = 8
 """Series listed ahead of a walk that goes from series to series."""
 
-RUN_BLOCKS = 16
-"""Blocks fetched by one request: 4 MiB."""
+RUN_BLOCKS = 4
+"""Blocks fetched by one request: 1 MiB, so that many requests share a window."""
 
 LARGE_FILE_START = 4
 """Blocks of a large file that are fetched before its walk comes to it."""
@@ -56,6 +64,15 @@ class Extent(NamedTuple):
     length: int
 
 
+def blocks(extent: Extent, size: int) -> list[Extent]:
+    """The blocks, or the one whole, that hold the bytes of *extent*, which is of an object of *size* bytes."""
+    if size <= SMALL_OBJECT:
+        return [extent._replace(offset=0, length=size)]
+    stop = min(size, extent.offset + extent.length)
+    starts = range(extent.offset // BLOCK * BLOCK, stop, BLOCK)
+    return [extent._replace(offset=start, length=min(size - start, BLOCK)) for start in starts]
+
+
 class ListingOf(NamedTuple):
     """The listing of a series, to be fetched."""
 
@@ -70,18 +87,6 @@ class Tree(Protocol):
 
     def next_series(self, series: int) -> int | None:
         """The series that stands after *series* in the tree that is being read."""
-
-
-def extents(size: int, start: int, stop: int) -> range:
-    """The offsets of the blocks, or of the one whole, that hold the bytes from *start* to *stop* of an object."""
-    if size <= SMALL_OBJECT:
-        return range(0, 1)
-    return range(start // BLOCK * BLOCK, stop, BLOCK)
-
-
-def extent_end(size: int, offset: int) -> int:
-    """Where the block, or the whole, that begins at *offset* ends, in an object of *size* bytes."""
-    return size if size <= SMALL_OBJECT else min(size, offset + BLOCK)
 
 
 class _Walk:
@@ -116,14 +121,43 @@ class _Walk:
         self.numbers[series] = number
 
 
-class _Stream:
-    """A reader of a large file, counted in blocks."""
+class _Track:
+    """Where a reader of a large file is, and how it goes on, counted in blocks."""
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int, step: int) -> None:
         self.at = block
-        self.step = 1 if block == 0 else 0
+        self.step = step
         self.width = 0
         self.ahead = block
+
+    def is_followed(self, first: int) -> bool:
+        """Whether a read that begins in block *first* goes on with this track."""
+        if self.step == 1:
+            # What was fetched ahead, the reader need not ask for each block of.
+            return self.at <= first <= max(self.ahead, self.at + 1)
+        return first - self.at == self.step > 0
+
+
+class _Stream:
+    """The readers of a large file: the track that was followed last, and the one before it.
+
+    Tools look at the end of a file, or at its last frame, and come back.
+    """
+
+    def __init__(self, block: int) -> None:
+        self.track = _Track(block, 1 if block == 0 else 0)
+        self.other: _Track | None = None
+
+    def find(self, first: int, last: int) -> _Track | None:
+        """The track that a read of the blocks from *first* to *last* follows; if none, it begins one."""
+        if self.track.is_followed(first) or first == self.track.at:
+            return self.track
+        if self.other is not None and (self.other.is_followed(first) or first == self.other.at):
+            self.track, self.other = self.other, self.track
+            return self.track
+        step = first - self.track.at
+        self.other, self.track = self.track, _Track(last, max(0, step))
+        return None
 
 
 class ReadAhead:
@@ -131,10 +165,12 @@ class ReadAhead:
 
     Args:
         tree: where files stand.
+        most_bytes: bytes that may be ahead of one reader.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, most_bytes: int = MOST_BYTES) -> None:
         self._tree = tree
+        self._most_bytes = most_bytes
         self._walks: OrderedDict[int, _Walk] = OrderedDict()
         self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
 
@@ -153,13 +189,31 @@ class ReadAhead:
             wanted = self._streamed(series, instance, start, stop, sizes[instance]) + wanted
         return wanted
 
+    def open(self, series: int, instance: int, is_witness: bool) -> list[Extent | ListingOf]:
+        """A small file that the kernel has already is opened; returns what to fetch.
+
+        Args:
+            series: the file's.
+            instance: the file's.
+            is_witness: a read that goes to its end will be seen; of any other it is taken to be read as those before.
+        """
+        sizes = self._tree.sizes(series)
+        walk = self._walks.get(series)
+        if sizes is None or walk is None:
+            return []
+        wanted = self._walked(series, instance, 0, min(HEAD, sizes[instance]), sizes)
+        if not is_witness and not walk.heads:
+            walk.deepest = sizes[instance]
+        return wanted
+
     def _walked(
         self, series: int, instance: int, start: int, stop: int, sizes: Sequence[int]
     ) -> list[Extent | ListingOf]:
         walk = self._walks.get(series)
         if walk is None or series not in walk.numbers:
             walk = _Walk(series, instance)
-            walk.width = FIRST_FILES if instance == 0 else 0
+            if instance == 0:
+                walk.width = FIRST_WHOLES if stop > HEAD else FIRST_FILES
             _remember(self._walks, series, walk)
             walk.deepest, walk.read_bytes = stop, stop - start
             return self._ahead(walk)
@@ -211,7 +265,7 @@ class ReadAhead:
         budget = NEXT_SERIES_BYTES + walk.read_bytes // NEXT_SERIES_PART
         if walk.frontier[0] > walk.at[0]:
             budget -= sum(size for at, size in walk.pending if at[0] > walk.at[0])
-        while len(walk.pending) < walk.width and walk.pending_bytes < MOST_BYTES:
+        while len(walk.pending) < walk.width and walk.pending_bytes < self._most_bytes:
             number, instance = walk.frontier
             series = walk.series[number]
             sizes = self._tree.sizes(series)
@@ -264,7 +318,8 @@ class ReadAhead:
         if size == 0:
             return []
         if size > SMALL_OBJECT:
-            return [Extent(series, instance, 0, (1 if walk.heads else LARGE_FILE_START) * BLOCK)]
+            start = BLOCK if walk.heads else LARGE_FILE_START * BLOCK
+            return [Extent(series, instance, 0, start if walk.heads or size > WALKED_OBJECT else size)]
         return [Extent(series, instance, 0, min(size, HEAD) if walk.heads else size)]
 
     def _size(self, walk: _Walk, at: tuple[int, int]) -> int:
@@ -278,34 +333,30 @@ class ReadAhead:
             stream = _Stream(first)
             _remember(self._streams, (series, instance), stream)
         self._streams.move_to_end((series, instance))
-        step = first - stream.at
-        if step == 0 and last == stream.at:
+        track = stream.find(first, last)
+        if track is None or last == track.at:
             return []
-        follows = (0 <= step <= 1 and stream.step == 1) or 0 < step == stream.step
-        if not follows:
-            stream.step, stream.width, stream.at, stream.ahead = (1 if step == 1 else step), 0, last, last
-            return []
-        stream.width = min(MOST_BYTES // BLOCK, max(4, stream.width * 4))
-        stream.at = last
-        return self._blocks(series, instance, stream, size)
+        track.width = min(self._most_bytes // BLOCK, max(4, track.width * 4))
+        track.at = last
+        return self._blocks(series, instance, track, size)
 
-    def _blocks(self, series: int, instance: int, stream: _Stream, size: int) -> list[Extent | ListingOf]:
-        """Move a stream's window on; blocks that stand together are one request."""
+    def _blocks(self, series: int, instance: int, track: _Track, size: int) -> list[Extent | ListingOf]:
+        """Move a track's window on; blocks that stand together are one request."""
         end = (size - 1) // BLOCK
-        step = stream.step
-        if stream.ahead - stream.at > stream.width * step // 2:
-            # Half a window at a time, so that requests stay large.
+        step = track.step
+        if track.ahead - track.at > track.width * step * 3 // 4:
+            # A quarter of a window at a time, so that requests stay large.
             return []
-        begin = max(stream.ahead, stream.at) + step
-        stop = min(end, stream.at + stream.width * step)
+        begin = max(track.ahead, track.at) + step
+        stop = min(end, track.at + track.width * step)
         if step > 1:
             # Steps do not end at blocks, so each takes the block behind it too.
-            steps = range(begin, min(end, stream.at + stream.width // 2 * step) + 1, step)
+            steps = range(begin, min(end, track.at + track.width // 2 * step) + 1, step)
             runs = [range(block, min(end, block + 1) + 1) for block in steps]
         else:
             runs = [range(at, min(stop + 1, at + RUN_BLOCKS)) for at in range(begin, stop + 1, RUN_BLOCKS)]
         if runs:
-            stream.ahead = runs[-1].start if step > 1 else runs[-1].stop - 1
+            track.ahead = runs[-1].start if step > 1 else runs[-1].stop - 1
         return [
             Extent(series, instance, run.start * BLOCK, min(size, run.stop * BLOCK) - run.start * BLOCK) for run in runs
         ]

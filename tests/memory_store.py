@@ -1,16 +1,19 @@
 """An `ObjectStore` in memory, which counts what it is asked, and one that fails to a script."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack
 from hashlib import md5
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import trio
 
-from idcfs.errors import NotFound, ObjectChanged, Untrusted
-from idcfs.store.base import ListPage, ObjectInfo, ObjectStore
+from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
+from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, ObjectStore
 
 _PAGE_LENGTH = 1000
+_ARRIVAL_BYTES = 100_000
+"""Bytes of a body that come at a time."""
 
 
 class StoredObject(NamedTuple):
@@ -29,10 +32,54 @@ class Request(NamedTuple):
     stop: int | None = None
 
 
-class MemoryStore:
+class _Soon:
+    """`get_soon` for a store that has `get`; while it is open."""
+
+    def __init__(self) -> None:
+        # It may be opened again while it is open.
+        self._opened: list[tuple[AsyncExitStack, trio.Nursery]] = []
+
+    async def __aenter__(self) -> Self:
+        stack = AsyncExitStack()
+        self._opened.append((stack, await stack.enter_async_context(trio.open_nursery())))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, nursery = self._opened.pop()
+        # Those who still wait are told that it ends.
+        nursery.cancel_scope.cancel()
+        await stack.__aexit__(kind, error, trace)
+
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes | memoryview:
+        raise NotImplementedError
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        if not self._opened:
+            return False
+        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, etag, done)
+        return True
+
+    async def _get_and_tell(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> None:
+        outcome: bytes | memoryview | ReadError = Unreachable("the store has been closed")
+        try:
+            outcome = await self.get(bucket, key, start, stop, etag)
+        except ReadError as error:
+            outcome = error
+        except Exception as error:
+            outcome = Unreachable(f"the store failed: {error!r}")
+        finally:
+            done(outcome)
+
+
+class MemoryStore(_Soon):
     """Objects by bucket and key; `requests` has every call in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.objects: dict[str, dict[str, StoredObject]] = {}
         self.requests: list[Request] = []
 
@@ -41,14 +88,6 @@ class MemoryStore:
         etag = f'"{md5(content, usedforsecurity=False).hexdigest()}"'
         self.objects.setdefault(bucket, {})[key] = StoredObject(content, etag, modified_ns)
         return etag
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         self.requests.append(Request("list", bucket, prefix))
@@ -61,7 +100,9 @@ class MemoryStore:
         ]
         return ListPage(described, page[-1] if len(keys) > len(page) else None)
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes:
         self.requests.append(Request("get", bucket, key, start, stop))
         await trio.lowlevel.checkpoint()
         stored = self._bucket(bucket).get(key)
@@ -71,6 +112,13 @@ class MemoryStore:
             raise ObjectChanged(f"{bucket}/{key} has changed")
         if not 0 <= start < stop <= len(stored.content):
             raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
+        if arriving is not None:
+            arrived = memoryview(bytearray(stop - start))
+            for at in range(0, stop - start, _ARRIVAL_BYTES):
+                some = stored.content[start + at : min(stop, start + at + _ARRIVAL_BYTES)]
+                arrived[at : at + len(some)] = some
+                arriving(arrived, at + len(some))
+                await trio.lowlevel.checkpoint()
         return stored.content[start:stop]
 
     def _bucket(self, bucket: str) -> dict[str, StoredObject]:
@@ -79,33 +127,37 @@ class MemoryStore:
         return self.objects[bucket]
 
 
-class FailingStore:
+class FailingStore(_Soon):
     """Does what *script* says before each call of *inner*: raise an exception, sleep seconds, or (None) nothing.
 
     Once the script is used up, all calls pass.
     """
 
     def __init__(self, inner: ObjectStore, script: Iterable[Exception | float | None]) -> None:
+        super().__init__()
         self.calls = 0
         self._inner = inner
         self._script: Iterator[Exception | float | None] = iter(script)
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
-        return self
+        return await super().__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await super().__aexit__(kind, error, trace)
         await self._inner.__aexit__(kind, error, trace)
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         await self._act()
         return await self._inner.list_page(bucket, prefix, token)
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes | memoryview:
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes | memoryview:
         await self._act()
-        return await self._inner.get(bucket, key, start, stop, etag)
+        return await self._inner.get(bucket, key, start, stop, etag, arriving)
 
     async def _act(self) -> None:
         self.calls += 1

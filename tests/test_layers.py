@@ -22,29 +22,37 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors", "layout"},
     "flights": {"errors"},
     "mountpoint": {"errors"},
-    "cache": {"errors"},
+    "arena": set(),
+    "worker": {"arena", "errors"},
+    "entries": {"errors"},
+    "cache": {"entries", "errors"},
+    "cache_worker": {"entries", "errors"},
+    "extent_cache": {"arena", "entries", "errors", "worker"},
+    "page_worker": set(),
+    "page_cache": {"arena", "entries", "errors", "worker"},
     "catalog": {"errors", "inode", "layout"},
-    "store": {"errors"},
+    "store": {"arena", "errors", "worker"},
     "demo": {"errors"},
     "listing": {"cache", "catalog", "errors", "flights", "metrics", "store"},
-    "write_behind": {"cache"},
     "series_order": {"catalog"},
-    "reader": {"cache", "errors", "flights", "listing", "metrics", "readahead", "store", "write_behind"},
+    "fetcher": {"entries", "errors", "extent_cache", "flights", "listing", "metrics", "readahead", "store"},
+    "prefetcher": {"entries", "errors", "fetcher", "inode", "listing", "page_cache", "readahead"},
+    "reader": {"entries", "errors", "fetcher", "listing", "metrics", "prefetcher", "readahead"},
     "cohorts": {"catalog", "config", "errors", "layout"},
     "cohort_files": {"catalog", "cohorts", "errors", "inode", "node"},
-    "control": {"cache", "catalog", "errors", "inode", "layout", "metrics", "store"},
+    "control": {"cache", "catalog", "errors", "extent_cache", "inode", "layout", "metrics", "store"},
     "filesystem": {
-        "cache", "catalog", "cohort_files", "cohorts", "control", "errors", "inode", "listing", "metrics", "node",
+        "catalog", "cohort_files", "cohorts", "control", "entries", "errors", "inode", "listing", "metrics", "node",
         "reader", "series_order",
     },
     "fuse": {"errors", "filesystem", "metrics", "node"},
     "daemon": {
-        "cache", "catalog", "cohorts", "config", "control", "demo", "errors", "filesystem", "fuse", "listing",
-        "metrics", "mountpoint", "reader", "series_order",
+        "arena", "cache", "catalog", "cohorts", "config", "control", "demo", "errors", "extent_cache", "fetcher",
+        "filesystem", "fuse", "listing", "metrics", "mountpoint", "page_cache", "prefetcher", "reader", "series_order",
         "store",
     },
     "cli": {
-        "cache", "catalog", "cohorts", "config", "daemon", "demo", "errors", "layout", "mountpoint", "store",
+        "catalog", "cohorts", "config", "daemon", "demo", "entries", "errors", "layout", "mountpoint", "store",
     },
 }  # fmt: skip
 """What each module, or package of modules, may import of idcfs."""
@@ -52,17 +60,20 @@ LAYERS: dict[str, set[str]] = {
 WHO_MAY_IMPORT = {
     "duckdb": {"catalog/build.py", "catalog/sandbox.py", "catalog/worker.py"},
     "pyfuse3": {"fuse.py", "daemon.py"},
-    "diskcache": {"cache.py"},
+    "diskcache": {"entries.py"},
     "aiobotocore": {"store/s3_client.py"},
     "aiohttp": {"store/s3_client.py"},
     "botocore": {"store/s3_client.py"},
-    "asyncio": {"store/worker.py"},
+    "asyncio": {"store/s3_client.py", "store/worker.py"},
     "pydicom": {"demo"},
 }
 """What is outside, and has one place inside."""
 
 SYNCHRONOUS = {
+    "cache_worker",
+    "entries",
     "errors",
+    "page_worker",
     "inode",
     "node",
     "readahead",
@@ -76,7 +87,7 @@ SYNCHRONOUS = {
 """Modules that no trio may be in."""
 
 OTHER_LOOP = {"store/s3_client.py", "store/worker.py", "store/list_parser.py"}
-"""What runs in worker processes, under asyncio."""
+"""What runs in the worker processes that have a loop, under asyncio."""
 
 
 def modules() -> list[Path]:
@@ -144,6 +155,11 @@ def test_only_the_adapter_knows_errnos_of_the_domain() -> None:
         ("idcfs.daemon", "aiobotocore"),
         ("idcfs.daemon", "aiohttp"),
         ("idcfs.store.worker", "pyarrow"),
+        ("idcfs.store.worker", "trio"),
+        ("idcfs.cache_worker", "trio"),
+        ("idcfs.cache_worker", "pyfuse3"),
+        ("idcfs.page_worker", "trio"),
+        ("idcfs.page_worker", "diskcache"),
     ],
 )
 def test_a_process_does_not_load_what_another_is_for(module: str, outside: str) -> None:

@@ -4,8 +4,11 @@ Calls may run concurrently. A call that returns has verified what it returns; a 
 the `ReadError` family and has no other effect. Cancelling a call gives up its request.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
+
+from idcfs.errors import ReadError
 
 
 class ObjectInfo(NamedTuple):
@@ -26,6 +29,13 @@ class ListPage(NamedTuple):
 
     objects: list[ObjectInfo]
     token: str | None
+
+
+Arriving = Callable[[memoryview, int], None]
+"""Told that of a buffer so many bytes are filled."""
+
+Done = Callable[[bytes | memoryview | ReadError], None]
+"""Given the bytes, or why there are none."""
 
 
 class ObjectStore(Protocol):
@@ -49,15 +59,25 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes | memoryview:
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes | memoryview:
         """Bytes *start* to *stop* (exclusive, at least one) of the object, if it still has *etag*.
 
-        Waits for the network. Exactly ``stop - start`` bytes come back.
+        Waits for the network. Exactly ``stop - start`` bytes come back. *arriving* may be told of them as they come;
+        if they stop coming, it may be told of them from the start again.
 
         Raises:
             NotFound: there is no such object.
             ObjectChanged: the object's ETag is another one.
             AccessDenied, Unreachable: as their names say.
             Untrusted: the body or its range is not what was asked for.
+        """
+        ...
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        """As `get`, once, but wait for nothing: *done* is called with what it would return or raise.
+
+        False, and nothing is started, if that cannot be done now, or not by this store.
         """
         ...

@@ -18,7 +18,7 @@ from typing import Self
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectInfo
+from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo
 
 _PAGE_LENGTH = 1000
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO}
@@ -46,11 +46,17 @@ class FolderStore:
             self._list_page, bucket, prefix, token, limiter=self._limiter, abandon_on_cancel=True
         )
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes:
         """See `ObjectStore.get`; waits for the file system."""
         return await trio.to_thread.run_sync(
             self._get, bucket, key, start, stop, etag, limiter=self._limiter, abandon_on_cancel=True
         )
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        """Files take a thread that waits for them."""
+        return False
 
     def _list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
         with self._errors_of(f"{bucket}/{prefix}"):

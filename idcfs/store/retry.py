@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectStore
+from idcfs.store.base import Arriving, Done, ListPage, ObjectStore
 
 _Answer = TypeVar("_Answer")
 
@@ -52,9 +52,15 @@ class RetryingStore:
         """See `ObjectStore.list_page`; waits between attempts too."""
         return await self._insist(lambda: self._inner.list_page(bucket, prefix, token))
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes | memoryview:
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes | memoryview:
         """See `ObjectStore.get`; waits between attempts too."""
-        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, etag))
+        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, etag, arriving))
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        """See `ObjectStore.get_soon`: one attempt."""
+        return self._inner.get_soon(bucket, key, start, stop, etag, done)
 
     async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         for failures in range(self._attempts - 1):

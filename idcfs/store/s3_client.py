@@ -7,9 +7,10 @@ Nothing that the user has configured for AWS matters here (profiles, credentials
 proxies and certificate authorities do.
 """
 
+import asyncio
 import os
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -29,8 +30,15 @@ from idcfs.store.list_parser import check_keys, parse_listing
 _Answer = TypeVar("_Answer")
 
 _ERROR_BODY_BYTES = 64 * 1024
-_BUFFER_BYTES = 1 << 20
-"""aiohttp stops reading a connection at twice this; with its own 64 kB it stops often."""
+_MESSAGE_LENGTH = 500
+_BUFFER_BYTES = 64 << 10
+"""aiohttp stops reading a connection at twice this, while the body waits for its turn."""
+
+_BODIES = 8
+"""Bodies read at a time, first come first served: with all at a time, all of a burst come at its end."""
+
+_TOLD_BYTES = 128 << 10
+"""Bytes between two times that somebody who waits is told; the kernel asks for so many."""
 
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -40,16 +48,20 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 class S3Client:
     """The objects at *endpoint*, a URL.
 
-    *connect_timeout* and *read_timeout* are seconds to connect and between two arrivals of bytes;
-    *max_connections* requests are sent at once, others wait. The methods are those of `ObjectStore`, but that bytes
-    go into a buffer.
+    *connect_timeout*, *read_timeout* and *total_timeout* are seconds to connect, between two arrivals of bytes, and for
+    all of a request; *max_connections* requests are sent at once, others wait. The methods are those of `ObjectStore`,
+    but that bytes go into a buffer.
     """
 
-    def __init__(self, endpoint: str, connect_timeout: float, read_timeout: float, max_connections: int) -> None:
+    def __init__(
+        self, endpoint: str, connect_timeout: float, read_timeout: float, total_timeout: float, max_connections: int
+    ) -> None:
         self._endpoint = endpoint.rstrip("/")
         self._timeouts = connect_timeout, read_timeout
+        self._total_timeout = total_timeout
         self._max_connections = max_connections
         self._stack = AsyncExitStack()
+        self._bodies = asyncio.Semaphore(_BODIES)
 
     async def __aenter__(self) -> Self:
         session = _OneHostSession(
@@ -59,6 +71,8 @@ class S3Client:
             max_pool_connections=self._max_connections,
         )
         self._session = await self._stack.enter_async_context(session)
+        # Reading the certificate authorities takes 30 ms, for which the first request would wait.
+        await self._session.prepare(self._endpoint)
         return self
 
     async def __aexit__(
@@ -70,15 +84,28 @@ class S3Client:
         """See `ObjectStore.list_page`. Whether pages ascend is the caller's check."""
         return await self._asked(f"{bucket}/{prefix}", bucket, self._list(bucket, prefix, token))
 
-    async def get_into(self, bucket: str, key: str, start: int, stop: int, etag: str, buffer: memoryview) -> None:
-        """See `ObjectStore.get`; *buffer* is as long as the range, and holds rubbish if this raises."""
+    async def get_into(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        stop: int,
+        etag: str,
+        buffer: memoryview,
+        arrived: Callable[[int], None] | None = None,
+    ) -> None:
+        """See `ObjectStore.get`; *buffer* is as long as the range.
+
+        Its first bytes are right as far as *arrived* was told; others may be rubbish if this raises.
+        """
         if not key:
             raise NotFound("an object's key is not empty")
-        await self._asked(f"{bucket}/{key}", bucket, self._get(bucket, key, start, stop, etag, buffer))
+        await self._asked(f"{bucket}/{key}", bucket, self._get(bucket, key, start, stop, etag, buffer, arrived))
 
     async def _asked(self, name: str, bucket: str, answer: Awaitable[_Answer]) -> _Answer:
         try:
-            return await answer
+            async with asyncio.timeout(self._total_timeout):
+                return await answer
         except Exception as error:
             raise _translate(error, f"{self._endpoint}: {name}") from error
 
@@ -90,11 +117,21 @@ class S3Client:
         check_keys(page.objects, prefix)
         return page
 
-    async def _get(self, bucket: str, key: str, start: int, stop: int, etag: str, buffer: memoryview) -> None:
+    async def _get(
+        self,
+        bucket: str,
+        key: str,
+        start: int,
+        stop: int,
+        etag: str,
+        buffer: memoryview,
+        arrived: Callable[[int], None] | None,
+    ) -> None:
         answer = await self._send(bucket, f"/{quote(key)}", {"Range": f"bytes={start}-{stop - 1}", "If-Match": etag})
         async with answer.raw as body:
             _check_head(answer.status_code, answer.headers, start, stop, etag)
-            await _read(body.content, buffer)
+            async with self._bodies:
+                await _read(body.content, buffer, arrived)
 
     async def _send(self, bucket: str, rest: str, headers: dict[str, str]) -> Any:
         if not _BUCKET_NAME.fullmatch(bucket):
@@ -123,14 +160,17 @@ def _check_head(status: int, headers: dict[str, str], start: int, stop: int, eta
         raise Untrusted(f"status {status} came for bytes {start}-{stop - 1}")
 
 
-async def _read(body: Any, buffer: memoryview) -> None:
+async def _read(body: Any, buffer: memoryview, arrived: Callable[[int], None] | None) -> None:
     """The body, if it is as long as *buffer*; at most one chunk more is taken from it."""
-    filled = 0
+    filled = told = 0
     async for chunk in body.iter_any():
         if filled + len(chunk) > len(buffer):
             raise Untrusted(f"more than {len(buffer)} bytes came for {len(buffer)}")
         buffer[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
+        if arrived is not None and filled - told >= _TOLD_BYTES:
+            told = filled
+            arrived(filled)
     if filled != len(buffer):
         raise Untrusted(f"{filled} bytes came for {len(buffer)}")
 
@@ -152,9 +192,11 @@ def _translate(error: Exception, what: str) -> ReadError:
         return _refusal(reason, what)
     if isinstance(reason or error, ClientPayloadError):
         return Untrusted(f"{what}: the body ended early")
+    # aiohttp quotes all of an answer that is no HTTP.
+    text = str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH]
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
-        return Unreachable(f"{what}: {reason or error or type(error).__name__}")
-    return Untrusted(f"{what}: {type(error).__name__}: {error}")
+        return Unreachable(f"{what}: {text}")
+    return Untrusted(f"{what}: {type(error).__name__}: {text}")
 
 
 def _refusal(refused: _Refused, what: str) -> ReadError:
@@ -191,6 +233,10 @@ class _OneHostSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ship
 
     IDC's mirrors never redirect, and the body of an error, however long, tells no more than the status.
     """
+
+    async def prepare(self, url: str) -> None:
+        """Make what requests to *url* will need."""
+        await self._get_session(self._proxy_config.proxy_url_for(url))
 
     async def _get_session(self, proxy_url: str | None) -> "_Requests":
         return _Requests(await super()._get_session(proxy_url))

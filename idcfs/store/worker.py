@@ -6,7 +6,8 @@ OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of
 Requests and answers are lines of JSON on the socket; bodies go into the arena. A request has an `id` and
 
     list    bucket, prefix, token           answered with `objects` and `token`
-    get     bucket, key, start, stop, etag, and `at`, where the bytes are to be in the arena
+    get     bucket, key, start, stop, etag, and `at`, where the bytes are to be in the arena; if it has `tell`, answers
+            with `filled` say now and then how many bytes are there
     cancel  the `id` of another request, which is then answered at once
 
 Each request but cancel has just one answer; after it the worker writes no more to its region. An answer that has an
@@ -27,6 +28,8 @@ from typing import Any
 from idcfs.errors import ReadError, Unreachable
 from idcfs.store.s3_client import S3Client
 
+NICENESS = 5
+
 LONGEST_REQUEST = 1 << 20
 """Bytes of a request's line; keys and tokens are far shorter."""
 
@@ -40,6 +43,7 @@ class Worker:
         self._arena = arena
         self._writer = writer
         self._tasks: dict[int, asyncio.Task[dict[str, Any]]] = {}
+        self._answers = b""
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
         """Answer until the other side is gone."""
@@ -63,7 +67,17 @@ class Worker:
             answer = {"error": type(error).__name__, "message": str(error)}
         else:
             answer = {"error": "Unreachable", "message": f"the worker failed: {error!r}"}
-        self._writer.write(json.dumps({"id": number, **answer}).encode() + b"\n")
+        self._send(json.dumps({"id": number, **answer}).encode() + b"\n")
+
+    def _send(self, line: bytes) -> None:
+        if not self._answers:
+            # Together with what else is done in this turn of the loop: each arrival wakes the file system.
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._answers += line
+
+    def _flush(self) -> None:
+        self._writer.write(self._answers)
+        self._answers = b""
 
     async def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._client is None:
@@ -73,8 +87,12 @@ class Worker:
             return {"objects": page.objects, "token": page.token}
         start, stop, at = request["start"], request["stop"], request["at"]
         buffer = self._arena[at : at + stop - start]
-        await self._client.get_into(request["bucket"], request["key"], start, stop, request["etag"], buffer)
+        arrived = functools.partial(self._tell, request["id"]) if request.get("tell") else None
+        await self._client.get_into(request["bucket"], request["key"], start, stop, request["etag"], buffer, arrived)
         return {}
+
+    def _tell(self, number: int, filled: int) -> None:
+        self._send(json.dumps({"id": number, "filled": filled}).encode() + b"\n")
 
 
 async def run(options: dict[str, Any]) -> None:
@@ -94,6 +112,8 @@ async def run(options: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run as a process."""
+    # Answers to what is here already go before what is fetched.
+    os.nice(NICENESS)
     # Ctrl-C is for the file system, which ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(ConnectionError):

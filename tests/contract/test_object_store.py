@@ -3,13 +3,15 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import cycle
+from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
 from random import Random
 from uuid import UUID
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -17,16 +19,20 @@ from moto.moto_api._internal.models import moto_api_backend
 from moto.s3.models import get_canned_acl, s3_backends
 from moto.server import ThreadedMotoServer
 
-from idcfs.errors import NotFound, ObjectChanged, Unreachable, Untrusted
+from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
 from idcfs.store.base import ObjectInfo, ObjectStore
 from idcfs.store.folder import FolderStore
 from idcfs.store.retry import RetryingStore
-from idcfs.store.s3 import S3Store
 from tests.memory_store import FailingStore, MemoryStore
+from tests.s3_stores import s3_store
 
 BUCKET = "idc-open-data"
 SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
 KEY = f"{SERIES}/e0e1e2e3.dcm"
+
+PATIENCE = 20
+
+Outcome = bytes | memoryview | ReadError
 
 
 @dataclass
@@ -73,7 +79,7 @@ async def s3_mirror(_: Path, url: str) -> AsyncIterator[Mirror]:
         # Without it, unsigned requests are refused.
         backend.put_object(BUCKET, key, content).set_acl(get_canned_acl("public-read"))
 
-    async with S3Store(url, workers=1) as store:
+    async with s3_store(url, workers=1) as store:
         yield Mirror(store, put)
 
 
@@ -269,6 +275,138 @@ async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
         for start in range(0, 10_000, 100):
             nursery.start_soon(get, start)
     assert b"".join(answers[start] for start in sorted(answers)) == content
+
+
+async def got_soon(store: ObjectStore, bucket: str, key: str, start: int, stop: int, etag: str) -> Outcome | None:
+    """What `get_soon` calls *done* with; None if it does nothing."""
+    outcomes: list[Outcome] = []
+    has_come = trio.Event()
+
+    def done(outcome: Outcome) -> None:
+        # The bytes are the callee's for as long as it likes, and the caller may not be told before it has its answer.
+        assert has_returned
+        outcomes.append(outcome)
+        has_come.set()
+
+    has_returned: list[bool] = []
+    is_under_way = store.get_soon(bucket, key, start, stop, etag, done)
+    has_returned.append(True)
+    with trio.fail_after(PATIENCE):
+        if is_under_way:
+            await has_come.wait()
+    # Not twice, and not at all if it said that nothing is started.
+    await trio.testing.wait_all_tasks_blocked(0.005)
+    assert len(outcomes) == is_under_way
+    return outcomes[0] if is_under_way else None
+
+
+async def test_what_comes_soon_is_what_comes(mirror: Mirror, opener: Opener) -> None:
+    content = Random(4).randbytes(1_500_001)
+    mirror.put(KEY, content)
+    etag = await mirror.etag_of(KEY)
+    came = 0
+    for start, stop in [(0, 1), (5, 70_000), (0, len(content)), (1_500_000, 1_500_001)]:
+        outcome = await got_soon(mirror.store, BUCKET, KEY, start, stop, etag)
+        if isinstance(outcome, ReadError):
+            assert opener is retrying_mirror, "its inner store fails now and then, and is asked once"
+            assert isinstance(outcome, Unreachable | Untrusted)
+        elif outcome is not None:
+            assert bytes(outcome) == content[start:stop]
+            came += 1
+    assert bool(came) == (opener is not folder_mirror)
+
+
+FAILS_SOON: dict[str, tuple[str, str, int, int, tuple[type[ReadError], ...]]] = {
+    "a missing object": (BUCKET, f"{SERIES}/missing.dcm", 0, 1, (NotFound,)),
+    "no key": (BUCKET, "", 0, 1, (NotFound,)),
+    "a missing bucket": ("no-such-bucket", KEY, 0, 1, (NotFound,)),
+    "no bucket": ("..", KEY, 0, 1, (NotFound,)),
+    "bytes beyond the end": (BUCKET, KEY, 4, 100, (Untrusted, ObjectChanged)),
+}
+
+
+@pytest.mark.parametrize("name", FAILS_SOON)
+async def test_what_cannot_come_soon_is_told(mirror: Mirror, opener: Opener, name: str) -> None:
+    bucket, key, start, stop, errors = FAILS_SOON[name]
+    mirror.put(KEY, b"12345")
+    etag = await mirror.etag_of(KEY)
+    for _ in range(4):
+        outcome = await got_soon(mirror.store, bucket, key, start, stop, etag)
+        expected = (*errors, Unreachable, Untrusted) if opener is retrying_mirror else errors
+        assert outcome is None or isinstance(outcome, expected)
+    assert (outcome is None) == (opener is folder_mirror)
+
+
+async def test_another_etag_is_told_soon(mirror: Mirror, opener: Opener) -> None:
+    mirror.put(KEY, b"before")
+    etag = await mirror.etag_of(KEY)
+    mirror.put(KEY, b"after it")
+    outcomes = [await got_soon(mirror.store, BUCKET, KEY, 0, 6, etag) for _ in range(4)]
+    wanted = type(None) if opener is folder_mirror else ObjectChanged
+    assert any(isinstance(outcome, wanted) for outcome in outcomes)
+    assert not any(isinstance(outcome, bytes | memoryview) for outcome in outcomes)
+
+
+async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener: Opener) -> None:
+    content = Random(5).randbytes(10_000)
+    mirror.put(KEY, content)
+    etag = await mirror.etag_of(KEY)
+    outcomes: dict[int, Outcome] = {}
+    all_done = trio.Event()
+
+    def done_with(start: int, outcome: Outcome) -> None:
+        assert start not in outcomes
+        outcomes[start] = outcome
+        if len(outcomes) == 100:
+            all_done.set()
+
+    asked = [
+        start
+        for start in range(0, 10_000, 100)
+        if mirror.store.get_soon(BUCKET, KEY, start, start + 100, etag, partial(done_with, start))
+    ]
+    if opener is folder_mirror:
+        assert not asked
+        return
+    assert len(asked) == 100
+    with trio.fail_after(PATIENCE):
+        await all_done.wait()
+    for start, outcome in outcomes.items():
+        if isinstance(outcome, ReadError):
+            assert opener is retrying_mirror
+        else:
+            assert bytes(outcome) == content[start : start + 100]
+
+
+async def test_who_is_to_be_told_soon_is_told_when_the_store_is_left(
+    opener: Opener, tmp_path: Path, moto_url: str
+) -> None:
+    outcomes: list[Outcome] = []
+    async with opener(tmp_path, moto_url) as mirror:
+        mirror.put(KEY, b"12345")
+        etag = await mirror.etag_of(KEY)
+        started = [mirror.store.get_soon(BUCKET, KEY, 0, 5, etag, outcomes.append) for _ in range(20)]
+    assert len(outcomes) == sum(started)
+    assert all(isinstance(outcome, ReadError) or bytes(outcome) == b"12345" for outcome in outcomes)
+    assert not mirror.store.get_soon(BUCKET, KEY, 0, 5, etag, outcomes.append), "it is not open"
+
+
+async def test_who_is_told_of_bytes_as_they_come_is_told_right(mirror: Mirror) -> None:
+    content = Random(6).randbytes(3_000_001)
+    mirror.put(KEY, content)
+    etag = await mirror.etag_of(KEY)
+    told: list[int] = []
+
+    def arriving(buffer: memoryview, filled: int) -> None:
+        assert len(buffer) == 2_900_000
+        assert 0 < filled <= len(buffer)
+        assert buffer[:filled] == content[100_000 : 100_000 + filled]
+        told.append(filled)
+
+    whole = await mirror.store.get(BUCKET, KEY, 100_000, 3_000_000, etag, arriving)
+    assert whole == content[100_000:3_000_000]
+    # Upwards, but for a start from the front.
+    assert all(one < other or other <= told[0] for one, other in pairwise(told))
 
 
 async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:

@@ -19,6 +19,7 @@ from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unrea
 from idcfs.store.base import ListPage, ObjectInfo
 from idcfs.store.s3 import S3Store
 from tests.raw_server import RawServer, http, raw_server
+from tests.s3_stores import s3_store
 
 ETAG = '"0123456789abcdef"'
 PREFIX = "0a1b2c3d/"
@@ -53,7 +54,7 @@ def chunked(body: bytes, **changes: str | None) -> bytes:
 
 @asynccontextmanager
 async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[RawServer, S3Store]]:
-    async with raw_server() as server, S3Store(server.url, workers=1, **options) as store:
+    async with raw_server() as server, s3_store(server.url, workers=1, **options) as store:
         server.answer = answer
         yield server, store
 
@@ -243,7 +244,7 @@ async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
 async def test_a_refused_connection() -> None:
     async with raw_server() as server:
         pass
-    async with S3Store(server.url, workers=1) as store:
+    async with s3_store(server.url, workers=1) as store:
         with pytest.raises(Unreachable, match=server.url):
             await get(store)
 
@@ -251,7 +252,7 @@ async def test_a_refused_connection() -> None:
 async def test_tls_with_a_server_that_has_none() -> None:
     async with raw_server() as server:
         server.answer = part()
-        async with S3Store(server.url.replace("http:", "https:"), connect_timeout=0.3, workers=1) as store:
+        async with s3_store(server.url.replace("http:", "https:"), connect_timeout=0.3, workers=1) as store:
             with pytest.raises(Unreachable, match="https://"):
                 await get(store)
 
@@ -261,6 +262,76 @@ async def test_a_stalled_server(answer: bytes) -> None:
     async with served(answer, read_timeout=0.2) as (server, store):
         server.stalls = True
         with trio.fail_after(5), pytest.raises(Unreachable):
+            await get(store)
+        server.stalls, server.answer = False, part()
+        assert await get(store) == b"67890"
+
+
+LONG = 1_000_000
+
+
+def half(body: bytes) -> bytes:
+    """The first half of an answer to the request for all of *body*."""
+    headers = {"Content-Length": str(len(body)), "Content-Range": f"bytes 0-{len(body) - 1}/9999999", "ETag": ETAG}
+    return http("206 Partial Content", headers, body)[: -len(body) // 2]
+
+
+async def test_bytes_that_have_come_are_told_while_others_are_to_come() -> None:
+    body = bytes(range(250)) * (LONG // 250)
+    has_half = trio.Event()
+    told: list[int] = []
+
+    def arriving(buffer: memoryview, filled: int) -> None:
+        assert len(buffer) == LONG
+        assert buffer[:filled] == body[:filled]
+        told.append(filled)
+        # What is told now and then is behind by no more than a block.
+        if filled > LONG // 4:
+            has_half.set()
+
+    async with served(half(body)) as (server, store):
+        server.stalls = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.get, "bucket", "k", 0, LONG, ETAG, arriving)
+            with trio.fail_after(20):
+                await has_half.wait()
+            nursery.cancel_scope.cancel()
+        assert told == sorted(told)
+        assert max(told) <= LONG // 2
+        server.stalls, server.answer = False, part()
+        assert await get(store) == b"67890"
+
+
+async def test_bytes_that_come_no_further_are_told_and_then_refused() -> None:
+    body = bytes(LONG)
+    told: list[int] = []
+    async with served(half(body)) as (_, store):
+        with pytest.raises(ReadError):
+            await store.get("bucket", "k", 0, LONG, ETAG, lambda buffer, filled: told.append(filled))
+        assert told
+        assert max(told) <= LONG // 2
+
+
+@pytest.mark.parametrize(
+    "headers", [{"ETag": '"other"'}, {"Content-Range": f"bytes 1-{LONG}/{LONG + 1}"}, {"Content-Length": "9"}]
+)
+async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str, str]) -> None:
+    right = {"Content-Length": str(LONG), "Content-Range": f"bytes 0-{LONG - 1}/{LONG}", "ETag": ETAG}
+    async with served(http("206 Partial Content", {**right, **headers}, bytes(LONG))) as (_, store):
+
+        def arriving(buffer: memoryview, filled: int) -> None:
+            raise AssertionError("these may be the bytes of something else")
+
+        with pytest.raises(ReadError) as raised:
+            await store.get("bucket", "k", 0, LONG, ETAG, arriving)
+        assert len(str(raised.value)) < 1000, "a log is no place for what a server has sent"
+
+
+async def test_a_mirror_that_drips_is_given_up_in_the_end() -> None:
+    # Each arrival is soon enough; all of them together take too long.
+    async with served(part()[:-1], read_timeout=20, total_timeout=0.3) as (server, store):
+        server.stalls = True
+        with trio.fail_after(15), pytest.raises(Unreachable):
             await get(store)
         server.stalls, server.answer = False, part()
         assert await get(store) == b"67890"
@@ -305,7 +376,7 @@ async def test_the_users_aws_settings_do_not_matter(
 
 
 async def test_the_users_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with raw_server() as proxy, S3Store("http://mirror.invalid", workers=1) as store:
+    async with raw_server() as proxy, s3_store("http://mirror.invalid", workers=1) as store:
         proxy.answer = part()
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert await get(store) == b"67890"
@@ -350,17 +421,17 @@ async def test_certificates_are_verified_with_the_users_authorities(
     tls.load_cert_chain(certificate)
     async with raw_server(tls) as server:
         server.answer = part()
-        async with S3Store(server.url, workers=1) as store:
+        async with s3_store(server.url, workers=1) as store:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await get(store)
         assert server.requests == []
         monkeypatch.setenv(name, str(certificate))
-        async with S3Store(server.url, workers=1) as store:
+        async with s3_store(server.url, workers=1) as store:
             assert await get(store) == b"67890"
 
 
 async def test_authorities_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-    async with S3Store("https://127.0.0.1:1", workers=1) as store:
+    async with s3_store("https://127.0.0.1:1", workers=1) as store:
         with pytest.raises(Unreachable, match=r"missing\.pem"):
             await get(store)

@@ -14,21 +14,23 @@ from pathlib import Path
 import pytest
 import trio
 
+from idcfs.arena import Arena
 from idcfs.errors import ReadError, Unreachable, Untrusted
-from idcfs.store import s3
 from idcfs.store.s3 import S3Store
 from idcfs.store.worker import Worker
 from tests.conftest import WarningsLogged
+from tests.processes import children_of, is_running
 from tests.raw_server import RawServer, http
+from tests.s3_stores import s3_store
 
 ETAG = '"e"'
 
 PARENT = """
 import sys, trio
-from idcfs.store.s3 import S3Store
+from tests.s3_stores import s3_store
 
 async def main():
-    async with S3Store(sys.argv[1], workers=2) as store:
+    async with s3_store(sys.argv[1], workers=2) as store:
         store.start()
         try:
             await store.get("bucket", "k", 0, 5, '"e"')
@@ -79,13 +81,7 @@ async def letters() -> AsyncIterator[Letters]:
 
 def workers_of(parent: int) -> list[int]:
     """The ids of the workers that a process has started."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            started_by = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if started_by == parent and b"idcfs.store.worker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+    return children_of(parent, "idcfs.store.worker")
 
 
 def arenas_open() -> int:
@@ -95,13 +91,6 @@ def arenas_open() -> int:
         with contextlib.suppress(OSError):
             found += "idcfs-arena" in str(link.readlink())
     return found
-
-
-def is_running(process: int) -> bool:
-    try:
-        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -115,7 +104,7 @@ async def get(store: S3Store, key: str = "a", length: int = 5) -> bytes:
 
 
 async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() -> None:
-    async with letters() as server, S3Store(server.url, workers=1) as store:
+    async with letters() as server, s3_store(server.url, workers=1) as store:
         assert await get(store) == b"aaaaa"
         (worker,) = workers_of(os.getpid())
         before = len(server.requests)
@@ -139,7 +128,7 @@ async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() ->
 
 async def test_a_store_that_is_left_leaves_no_process() -> None:
     async with letters() as server:
-        async with S3Store(server.url, workers=2) as store:
+        async with s3_store(server.url, workers=2) as store:
             store.start()
             assert await get(store) == b"aaaaa"
             workers = workers_of(os.getpid())
@@ -147,7 +136,7 @@ async def test_a_store_that_is_left_leaves_no_process() -> None:
         assert not any(map(is_running, workers))
         with pytest.raises(Unreachable, match="not open"):
             await get(store)
-    async with S3Store("http://127.0.0.1:1") as unused:
+    async with s3_store("http://127.0.0.1:1") as unused:
         assert workers_of(os.getpid()) == []
     with pytest.raises(Unreachable, match="not open"):
         await get(unused)
@@ -156,7 +145,7 @@ async def test_a_store_that_is_left_leaves_no_process() -> None:
 async def test_a_store_that_is_left_at_once_or_while_somebody_waits_does_not_hang() -> None:
     async with letters() as server:
         with trio.fail_after(20):
-            async with S3Store(server.url, workers=2) as store:
+            async with s3_store(server.url, workers=2) as store:
                 store.start()
             server.more, server.stalls = -1, True
             async with trio.open_nursery() as nursery:
@@ -165,7 +154,7 @@ async def test_a_store_that_is_left_at_once_or_while_somebody_waits_does_not_han
                     with pytest.raises(ReadError):
                         await get(store, "x")
 
-                async with S3Store(server.url, workers=1) as store:
+                async with s3_store(server.url, workers=1) as store:
                     nursery.start_soon(wait)
                     await until(lambda: server.requests)
     assert workers_of(os.getpid()) == []
@@ -187,7 +176,7 @@ async def test_workers_end_when_who_started_them_is_killed() -> None:
 
 
 async def test_a_worker_ignores_what_the_keyboard_sends() -> None:
-    async with letters() as server, S3Store(server.url, workers=1) as store:
+    async with letters() as server, s3_store(server.url, workers=1) as store:
         await get(store)
         (worker,) = workers_of(os.getpid())
         os.kill(worker, signal.SIGINT)
@@ -195,9 +184,9 @@ async def test_a_worker_ignores_what_the_keyboard_sends() -> None:
         assert workers_of(os.getpid()) == [worker]
 
 
-async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "ARENA_BYTES", 100_000)
-    async with letters() as server, S3Store(server.url, workers=1, max_connections=1) as store:
+async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again() -> None:
+    options = {"workers": 1, "max_connections": 1, "arena_bytes": 100_000}
+    async with letters() as server, s3_store(server.url, **options) as store:
         server.more, server.stalls = -1, True
         for _ in range(5):
             before = len(server.requests)
@@ -211,20 +200,21 @@ async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again(monk
 
 
 async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_nobody_waiting() -> None:
-    async with letters() as server, S3Store(server.url, workers=1) as store:
+    async with letters() as server, s3_store(server.url, workers=1) as store:
         assert await get(store) == b"aaaaa"
         with trio.fail_after(20):
             for _ in range(50):
                 with trio.move_on_after(0):
                     await get(store)
             assert await get(store) == b"aaaaa"
-        assert store._workers[0] is not None
-        assert store._workers[0].busy == 0
+        (worker,) = store._workers._workers
+        assert worker is not None
+        assert worker.busy == 0
 
 
 @pytest.mark.parametrize("more", [-1, 1, 70_000, 3_000_000])
 async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(more: int) -> None:
-    async with letters() as server, S3Store(server.url, workers=1) as store:
+    async with letters() as server, s3_store(server.url, workers=1) as store:
         server.more = more
         kept: dict[str, bytes | memoryview] = {}
 
@@ -242,9 +232,8 @@ async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(mor
         assert {key: bytes(data) for key, data in kept.items()} == {key: key.encode() * 20_000 for key in "abcdefgh"}
 
 
-async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "ARENA_BYTES", 100_000)
-    async with letters() as server, S3Store(server.url, workers=1) as store:
+async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served() -> None:
+    async with letters() as server, s3_store(server.url, workers=1, arena_bytes=100_000) as store:
         done: list[str] = []
 
         async def ask(key: str) -> None:
@@ -259,7 +248,7 @@ async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served(monke
 
 
 async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged) -> None:
-    async with letters() as server, S3Store(server.url, workers=1) as store:
+    async with letters() as server, s3_store(server.url, workers=1) as store:
         with monkeypatch.context() as patched:
             patched.setattr(sys, "executable", "/no/such/python")
             for _ in range(3):
@@ -272,8 +261,10 @@ async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warni
     assert not arenas_open()
 
 
-def test_one_connection_for_several_workers_is_not_without_bound() -> None:
-    assert S3Store("http://127.0.0.1:1", workers=2, max_connections=1)._options["max_connections"] == 1
+async def test_one_connection_for_several_workers_is_not_without_bound() -> None:
+    with Arena(1) as arena:
+        store = S3Store("http://127.0.0.1:1", arena, workers=2, max_connections=1)
+    assert store._workers.options["client"]["max_connections"] == 1
 
 
 def test_a_request_that_is_cancelled_before_it_begins_is_answered() -> None:

@@ -7,27 +7,34 @@ from pathlib import Path
 
 import trio
 
-from idcfs.cache import Cache, open_cache
+from idcfs.arena import Arena
+from idcfs.cache import open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
 from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.control import Control
+from idcfs.extent_cache import ExtentCache, open_extent_cache
+from idcfs.fetcher import Fetcher
 from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
 from idcfs.listing import Listings
 from idcfs.metrics import Metrics
 from idcfs.node import Node
+from idcfs.page_cache import open_page_cache
+from idcfs.prefetcher import Prefetcher
 from idcfs.reader import Reader
 from idcfs.series_order import SeriesOrder
-from idcfs.store.base import ListPage, ObjectStore
+from idcfs.store.base import Arriving, ListPage, ObjectStore
 from idcfs.store.mirror import parse_mirror
 from tests.index_factory import Row
 from tests.memory_store import MemoryStore
 
 LIMIT = 1 << 30
+
+MEMORY_BYTES = 256 << 20
 
 PATIENCE = 30
 """Seconds after which what a test waits for is taken never to come."""
@@ -40,8 +47,8 @@ class Opened:
     filesystem: FileSystem
     catalogue: Catalogue
     listings: Listings
-    reader: Reader
-    objects: Cache
+    fetcher: Fetcher
+    objects: ExtentCache
     metrics: Metrics
     cohorts: Cohorts
 
@@ -92,6 +99,7 @@ async def open_filesystem(
     *,
     layout: str = DEFAULT_TEMPLATE,
     seconds: float = 30,
+    memory: int = MEMORY_BYTES,
     cohorts: Path | None = None,
     tell: Callable[[str], None] = lambda step: None,
 ) -> AsyncIterator[Opened]:
@@ -102,18 +110,23 @@ async def open_filesystem(
     mirror, metrics = parse_mirror(mirror_word), Metrics()
     async with contextlib.AsyncExitStack() as stack:
         catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, tell=tell))
-        objects = await stack.enter_async_context(open_cache(cache / "objects", LIMIT))
+        arena = stack.enter_context(Arena(memory))
+        objects = await stack.enter_async_context(open_extent_cache(cache / "objects", LIMIT, arena))
         lists = await stack.enter_async_context(open_cache(cache / "listings", LIMIT))
+        # Does nothing, for nothing is mounted.
+        pages = await stack.enter_async_context(open_page_cache(arena))
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
         order = SeriesOrder(catalogue)
-        reader = Reader(store, mirror, objects, listings, metrics, nursery, seconds, order.following)
+        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, seconds, arena.size)
+        prefetcher = Prefetcher(fetcher, listings, pages, nursery)
+        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, arena.size, order.following)
         control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
         settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
         registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
         filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
-        yield Opened(filesystem, catalogue, listings, reader, objects, metrics, registry)
+        yield Opened(filesystem, catalogue, listings, fetcher, objects, metrics, registry)
         nursery.cancel_scope.cancel()
 
 
@@ -141,7 +154,9 @@ class GatedStore(MemoryStore):
         await self.gate.wait()
         return page
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
-        data = await super().get(bucket, key, start, stop, etag)
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes:
+        data = await super().get(bucket, key, start, stop, etag, arriving)
         await self.gate.wait()
         return data

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,9 +87,13 @@ def children() -> set[int]:
 
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No process can be started until this is undone."""
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    """No process that evaluates can be started until this is undone."""
+    forbid_children(monkeypatch)
     return monkeypatch
+
+
+def forbid_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable="/no/such/python"))
 
 
 class Gate:
@@ -111,7 +116,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     words = shlex.quote(str(file)), shlex.quote(sys.executable)
     slow.write_text('#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec {} "$@"\n'.format(*words))
     slow.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable=str(slow)))
     return Gate(file)
 
 
@@ -293,7 +298,7 @@ async def test_only_what_was_written_is_evaluated(
         files.write(handle, 0, TCGA)
         await files.flush(handle)
         assert await opened.names("cohorts/mine") == ["tcga"]
-        no_child.setattr(sys, "executable", "/no/such/python")
+        forbid_children(no_child)
         await files.flush(handle)
         await files.release(handle)
         assert await opened.names("cohorts/mine") == ["tcga"]
@@ -328,7 +333,7 @@ async def test_a_text_that_is_refused_is_kept_and_changes_nothing(
             assert b"indexx" in await opened.read("cohorts/mine/.error")
             assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
             assert json.loads(await opened.read("cohorts/mine/.summary"))["series"] == 3
-    no_child.setattr(sys, "executable", "/no/such/python")
+    forbid_children(no_child)
     async with open_filesystem(cache, index, store) as opened:
         assert b"indexx" in await opened.read("cohorts/mine/.error")
         assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
@@ -400,7 +405,7 @@ async def test_results_are_kept_for_the_next_mount_of_the_same_index_only(
         before = await opened.names("cohorts/mine/nlst")
         with pytest.raises(QueryRefused):
             await make(opened, "broken", BROKEN)
-    no_child.setattr(sys, "executable", "/no/such/python")
+    forbid_children(no_child)
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.names("cohorts/mine/nlst") == before
         assert b"indexx" in await opened.read("cohorts/broken/.error")

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from idcfs import listing as listings
-from idcfs import reader as readers
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
 from idcfs.readahead import BLOCK
+from idcfs.store.base import Arriving
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
@@ -143,13 +143,11 @@ async def test_a_cache_that_is_damaged_makes_reads_slower_not_wrong(
         assert again == set(range(SLIDE_BLOCKS - 1))
 
 
-async def test_memory_is_bounded(
-    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(readers, "MEMORY_BYTES", 3 * BLOCK)
-    async with open_filesystem(cache, index, store) as opened:
+async def test_memory_is_bounded(cache: Path, index: Index, store: MemoryStore) -> None:
+    async with open_filesystem(cache, index, store, memory=32 * BLOCK) as opened:
         assert await opened.read(file_of(SLIDE)) == SLIDE_BYTES
-        assert sum(map(len, opened.reader._memory.values())) == opened.reader._memory_size <= 3 * BLOCK
+        kept = opened.fetcher._memory
+        assert sum(map(len, kept._extents.values())) == kept._size <= 16 * BLOCK
 
 
 def files(folder: Path) -> list[Path]:
@@ -382,8 +380,10 @@ class PickyStore(MemoryStore):
         self._key = key
         self._errors = itertools.cycle([Unreachable("away"), ZeroDivisionError("a bug")])
 
-    async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
-        data = await super().get(bucket, key, start, stop, etag)
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes:
+        data = await super().get(bucket, key, start, stop, etag, arriving)
         if key != self._key:
             raise next(self._errors)
         return data

@@ -1,9 +1,11 @@
 """What is asked of the mirror before somebody waits for it, and what of it is kept."""
 
+import contextlib
 import functools
 import shutil
 from itertools import repeat
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 import trio
@@ -11,8 +13,10 @@ import trio.testing
 
 from idcfs.catalog.catalogue import open_catalogue
 from idcfs.catalog.index import Index
-from idcfs.errors import Unreachable
+from idcfs.errors import DeadlineExceeded, Unreachable
+from idcfs.prefetcher import PREFETCHES
 from idcfs.readahead import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
+from idcfs.store.base import Arriving, Done
 from tests.filesystem.opened import PATIENCE, Opened, open_filesystem, path_of
 from tests.index_factory import Row, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -80,7 +84,7 @@ async def settle(opened: Opened) -> None:
         while True:
             fetched = opened.metrics.objects_fetched
             await trio.testing.wait_all_tasks_blocked(0.02)
-            await opened.reader.finish_writing()
+            await opened.fetcher.finish_writing()
             if opened.metrics.objects_fetched == fetched:
                 return
 
@@ -165,7 +169,8 @@ async def test_blocks_that_follow_each_other_are_one_request(cache: Path, index:
     assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])], "each byte once"
     assert spans[-1][1] == len(content)
     assert max(stop - start for start, stop in spans if stop) == RUN_BLOCKS * BLOCK
-    assert len(spans) < 12
+    # The first windows have smaller requests.
+    assert len(spans) < len(content) / (RUN_BLOCKS * BLOCK) + 6
     broken = FailingStore(store, repeat(Unreachable("away")))
     async with open_filesystem(cache, index, broken) as opened:
         assert await opened.read(file_of(SLIDE, large)) == content
@@ -232,7 +237,7 @@ async def test_what_was_served_to_its_end_is_not_kept_in_memory(cache: Path, ind
             for start in range(0, SLICE, PIECE):
                 assert await opened.read(file_of(SCAN, number), start, PIECE) == instance.content[start : start + PIECE]
             await settle(opened)
-        assert not [extent for extent in opened.reader._memory if len(opened.reader._memory[extent]) == SLICE]
+        assert not [data for data in opened.fetcher._memory._extents.values() if len(data) == SLICE]
         # From the disk.
         asked = len(gets(store, SCAN))
         assert await opened.read(file_of(SCAN, 3)) == files_of(SCAN)[3].content
@@ -253,3 +258,91 @@ async def test_an_object_stored_anew_while_its_old_bytes_wait_to_be_written(
         await settle(opened)
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.read(file_of(SLIDE, large)) == new
+
+
+class LateStore(MemoryStore):
+    """Answers what is wanted soon when it is left, with an error, as one does whose processes end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Done] = []
+        self.is_left = False
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        if not self.is_left:
+            self.waiting.append(done)
+        return not self.is_left
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.is_left = True
+        for done in self.waiting:
+            done(Unreachable("the store has been left"))
+        await super().__aexit__(kind, error, trace)
+
+
+async def test_a_mount_ends_in_peace_while_more_is_wanted_than_is_asked_for(tmp_path: Path) -> None:
+    many = Row("ct", "many", sizes=(HEAD + 1,) * 400)
+    store = LateStore()
+    fill_store(store, [many])
+    async with open_filesystem(
+        tmp_path / "cache", make_index(tmp_path / "index", [many]), store, seconds=0.5
+    ) as opened:
+        node = await opened.node(path_of(many))
+        await opened.entries(node.inode)
+        number = 0
+        while len(store.waiting) < PREFETCHES:
+            with contextlib.suppress(DeadlineExceeded):
+                # What is wanted soon does not come.
+                await opened.read(file_of(many, number))
+            number += 1
+
+
+async def test_a_block_of_a_run_is_there_before_the_runs_end(cache: Path, index: Index) -> None:
+    large, _ = large_and_small(SLIDE)
+    content = files_of(SLIDE)[large].content
+    store = HalfStore()
+    fill_store(store, ROWS)
+    async with open_filesystem(cache, index, store) as opened:
+        with trio.fail_after(PATIENCE):
+            at = 0
+            # Until the reader waits for the second half of something.
+            while not store.stalled:
+                assert at < len(content)
+                with trio.move_on_after(0.5) as patience:
+                    assert await opened.read(file_of(SLIDE, large), at, PIECE) == content[at : at + PIECE]
+                    at += PIECE
+                    patience.deadline = float("inf")
+                    await trio.testing.wait_all_tasks_blocked()
+            start, stop = store.stalled[0]
+            middle = start + (stop - start) // 2 // BLOCK * BLOCK
+            for block in range(start, middle, BLOCK):
+                assert await opened.read(file_of(SLIDE, large), block, 10) == content[block : block + 10]
+            assert not store.may_end.is_set()
+            store.may_end.set()
+            assert await opened.read(file_of(SLIDE, large), stop - 10, 10) == content[stop - 10 : stop]
+        await settle(opened)
+        assert await opened.read(file_of(SLIDE, large)) == content
+
+
+class HalfStore(MemoryStore):
+    """Sends the first half of what is wanted as it comes, and the other when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stalled: list[tuple[int, int]] = []
+        self.may_end = trio.Event()
+
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes:
+        data = await super().get(bucket, key, start, stop, etag)
+        if arriving is not None and stop - start >= 4 * BLOCK:
+            half = (stop - start) // 2
+            buffer = memoryview(bytearray(stop - start))
+            buffer[:half] = data[:half]
+            arriving(buffer, half)
+            self.stalled.append((start, stop))
+            await self.may_end.wait()
+        return data

@@ -1,6 +1,7 @@
 import gc
 import os
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -8,95 +9,136 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idcfs.store.arena import Arena, Region
+from idcfs.arena import Arena
 
 SIZE = 1 << 20
 
 
-def arena_of(size: int) -> Arena:
-    """An arena that no other process will map."""
-    arena = Arena(size)
-    os.close(arena.descriptor)
-    return arena
+@pytest.fixture
+async def arena() -> AsyncIterator[Arena]:
+    with Arena(SIZE) as arena:
+        yield arena
 
 
-def all_is_free(arena: Arena) -> bool:
-    return arena._free == [Region(0, arena.size)]
+def place(arena: Arena, buffer: memoryview) -> range:
+    """Where a buffer is in its arena."""
+    start = arena.start(buffer)
+    assert start is not None
+    return range(start, start + len(buffer))
 
 
-def overlap(one: Region, other: Region) -> bool:
+def overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, SIZE // 3), st.integers(0, 20))))
-async def test_regions_never_overlap_and_all_is_free_at_the_end(steps: list[tuple[int, int]]) -> None:
-    arena = arena_of(SIZE)
-    taken: list[Region] = []
-    for length, which in steps:
-        with trio.move_on_after(0):
-            region = await arena.take(length)
-            assert region.stop - region.start == length
-            assert 0 <= region.start < region.stop <= SIZE
-            assert not any(overlap(region, other) for other in taken)
-            taken.append(region)
-        if which < len(taken):
-            arena.give_back(taken.pop(which))
-    for region in taken:
-        arena.give_back(region)
-    assert all_is_free(arena)
+async def test_buffers_never_overlap_and_all_is_free_at_the_end(steps: list[tuple[int, int]]) -> None:
+    with Arena(SIZE) as arena:
+        taken: list[memoryview] = []
+        for length, which in steps:
+            buffer = arena.take_now(length)
+            with trio.move_on_after(0):
+                # The one that waits finds what the other finds.
+                buffer = buffer or await arena.take(length)
+            if buffer is not None:
+                where = place(arena, buffer)
+                assert len(buffer) == length
+                assert 0 <= where.start < where.stop <= SIZE
+                assert not any(overlap(where, place(arena, other)) for other in taken)
+                taken.append(buffer)
+            del buffer
+            if which < len(taken):
+                taken.pop(which)
+        taken.clear()
+        gc.collect()
+        assert arena.take_now(SIZE) is not None
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=20))
 async def test_each_buffer_keeps_its_bytes(contents: list[bytes]) -> None:
-    arena = arena_of(SIZE)
-    buffers = []
-    for content in contents:
-        buffer = arena.buffer(await arena.take(len(content)))
-        buffer[:] = content
-        buffers.append(buffer)
-    assert [bytes(buffer) for buffer in buffers] == contents
+    with Arena(SIZE) as arena:
+        buffers = []
+        for content in contents:
+            buffer = await arena.take(len(content))
+            buffer[:] = content
+            buffers.append(buffer)
+        assert [bytes(buffer) for buffer in buffers] == contents
 
 
-async def test_who_finds_no_room_waits_until_there_is_some() -> None:
-    arena = arena_of(SIZE)
-    first, second = await arena.take(SIZE // 2), await arena.take(SIZE // 2)
-    found: list[Region] = []
+async def test_whoever_maps_the_descriptor_sees_the_bytes_where_they_are(arena: Arena) -> None:
+    first, second = await arena.take(100), await arena.take(5)
+    first[:] = b"x" * 100
+    second[:] = b"12345"
+    assert os.pread(arena.descriptor, 5, place(arena, second).start) == b"12345"
+    assert arena.size == SIZE
+
+
+async def test_where_buffers_are_that_are_not_of_the_arena_or_are_parts(arena: Arena) -> None:
+    buffer = await arena.take(100)
+    assert place(arena, buffer[10:20]).start == place(arena, buffer).start + 10
+    with Arena(SIZE) as other:
+        assert arena.start(await other.take(100)) is None
+    assert arena.start(memoryview(b"bytes")) is None
+    assert arena.start(memoryview(bytearray(5))) is None
+
+
+async def test_who_finds_no_room_waits_until_there_is_some(arena: Arena) -> None:
+    halves = [await arena.take(SIZE // 2), await arena.take(SIZE // 2)]
+    assert arena.take_now(1) is None
+    found: list[range] = []
 
     async def take() -> None:
-        found.append(await arena.take(SIZE))
+        found.append(place(arena, await arena.take(SIZE)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take)
         await trio.testing.wait_all_tasks_blocked()
-        arena.give_back(first)
+        halves.pop()
         await trio.testing.wait_all_tasks_blocked()
         assert not found
-        arena.give_back(second)
-    assert found == [Region(0, SIZE)]
+        halves.pop()
+    assert found == [range(SIZE)]
 
 
-async def test_what_never_fits_is_refused() -> None:
+async def test_all_who_wait_are_served_one_after_the_other(arena: Arena) -> None:
+    held = [await arena.take(SIZE)]
+    served: list[int] = []
+
+    async def take(number: int) -> None:
+        buffer = await arena.take(SIZE - number)
+        await trio.testing.wait_all_tasks_blocked()
+        served.append(number)
+        del buffer
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(take, number)
+            await trio.testing.wait_all_tasks_blocked()
+            held.clear()
+    assert sorted(served) == list(range(10))
+
+
+async def test_what_never_fits_is_refused(arena: Arena) -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        await arena_of(SIZE).take(SIZE + 1)
+        await arena.take(SIZE + 1)
+    assert arena.take_now(SIZE + 1) is None
 
 
-async def test_a_region_is_free_when_nobody_refers_to_its_bytes() -> None:
-    arena = arena_of(SIZE)
-    buffer = arena.buffer(await arena.take(SIZE))
+async def test_a_buffer_is_free_when_nobody_refers_to_its_bytes(arena: Arena) -> None:
+    buffer = await arena.take(SIZE)
     part = buffer[10:20]
     del buffer
     gc.collect()
-    await trio.testing.wait_all_tasks_blocked()
-    assert not all_is_free(arena)
+    assert arena.take_now(1) is None
     del part
     with trio.fail_after(5):
-        assert await arena.take(SIZE) == Region(0, SIZE)
+        assert place(arena, await arena.take(SIZE)) == range(SIZE)
 
 
-async def test_a_region_is_given_back_from_another_thread() -> None:
-    arena = arena_of(SIZE)
-    buffers = [arena.buffer(await arena.take(SIZE // 64)) for _ in range(64)]
+async def test_a_buffer_is_freed_from_another_thread(arena: Arena) -> None:
+    buffers = [await arena.take(SIZE // 64) for _ in range(64)]
 
     def drop() -> None:
         while buffers:
@@ -105,19 +147,32 @@ async def test_a_region_is_given_back_from_another_thread() -> None:
             except IndexError:
                 return
 
-    threads = [threading.Thread(target=drop) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        await trio.to_thread.run_sync(thread.join)
-    with trio.fail_after(5):
-        await arena.take(SIZE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(arena.take, SIZE)
+        await trio.testing.wait_all_tasks_blocked()
+        threads = [threading.Thread(target=drop) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            await trio.to_thread.run_sync(thread.join)
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert not nursery.cancel_scope.cancelled_caught
+
+
+async def test_nothing_is_left_open_at_the_end() -> None:
+    with Arena(SIZE) as arena:
+        descriptor = arena.descriptor
+        buffer = await arena.take(5)
+        buffer[:] = b"12345"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert bytes(buffer) == b"12345", "who has bytes keeps them"
 
 
 def test_bytes_that_are_kept_longer_than_the_event_loop_harm_nobody() -> None:
     async def run() -> memoryview:
-        arena = arena_of(SIZE)
-        buffer = arena.buffer(await arena.take(5))
+        with Arena(SIZE) as arena:
+            buffer = await arena.take(5)
         buffer[:] = b"12345"
         return buffer
 

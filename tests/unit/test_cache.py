@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from idcfs import cache as caches
-from idcfs.cache import Cache, EntryRefused, open_cache
+from idcfs import entries as on_disk
+from idcfs.cache import Cache, open_cache
+from idcfs.entries import Entries, EntryRefused, is_in_use
 from idcfs.errors import CacheUnusable
 
 LIMIT = 1 << 28
@@ -71,16 +72,16 @@ async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch:
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("before", LARGE)
         (file,) = files(tmp_path)
-        write = caches.SafeDisk._write
-        written: list[str] = []
+        write = on_disk._write_all
+        written: list[int] = []
 
-        def fail_at_the_third(disk: Any, path: str, *arguments: Any) -> Any:
-            written.append(path)
+        def fail_at_the_third(descriptor: int, *arguments: Any) -> Any:
+            written.append(descriptor)
             if len(written) == 3:
                 raise OSError("no more")
-            return write(disk, path, *arguments)
+            return write(descriptor, *arguments)
 
-        monkeypatch.setattr(caches.SafeDisk, "_write", fail_at_the_third)
+        monkeypatch.setattr(on_disk, "_write_all", fail_at_the_third)
         await cache.put_many([(f"key{number}", LARGE) for number in range(5)])
         assert len(written) == 3
         assert cache.failure is not None
@@ -94,23 +95,76 @@ async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch:
         assert cache.failure is None
 
 
-async def test_whether_anything_has_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_cache(tmp_path, LIMIT) as cache:
-        assert not await cache.has_any("a/")
-        for key in ("a/b", "a0", "b/\U0001f480", "c"):
-            await cache.put(key, SMALL)
-        assert [await cache.has_any(prefix) for prefix in ("a/", "a", "b/", "c", "")] == [True] * 5
-        assert [await cache.has_any(prefix) for prefix in ("a/c", "a/ ", "c/", "d", "A")] == [False] * 5
-        await cache.delete("a/b")
-        assert not await cache.has_any("a/")
-        with database(tmp_path) as sql:
-            sql.execute("DROP TABLE Cache")
-        assert await cache.has_any("a/"), "nobody can tell, so it is worth a look"
+@contextlib.contextmanager
+def entries_in(folder: Path) -> Iterator[Entries]:
+    entries = Entries(folder, LIMIT)
+    try:
+        yield entries
+    finally:
+        entries.close()
+
+
+def test_whether_anything_has_a_prefix(tmp_path: Path) -> None:
+    with entries_in(tmp_path) as entries:
+        assert not entries.has_any("a/")
+        entries.put_many([(key, SMALL) for key in ("a/b", "a0", "b/\U0001f480", "c")])
+        assert [entries.has_any(prefix) for prefix in ("a/", "a", "b/", "c", "")] == [True] * 5
+        assert [entries.has_any(prefix) for prefix in ("a/c", "a/ ", "c/", "d", "A")] == [False] * 5
+        entries.delete("a/b")
+        assert not entries.has_any("a/")
+
+
+@pytest.mark.parametrize("content", [b"", SMALL, LARGE])
+def test_a_value_is_read_into_the_place_that_is_given(tmp_path: Path, content: bytes) -> None:
+    place = bytearray(len(content) + 2)
+
+    def inside(length: int) -> memoryview:
+        assert length == len(content)
+        return memoryview(place)[1 : 1 + length]
+
+    with entries_in(tmp_path) as entries:
+        entries.put_many([("key", memoryview(content))])
+        found = entries.get("key", inside)
+        assert found is not None
+        assert bytes(found) == content
+        assert bytes(place) == b"\0" + content + b"\0"
+
+
+def test_a_value_for_which_there_is_no_place_stays(tmp_path: Path) -> None:
+    def refuse(length: int) -> memoryview:
+        raise ValueError(f"{length} bytes are too many")
+
+    with entries_in(tmp_path) as entries:
+        entries.put_many([("key", LARGE)])
+        with pytest.raises(ValueError, match="too many"):
+            entries.get("key", refuse)
+        assert bytes(entries.get("key") or b"") == LARGE
+
+
+def test_whether_a_cache_is_in_use(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    assert not is_in_use(folder)
+    with entries_in(folder), entries_in(folder):
+        assert is_in_use(folder)
+    assert not is_in_use(folder)
+
+
+def test_values_of_a_thread_share_folders_and_none_is_lost_when_one_is_removed(tmp_path: Path) -> None:
+    with entries_in(tmp_path) as entries:
+        for number in range(20):
+            entries.put_many([(f"key{number}", LARGE)])
+            if number % 5 == 4:
+                # diskcache removes a folder with its last file.
+                for earlier in range(number + 1):
+                    entries.delete(f"key{earlier}")
+        assert files(tmp_path) == []
+        entries.put_many([("key", LARGE)])
+        assert bytes(entries.get("key") or b"") == LARGE
 
 
 async def test_a_busy_database_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idcfs.cache._SQLITE_TIMEOUT", 0.1)
-    monkeypatch.setattr("idcfs.cache.USES_AT_ONCE", 1)
+    monkeypatch.setattr("idcfs.entries._SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("idcfs.entries.USES_AT_ONCE", 1)
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("a", LARGE)
         busy = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
@@ -257,7 +311,7 @@ async def test_nothing_that_the_database_says_is_a_key_is_unpickled(tmp_path: Pa
         with database(tmp_path / "cache") as sql:
             sql.execute("UPDATE Cache SET key = ?, raw = 0", (pickle.dumps(Evil(tmp_path / "unpickled")),))
         with pytest.raises(EntryRefused):
-            list(cache._disk or [])
+            list(cache._entries._disk)
     assert not (tmp_path / "unpickled").exists()
 
 
@@ -289,13 +343,13 @@ async def test_a_database_that_breaks_makes_misses_not_errors(tmp_path: Path) ->
 async def test_a_reserve_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("before", LARGE)
-        monkeypatch.setattr(caches, "RESERVE", 1 << 60)
+        monkeypatch.setattr(on_disk, "RESERVE", 1 << 60)
         await cache.put("key", LARGE)
         assert await value(cache, "key") is None
         assert await value(cache, "before") == LARGE
         assert cache.failure is not None
         assert "are free" in cache.failure
-        monkeypatch.setattr(caches, "RESERVE", 0)
+        monkeypatch.setattr(on_disk, "RESERVE", 0)
         await cache.put("key", LARGE)
         assert await value(cache, "key") == LARGE
         assert cache.failure is None
@@ -314,7 +368,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_leaves_no_part_of_a_file(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "RESERVE", -(1 << 40))
+    monkeypatch.setattr(on_disk, "RESERVE", -(1 << 40))
     async with open_cache(tiny_disk, LIMIT) as cache:
         await cache.put("kept", LARGE)
         await cache.put("too large", bytes(3 << 20))

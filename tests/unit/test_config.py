@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[Any, Any, Any, tuple[Any, Any, Any]]] = {
     "mirror": ('"gcs"', "http://h", "/m", ("gcs", "http://h", "/m")),
     "cache_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
     "cohort_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
+    "memory": ('"1GB"', "2GiB", "3GB", (10**9, 2 << 30, 3 * 10**9)),
     "cache_size": ('"1GB"', "2GiB", "3T", (10**9, 2 << 30, 3 * 10**12)),
     "timeout": ("1.5", "2", 3.0, (1.5, 2.0, 3.0)),
     "query_timeout": ("1.5", "2", 3.0, (1.5, 2.0, 3.0)),

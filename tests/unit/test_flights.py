@@ -117,6 +117,125 @@ async def test_the_end_of_the_mount_ends_the_wait() -> None:
     assert told == ["the mount is ending"]
 
 
+async def test_who_waits_hears_of_work_that_does_not_bound_itself(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    flights = Flights[int, str](nursery, 30)
+    flights.begin(1)
+    with pytest.raises(DeadlineExceeded, match="30 seconds"):
+        await flights.join(1, Work())
+    assert 30 <= trio.current_time() < 32
+    assert 1 in flights, "it may still come"
+    flights.land(1, "late")
+    assert await flights.join(1, opened()) == "done"
+
+
+async def test_work_is_done_in_the_callers_task_unless_it_is_under_way(nursery: trio.Nursery) -> None:
+    flights = Flights[int, str](nursery, 60)
+    work, other = Work(), Work("other")
+    found: list[str] = []
+
+    async def call() -> None:
+        found.append(await flights.join(1, other))
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(flights.fly, 1, work)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not flights.is_awaited(1)
+        callers.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        assert flights.is_awaited(1)
+        await flights.fly(1, other)
+        work.may_end.set()
+    assert found == ["done"]
+    assert (work.started, other.started) == (1, 0)
+    assert not flights.is_awaited(1)
+
+
+async def test_what_fails_in_the_callers_task_is_for_those_who_join(nursery: trio.Nursery) -> None:
+    flights = Flights[int, str](nursery, 60)
+    work = Work(NotFound("gone"))
+    async with trio.open_nursery() as callers:
+        callers.start_soon(flights.fly, 1, work)
+        await trio.testing.wait_all_tasks_blocked()
+        callers.start_soon(expect, flights, NotFound)
+        await trio.testing.wait_all_tasks_blocked()
+        work.may_end.set()
+    assert 1 not in flights
+
+
+async def expect(flights: Flights[int, str], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await flights.join(1, Work())
+
+
+async def test_work_that_was_begun_lands_for_all_who_joined(nursery: trio.Nursery) -> None:
+    flights = Flights[int, str](nursery, 60)
+    work = Work()
+    found: list[str] = []
+
+    async def call() -> None:
+        found.append(await flights.join(1, work))
+
+    flights.begin(1)
+    assert 1 in flights
+    assert not flights.is_awaited(1)
+    async with trio.open_nursery() as callers:
+        for _ in range(3):
+            callers.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        assert flights.is_awaited(1)
+        flights.land(1, "landed")
+    assert found == ["landed"] * 3
+    assert work.started == 0
+    assert 1 not in flights
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), ZeroDivisionError("a bug"), ExceptionGroup("", [NotFound("x")])])
+async def test_work_that_was_begun_fails_for_all_who_joined(nursery: trio.Nursery, error: Exception) -> None:
+    flights = Flights[int, str](nursery, 60)
+    flights.begin(1)
+    async with trio.open_nursery() as callers:
+        for _ in range(3):
+            callers.start_soon(expect, flights, type(first_error(error)))
+        await trio.testing.wait_all_tasks_blocked()
+        flights.fail(1, error)
+    assert await flights.join(1, opened()) == "done"
+
+
+async def test_work_that_was_begun_is_carried_on_for_those_who_joined(nursery: trio.Nursery) -> None:
+    flights = Flights[int, str](nursery, 60)
+    work = Work("carried on")
+    found: list[str] = []
+
+    async def call() -> None:
+        found.append(await flights.join(1, Work()))
+
+    flights.begin(1)
+    async with trio.open_nursery() as callers:
+        callers.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        flights.carry_on(1, work)
+        callers.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        assert flights.is_awaited(1)
+        work.may_end.set()
+    assert found == ["carried on"] * 2
+    assert work.started == 1
+    assert 1 not in flights
+
+
+async def test_work_that_is_to_be_carried_on_after_the_mount_has_ended_is_given_up() -> None:
+    async with trio.open_nursery() as mount:
+        flights = Flights[int, str](mount, 60)
+    flights.begin(1)
+    async with trio.open_nursery() as callers:
+        callers.start_soon(expect, flights, DeadlineExceeded)
+        await trio.testing.wait_all_tasks_blocked()
+        flights.carry_on(1, Work())
+    assert 1 not in flights
+
+
 def test_of_a_nurserys_errors_a_bug_is_told_before_one_of_ours() -> None:
     ours, bug = Untrusted("a"), ZeroDivisionError()
     assert first_error(ours) is ours

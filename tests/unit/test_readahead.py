@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from idcfs.readahead import (
     BLOCK,
+    FIRST_FILES,
+    FIRST_WHOLES,
     HEAD,
     LARGE_FILE_START,
     LISTINGS_AHEAD,
@@ -17,11 +19,11 @@ from idcfs.readahead import (
     NEXT_SERIES_BYTES,
     RUN_BLOCKS,
     SMALL_OBJECT,
+    WALKED_OBJECT,
     Extent,
     ListingOf,
     ReadAhead,
-    extent_end,
-    extents,
+    blocks,
 )
 
 SLICE = 526_000
@@ -102,24 +104,24 @@ def blocks_of(fetched: Iterable[Extent]) -> list[int]:
 
 
 @given(sizes_of_objects)
-def test_extents_tile_an_object(size: int) -> None:
+def test_blocks_tile_an_object(size: int) -> None:
     assume(size)
     at = 0
-    for offset in extents(size, 0, size):
-        assert offset == at
-        at = extent_end(size, offset)
-        assert offset < at
-        assert at - offset <= (SMALL_OBJECT if size <= SMALL_OBJECT else BLOCK)
+    for block in blocks(Extent(5, 6, 0, size), size):
+        assert block[:3] == (5, 6, at)
+        assert 0 < block.length <= (SMALL_OBJECT if size <= SMALL_OBJECT else BLOCK)
+        at += block.length
     assert at == size
 
 
 @given(sizes_of_objects, st.data())
-def test_the_extents_of_a_range_are_those_that_it_touches(size: int, data: st.DataObject) -> None:
+def test_the_blocks_of_a_range_are_those_that_it_touches(size: int, data: st.DataObject) -> None:
     assume(size)
     start = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(start + 1, size))
-    touched = [at for at in extents(size, 0, size) if at < stop and extent_end(size, at) > start]
-    assert list(extents(size, start, stop)) == touched
+    every = blocks(Extent(5, 6, 0, size), size)
+    touched = [block for block in every if block.offset < stop and block.offset + block.length > start]
+    assert blocks(Extent(5, 6, start, stop - start), size) == touched
 
 
 @settings(deadline=None)
@@ -357,6 +359,89 @@ def test_a_large_file_has_its_start_fetched_before_its_walk_comes() -> None:
     watched.read_whole(0, 0)
     watched.read_whole(0, 1)
     assert watched.extents[-1] == Extent(0, 2, 0, LARGE_FILE_START * BLOCK)
+
+
+def test_a_file_that_is_not_too_large_is_fetched_whole_before_its_walk_comes() -> None:
+    watched = Watched([1000, 1000, WALKED_OBJECT, WALKED_OBJECT + 1])
+    watched.read_whole(0, 0)
+    watched.read_whole(0, 1)
+    assert Extent(0, 2, 0, WALKED_OBJECT) in watched.extents
+    assert Extent(0, 3, 0, LARGE_FILE_START * BLOCK) in watched.extents
+
+
+def test_a_first_read_beyond_a_head_opens_a_wider_window() -> None:
+    heads, wholes = Watched([SLICE] * 100), Watched([SLICE] * 100)
+    assert len(heads.read(0, 0, 0, HEAD)) == FIRST_FILES
+    assert len(wholes.read(0, 0, 0, 2 * HEAD)) == FIRST_WHOLES
+
+
+@given(st.lists(st.integers(0, 3), max_size=300), st.integers(0, 1 << 30))
+def test_looking_at_the_end_and_back_does_not_end_a_stream(looks: list[int], seed: int) -> None:
+    size = 1000 * BLOCK
+    straight, looking = Watched([size]), Watched([size])
+    random.Random(seed).shuffle(looks)
+    for block in range(900):
+        straight.read(0, 0, block * BLOCK, block * BLOCK + 1)
+        looking.read(0, 0, block * BLOCK, block * BLOCK + 1)
+        if block and block < len(looks) and not looks[block]:
+            assert looking.read(0, 0, size - 8192, size) == []
+            looking.read(0, 0, block * BLOCK, block * BLOCK + 1)
+    assert looking.extents == straight.extents
+
+
+@given(st.lists(st.integers(1, 12), min_size=20, max_size=60))
+def test_a_stream_is_followed_through_what_the_kernel_has_already(steps: list[int]) -> None:
+    """Its reader asks only now and then, and never for a block that was not fetched once the window is open."""
+    size = 1000 * BLOCK
+    watched = Watched([size])
+    for block in range(12):
+        watched.read(0, 0, block * BLOCK, block * BLOCK + 1)
+    at = 11
+    for step in steps:
+        at += step
+        assert at in blocks_of(watched.extents)
+        watched.read(0, 0, at * BLOCK, at * BLOCK + 1)
+    fetched = blocks_of(watched.extents)
+    assert len(fetched) == len(set(fetched))
+
+
+def open_all(watched: Watched, series: int, instances: Iterable[int], witnesses: int, whole: bool) -> list[int]:
+    """Open files that the kernel has, one in *witnesses* of which shows that it is read whole; bytes then wanted."""
+    wanted = []
+    for instance in instances:
+        is_witness = instance % witnesses == 0
+        found = [ahead for ahead in watched.policy.open(series, instance, is_witness) if isinstance(ahead, Extent)]
+        if is_witness and whole:
+            size = watched.tree.series[series][instance]
+            read = watched.policy.read(series, instance, size - 4096, size)
+            found += [ahead for ahead in read if isinstance(ahead, Extent)]
+        wanted += [extent.length for extent in found]
+    return wanted
+
+
+@given(st.integers(2, 8))
+def test_files_that_the_kernel_has_are_walked_through_whole(witnesses: int) -> None:
+    watched = Watched([SLICE] * 400)
+    watched.read_whole(0, 0)
+    wanted = open_all(watched, 0, range(1, 300), witnesses, whole=True)
+    assert len(wanted) + FIRST_WHOLES > 300
+    assert set(wanted) == {SLICE}
+
+
+@given(st.integers(2, 8), st.integers(2, 20))
+def test_who_turns_to_heads_among_files_that_the_kernel_has_is_noticed(witnesses: int, wholes: int) -> None:
+    watched = Watched([SLICE] * 1000)
+    for instance in range(wholes):
+        watched.read_whole(0, instance)
+    wanted = open_all(watched, 0, range(wholes, wholes + witnesses + 2), witnesses, whole=False)
+    later = open_all(watched, 0, range(wholes + witnesses + 2, 900), witnesses, whole=False)
+    assert sum(length == SLICE for length in wanted) <= MOST_FILES
+    assert set(later) <= {HEAD}
+
+
+def test_what_is_opened_where_no_walk_is_fetches_nothing() -> None:
+    watched = Watched([SLICE] * 9)
+    assert watched.policy.open(0, 3, True) == []
 
 
 def test_a_second_pass_from_the_front_is_a_walk_again() -> None:

@@ -1,0 +1,332 @@
+"""Entries of a cache folder: `str` keys and `bytes` values in diskcache, each verified before it is used.
+
+Shared by processes. Every call blocks on files and on SQLite's locks, and may be made from any thread.
+"""
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import re
+import sqlite3
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import diskcache
+
+from idcfs.errors import CacheUnusable
+
+RESERVE = 512 << 20
+"""Bytes that a cache leaves free on its disk whatever its limit is; half a gigabyte is a guess."""
+
+USES_AT_ONCE = 512
+USES_NOTED_EVERY = 10.0
+"""How many reads, or seconds, pass before the database is told what was used; a kill forgets no more."""
+
+_NOTE_TIMEOUT = 0.2
+"""Seconds that noting uses waits for a busy database, since a reader may be waiting."""
+
+_SQLITE_TIMEOUT = 5.0
+"""Seconds that a call waits for another process' lock on the database."""
+
+_INLINE_BYTES = 32 << 10
+"""Values below this are in the database, others in files: diskcache's own bound, with the header counted."""
+
+_FILES_IN_FOLDER = 256
+"""Files that a thread puts into a folder before it takes another."""
+
+_HEADER = struct.Struct("<4sIHI")
+_MAGIC = b"IDC1"
+_FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
+
+Buffer = bytes | memoryview
+
+Place = Callable[[int], memoryview | bytearray]
+"""Gives so many bytes to read a value into."""
+
+
+class EntryRefused(Exception):
+    """An entry of the database that this project cannot have written."""
+
+
+class _Entry(NamedTuple):
+    """A value on its way to the disk."""
+
+    header: bytes
+    value: Buffer
+
+
+class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
+    """Stores text keys and byte values, and refuses all else: nothing is unpickled, no path leaves the folder."""
+
+    def __init__(self, directory: str, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        self._thread = threading.local()
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        """The form of a key in the database."""
+        if type(key) is not str:
+            raise EntryRefused("a key that is not text")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> str:
+        """The key from its form in the database."""
+        if type(key) is not str or not raw:
+            raise EntryRefused("a key that is not text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> tuple[int, int, str | None, bytes | None]:
+        """Write an `_Entry`; a file that cannot be written whole is removed."""
+        if type(value) is not _Entry or read:
+            raise EntryRefused("a value that is no entry")
+        size = len(value.header) + len(value.value)
+        if size < _INLINE_BYTES:
+            return 0, diskcache.core.MODE_RAW, None, b"".join(value)
+        name = self._write_file(value)
+        self._thread.files.append(name)
+        return size, diskcache.core.MODE_BINARY, name, None
+
+    def begin(self) -> None:
+        """Count the files that this thread writes from now on."""
+        self._thread.files = []
+
+    def undo(self) -> None:
+        """Remove the files that this thread has written since `begin`."""
+        for file in self._thread.files:
+            self.remove(file)
+
+    def _write_file(self, entry: _Entry) -> str:
+        name = self._new_name()
+        path = os.path.join(self._directory, name)
+        descriptor = self._create(path)
+        try:
+            _write_all(descriptor, entry)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+        return name
+
+    def _new_name(self) -> str:
+        """A name that no file has; many files of a thread share a folder, since making one takes as long as a file."""
+        folder, name = os.path.split(self.filename()[0])
+        left: int = getattr(self._thread, "left", 0)
+        if not left:
+            self._thread.folder, left = folder, _FILES_IN_FOLDER
+        self._thread.left = left - 1
+        path: str = os.path.join(self._thread.folder, name)
+        return path
+
+    def _create(self, path: str) -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        while True:
+            try:
+                return os.open(path, flags, 0o600)
+            except FileNotFoundError:
+                # Whoever removes the last file of a folder removes that too, perhaps again.
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+
+    def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> bytes | BinaryIO:
+        """A value, or the file that it is in."""
+        if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
+            return value
+        if mode != diskcache.core.MODE_BINARY or not _is_file_name(filename):
+            raise EntryRefused(f"a value of mode {mode} in file {filename!r}")
+        return open(os.path.join(self._directory, filename), "rb", buffering=0)  # the caller's
+
+    def remove(self, file_path: Any) -> None:
+        """Remove a value's file."""
+        if _is_file_name(file_path):
+            super().remove(file_path)
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether this is a name that diskcache gives files; SQLite's columns hold values of any type."""
+    return type(name) is str and _FILE_NAME.fullmatch(name) is not None
+
+
+class Entries:
+    """The entries in *folder*, which may take *limit* bytes; the least recently used go first.
+
+    Raises:
+        CacheUnusable: the folder cannot be written, or what is in it is no cache.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self._used: dict[str, float] = {}
+        self._noted = time.monotonic()
+        try:
+            self._open(limit)
+        except OSError as error:
+            raise CacheUnusable(
+                f"cache folder {folder}: {error.strerror or error}; choose another with --cache-dir"
+            ) from error
+        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
+            raise CacheUnusable(
+                f"cache folder {folder}: its database cannot be used ({error}); "
+                "'idcfs cache clear' makes a new one, --cache-dir chooses another folder"
+            ) from error
+
+    def _open(self, limit: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._in_use = _open_lock(self.folder)
+        with contextlib.suppress(OSError):
+            # Shared by all who use the cache; a file system that has no locks goes without.
+            fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        self._disk = diskcache.Cache(
+            str(self.folder),
+            timeout=_SQLITE_TIMEOUT,
+            disk=SafeDisk,
+            size_limit=limit,
+            # Oldest first: `_note_uses` makes what was used young again.
+            eviction_policy="least-recently-stored",
+        )
+
+    def close(self) -> None:
+        """Close the database."""
+        self._note_uses()
+        self._disk.close()
+        os.close(self._in_use)
+
+    def get(self, key: str, place: Place = bytearray) -> memoryview | None:
+        """The value under *key*, read into what *place* gives, or None. An entry that does not verify is dropped."""
+        try:
+            entry = self._disk.get(key)
+        except EntryRefused:
+            entry = b""
+        if entry is None:
+            return None
+        if isinstance(entry, bytes):
+            value = _unpack(key, io.BytesIO(entry), len(entry), place)
+        else:
+            with entry:
+                value = _unpack(key, entry, os.fstat(entry.fileno()).st_size, place)
+        if value is None:
+            self.delete(key)
+            return None
+        self._used[key] = time.time()
+        if len(self._used) >= USES_AT_ONCE or time.monotonic() - self._noted > USES_NOTED_EVERY:
+            self._note_uses()
+        return value
+
+    def has_any(self, prefix: str) -> bool:
+        """Whether there is a key that starts with *prefix*."""
+        # diskcache has no such question; a connection of its own, because its own ones belong to threads.
+        with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _NOTE_TIMEOUT)) as base:
+            sql = "SELECT 1 FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT 1"
+            return base.execute(sql, (prefix, prefix + "\U0010ffff")).fetchone() is not None
+
+    def put_many(self, entries: Sequence[tuple[str, Buffer]]) -> None:
+        """Keep values under keys, all of them or none; in one transaction, which costs little more than one entry.
+
+        Raises:
+            OSError: the disk is full, or nearly.
+        """
+        space = os.statvfs(self.folder)
+        if space.f_bavail * space.f_frsize - sum(len(value) for _, value in entries) < RESERVE:
+            raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
+        # Before anything is thrown out for the new entries.
+        self._note_uses()
+        self._disk.disk.begin()
+        try:
+            with self._disk.transact():
+                for key, value in entries:
+                    self._disk.set(key, _pack(key, value))
+        except (sqlite3.Error, OSError, diskcache.Timeout):
+            # The database forgets them, and diskcache leaves the files.
+            self._disk.disk.undo()
+            raise
+
+    def delete(self, key: str) -> None:
+        """Drop the entry under *key*, if there is one."""
+        with contextlib.suppress(EntryRefused):
+            self._disk.delete(key)
+
+    def usage(self) -> tuple[int, int]:
+        """The number of entries, and the bytes they take on disk."""
+        return len(self._disk), self._disk.volume()
+
+    def _note_uses(self) -> None:
+        """Tell the database what was read since the last time.
+
+        diskcache's own "least-recently-used" writes to the database at every read, one reader at a time: (m) cold
+        reads of 526 kB entries were twice as slow.
+        """
+        used, self._used = self._used, {}
+        self._noted = time.monotonic()
+        uses = [(at, key) for key, at in used.items()]
+        # Nobody's bytes depend on it: a database that is busy or broken forgets some uses.
+        with contextlib.suppress(sqlite3.Error):
+            if uses:
+                with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _NOTE_TIMEOUT)) as base:
+                    base.executemany("UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", uses)
+                    base.commit()
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process has the cache in *folder* open."""
+    if not folder.is_dir():
+        return False
+    lock = _open_lock(folder)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _pack(key: str, value: Buffer) -> _Entry:
+    name = key.encode()
+    check = zlib.crc32(value, zlib.crc32(name))
+    return _Entry(_HEADER.pack(_MAGIC, check, len(name), len(value)) + name, value)
+
+
+def _unpack(key: str, entry: BinaryIO, size: int, place: Place) -> memoryview | None:
+    """The value in an entry of *size* bytes, or None if it is not what was put under *key*."""
+    name = key.encode()
+    head = entry.read(_HEADER.size + len(name))
+    if len(head) < _HEADER.size + len(name):
+        return None
+    magic, check, name_length, length = _HEADER.unpack_from(head)
+    if magic != _MAGIC or name_length != len(name) or head[_HEADER.size :] != name or len(head) + length != size:
+        return None
+    value = memoryview(place(length))
+    if _read_all(entry, value) != length or zlib.crc32(value, zlib.crc32(name)) != check:
+        return None
+    return value
+
+
+def _read_all(file: BinaryIO, into: memoryview) -> int:
+    filled = 0
+    while filled < len(into):
+        count = file.readinto(into[filled:])  # type: ignore[attr-defined]  # BinaryIO has none, its kinds here have
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def _write_all(descriptor: int, entry: _Entry) -> None:
+    written = os.writev(descriptor, entry)
+    rest = memoryview(entry.value)[max(0, written - len(entry.header)) :]
+    if written < len(entry.header):
+        raise OSError(errno.ENOSPC, "a header was cut short")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

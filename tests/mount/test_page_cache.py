@@ -1,0 +1,262 @@
+"""The kernel's pages of a mount, filled ahead of readers, and the process that fills them."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from idcfs.mountpoint import mounts
+from tests.mount.test_bad_mirror import FaultyServer, never_answer
+from tests.mounting import Commands, status
+from tests.processes import children_of, is_running
+
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+SERIES = "527a5965-9a10-477b-863a-3597081538a4"
+FILES = 360
+SIZE = 200_000
+"""More than a head, so that heads are seen, and as little as is put into pages."""
+
+MEMORY = "64MiB"
+"""Less than the series."""
+
+PATIENCE = 30
+PAUSE = 0.01
+"""Seconds between two files, for a reader that leaves time to fetch ahead."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fusectl() -> None:
+    """The kernel's control of FUSE mounts, which stays mounted."""
+    command = ["mount", "-t", "fusectl", "fusectl", str(CONNECTIONS)]
+    is_there = any(mount.path == CONNECTIONS for mount in mounts())
+    if not is_there and (os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode):
+        pytest.skip(f"{CONNECTIONS} is not mounted, so nobody can abort a mount")
+    if os.getuid() == 0 and not os.access(CONNECTIONS, os.W_OK):
+        pytest.skip(f"{CONNECTIONS} cannot be written")
+
+
+@pytest.fixture(scope="module")
+def contents(world_readable: Path) -> dict[str, bytes]:
+    random = Random(1)
+    folder = world_readable / "forged-series" / "idc-open-data" / SERIES
+    folder.mkdir(parents=True)
+    made = {f"{number:04}.dcm": random.randbytes(SIZE + number) for number in range(FILES)}
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
+    return made
+
+
+@pytest.fixture
+def server(world_readable: Path, contents: dict[str, bytes]) -> Iterator[FaultyServer]:
+    with FaultyServer(world_readable / "forged-series") as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def point(commands: Commands, server: FaultyServer) -> Iterator[Path]:
+    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--memory", MEMORY) as point:
+        page_worker(point)
+        # The kernel takes pages of files that it knows.
+        assert len(os.listdir(series(point))) == FILES
+        yield point
+
+
+def series(point: Path) -> Path:
+    return point / ".idc" / "by-uuid" / SERIES
+
+
+def page_worker(point: Path) -> int:
+    """The id of the process that fills the pages of a mount."""
+    daemon = int(status(point)["pid"])
+    until(lambda: len(children_of(daemon, "idcfs.page_worker")) == 1)
+    (worker,) = children_of(daemon, "idcfs.page_worker")
+    return worker
+
+
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.01)
+
+
+def read_all(point: Path, contents: dict[str, bytes], pause: float = 0) -> None:
+    """Read the series file by file."""
+    for name, content in contents.items():
+        assert (series(point) / name).read_bytes() == content
+        time.sleep(pause)
+
+
+@contextlib.contextmanager
+def stopped(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, contents: dict[str, bytes]) -> None:
+    read_all(point, contents, PAUSE)
+    facts = status(point)
+    total = sum(map(len, contents.values()))
+    assert facts["bytes_served"] < total / 2, "most of it was in the pages before it was read"
+    assert facts["bytes_fetched"] < total * 1.1
+    # A second time, whatever the kernel has thrown out.
+    read_all(point, contents)
+    for name, content in contents.items():
+        with open(series(point) / name, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert file.read() == content
+
+
+def test_many_readers_of_what_is_being_filled_read_the_right_bytes(point: Path, contents: dict[str, bytes]) -> None:
+    def read(name: str) -> bool:
+        with open(series(point) / name, "rb", buffering=0) as file:
+            parts = iter(lambda: file.read(50_000), b"")
+            return b"".join(parts) == contents[name]
+
+    with ThreadPoolExecutor(8) as pool:
+        # Several at each file at a time.
+        assert all(pool.map(read, [name for name in contents for _ in range(3)]))
+
+
+def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
+    names = list(contents)
+    for name in names[:20]:
+        (series(point) / name).read_bytes()
+        time.sleep(PAUSE)
+    for name in names[20:]:
+        with open(series(point) / name, "rb", buffering=0) as file:
+            assert file.read(4096) == contents[name][:4096]
+        time.sleep(PAUSE)
+    # The window ahead of the reader is what it may cost to notice.
+    assert status(point)["bytes_fetched"] < 0.75 * sum(map(len, contents.values()))
+
+
+def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
+    commands: Commands, server: FaultyServer, contents: dict[str, bytes]
+) -> None:
+    point = commands.home / "idc"
+    assert commands.idcfs("mount", "--mirror", server.url, "--memory", MEMORY, point).returncode == 0
+    try:
+        worker, daemon = page_worker(point), int(status(point)["pid"])
+        names = os.listdir(series(point))
+        for name in names[:10]:
+            (series(point) / name).read_bytes()
+            time.sleep(PAUSE)
+        workers = children_of(daemon)
+        assert worker in workers
+        assert len(workers) > 2
+        server.body_fault = never_answer
+        # Somebody waits for a page that nobody will bring any more, and what is ahead is being filled.
+        reader = commands.start("cat", series(point) / names[-1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            time.sleep(0.2)
+            os.kill(daemon, signal.SIGKILL)
+            until(lambda: number_of(lambda: os.statvfs(point)) == errno.ENOTCONN, 2)
+            reader.wait(PATIENCE)
+            assert reader.returncode != 0
+        finally:
+            reader.kill()
+            reader.communicate()
+        until(lambda: not any(map(is_running, workers)))
+        assert commands.run("fusermount3", "-u", point).returncode == 0
+        server.body_fault = None
+        with commands.mounted(point, "--mirror", server.url):
+            assert (series(point) / names[-1]).read_bytes() == contents[names[-1]]
+    finally:
+        commands.run("fusermount3", "-uz", point)
+
+
+def number_of(call: Callable[[], object]) -> int | None:
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def test_a_page_worker_that_is_stopped_holds_up_no_other_file(point: Path, contents: dict[str, bytes]) -> None:
+    worker = page_worker(point)
+    names = list(contents)
+    (series(point) / names[0]).read_bytes()
+    with stopped(worker):
+        # More than the memory that is there for everything: what waits for the worker may not take it all.
+        read_all(point, contents, PAUSE)
+        assert is_running(worker)
+    assert (series(point) / names[0]).read_bytes() == contents[names[0]]
+
+
+def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents: dict[str, bytes]) -> None:
+    worker = page_worker(point)
+    names = list(contents)
+    for at, name in enumerate(names):
+        if at == 50:
+            os.kill(worker, signal.SIGKILL)
+        assert (series(point) / name).read_bytes() == contents[name]
+        time.sleep(PAUSE)
+    assert page_worker(point) != worker
+    assert status(point)["bytes_served"] < 0.7 * sum(map(len, contents.values()))
+
+
+def test_a_mount_that_ends_late_leaves_the_next_one_alone(
+    commands: Commands, server: FaultyServer, contents: dict[str, bytes]
+) -> None:
+    """The kernel gives the next mount the number of one that is gone, whose processes may still be there."""
+    one, other = commands.home / "one", commands.home / "other"
+    assert commands.idcfs("mount", "--mirror", server.url, one).returncode == 0
+    worker, daemon = page_worker(one), int(status(one)["pid"])
+    try:
+        with contextlib.ExitStack() as stack:
+            with stopped(daemon):
+                number = connection_of(one)
+                assert commands.run("fusermount3", "-u", "-z", one).returncode == 0
+                stack.enter_context(commands.mounted(other, "--mirror", server.url))
+                if connection_of(other) != number:
+                    pytest.skip("this kernel gave the next mount another number")
+            until(lambda: not is_running(daemon) and not is_running(worker))
+            assert (series(other) / "0000.dcm").read_bytes() == contents["0000.dcm"]
+            assert status(other)["pid"]
+    finally:
+        if is_running(daemon):
+            os.kill(daemon, signal.SIGKILL)
+        commands.run("fusermount3", "-uz", one)
+
+
+def connection_of(point: Path) -> str:
+    return next(mount.device for mount in reversed(mounts()) if mount.path == point)
+
+
+def test_a_stopped_page_worker_does_not_keep_the_mount_of_a_killed_daemon(
+    commands: Commands, server: FaultyServer
+) -> None:
+    point = commands.home / "idc"
+    assert commands.idcfs("mount", "--mirror", server.url, point).returncode == 0
+    worker, daemon = page_worker(point), int(status(point)["pid"])
+    try:
+        with stopped(worker):
+            os.kill(daemon, signal.SIGKILL)
+            until(lambda: not is_running(daemon))
+            # It holds the device, so the kernel waits for its answers.
+            assert commands.run("fusermount3", "-u", "-z", point).returncode == 0
+        until(lambda: not is_running(worker))
+        assert os.listdir(point) == []
+    finally:
+        commands.run("fusermount3", "-uz", point)

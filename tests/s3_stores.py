@@ -1,0 +1,18 @@
+"""An `S3Store` with an arena of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from idcfs.arena import Arena
+from idcfs.store.s3 import S3Store
+
+ARENA_BYTES = 8 << 20
+
+
+@asynccontextmanager
+async def s3_store(endpoint: str, *, arena_bytes: int = ARENA_BYTES, **options: Any) -> AsyncIterator[S3Store]:
+    """A store that is open; *options* are those of `S3Store`."""
+    with Arena(arena_bytes) as arena:
+        async with S3Store(endpoint, arena, **options) as store:
+            yield store

@@ -1,0 +1,350 @@
+import contextlib
+import os
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from idcfs.arena import Arena
+from idcfs.cache import open_cache
+from idcfs.errors import CacheUnusable
+from idcfs.extent_cache import ExtentCache, open_extent_cache
+from tests.conftest import WarningsLogged
+from tests.processes import children_of, is_running
+
+LIMIT = 1 << 30
+SMALL = b"small"
+LARGE = bytes(range(256)) * 400
+"""Large enough for a file of its own; smaller values are in the database."""
+
+PATIENCE = 20
+
+
+@pytest.fixture
+async def arena() -> AsyncIterator[Arena]:
+    with Arena(8 << 20) as arena:
+        yield arena
+
+
+@pytest.fixture
+async def cache(tmp_path: Path, arena: Arena) -> AsyncIterator[ExtentCache]:
+    async with open_extent_cache(tmp_path, LIMIT, arena) as cache:
+        yield cache
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.val"))
+
+
+def worker() -> int:
+    """The id of the one worker process."""
+    (found,) = children_of(os.getpid(), "idcfs.cache_worker")
+    return found
+
+
+async def value(cache: ExtentCache, key: str, length: int = len(LARGE)) -> bytes | None:
+    found = await cache.get(key, length)
+    return None if found is None else bytes(found)
+
+
+async def kept(cache: ExtentCache, numbers: range) -> list[int]:
+    return [number for number in numbers if await value(cache, f"key{number}") == LARGE]
+
+
+@contextlib.contextmanager
+def stopped(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("content", [b"x", SMALL, LARGE])
+async def test_what_is_put_is_found_when_it_is_written_and_later(tmp_path: Path, arena: Arena, content: bytes) -> None:
+    async with open_extent_cache(tmp_path / "a" / "b", LIMIT, arena) as cache:
+        await cache.finish()
+        assert await value(cache, "key", len(content)) is None
+        cache.put("key", content)
+        await cache.finish()
+        assert await value(cache, "key", len(content)) == content
+        assert await value(cache, "other", len(content)) is None
+        async with open_extent_cache(tmp_path / "a" / "b", LIMIT, arena) as other:
+            assert await value(other, "key", len(content)) == content
+        assert cache.failure is None
+    async with open_extent_cache(tmp_path / "a" / "b", LIMIT, arena) as cache:
+        assert await value(cache, "key", len(content)) == content
+        assert (await cache.usage())[0] == 1
+        await cache.delete({"key"})
+        assert await value(cache, "key", len(content)) is None
+        assert (await cache.usage())[0] == 0
+
+
+async def test_it_is_one_cache_with_that_of_threads(tmp_path: Path, cache: ExtentCache) -> None:
+    cache.put("key", LARGE)
+    await cache.finish()
+    async with open_cache(tmp_path, LIMIT) as other:
+        assert bytes(await other.get("key") or b"") == LARGE
+        await other.put("other", SMALL)
+    assert await value(cache, "other", len(SMALL)) == SMALL
+
+
+async def test_values_of_the_arena_and_others_are_kept_as_they_were_when_they_were_put(
+    cache: ExtentCache, arena: Arena
+) -> None:
+    for number in range(50):
+        buffer = await arena.take(len(LARGE))
+        buffer[:] = LARGE
+        cache.put(f"key{number}", buffer)
+        # Who puts it does not hold it; its place must not go to the next before it is written.
+        del buffer
+        other = await arena.take(len(LARGE))
+        other[:] = bytes(len(LARGE))
+        del other
+        passing = bytearray(LARGE)
+        cache.put(f"key{number + 50}", memoryview(passing))
+        passing[:] = bytes(len(LARGE))
+    await cache.finish()
+    assert await kept(cache, range(100)) == list(range(100))
+
+
+async def test_a_value_that_does_not_fit_into_the_arena_is_not_kept_and_holds_nobody_up(
+    cache: ExtentCache, arena: Arena
+) -> None:
+    cache.put("key", bytes(arena.size + 1))
+    with trio.fail_after(PATIENCE):
+        await cache.finish()
+    assert (await cache.usage())[0] == 0
+
+
+async def test_a_value_of_another_length_is_a_miss_and_stays(cache: ExtentCache) -> None:
+    for key, content in (("small", SMALL), ("large", LARGE)):
+        cache.put(key, content)
+        await cache.finish()
+        for length in (len(content) - 1, len(content) + 1, 1):
+            assert await value(cache, key, length) is None
+        assert await value(cache, key, len(content)) == content
+    assert cache.failure is None
+
+
+async def test_a_corrupt_entry_is_a_miss_and_dropped(tmp_path: Path, cache: ExtentCache) -> None:
+    cache.put("key", LARGE)
+    cache.put("other", LARGE)
+    await cache.finish()
+    for file in files(tmp_path):
+        data = bytearray(file.read_bytes())
+        data[5000] ^= 4
+        file.write_bytes(data)
+    assert await value(cache, "key") is None
+    assert await value(cache, "other") is None
+    assert files(tmp_path) == []
+    assert (await cache.usage())[0] == 0
+    cache.put("key", LARGE)
+    await cache.finish()
+    assert await value(cache, "key") == LARGE
+    assert cache.failure is None
+
+
+async def test_whether_anything_has_a_prefix(tmp_path: Path, cache: ExtentCache) -> None:
+    assert not await cache.has_any("a/")
+    cache.put("a/b", SMALL)
+    await cache.finish()
+    assert await cache.has_any("a/")
+    assert not await cache.has_any("b/")
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as sql, sql:
+        sql.execute("DROP TABLE Cache")
+    assert await cache.has_any("b/"), "nobody can tell, so it is worth a look"
+
+
+async def test_no_more_than_a_bound_waits_to_be_written(cache: ExtentCache, arena: Arena) -> None:
+    put: list[int] = []
+
+    async def put_when_there_is_room() -> None:
+        await cache.room()
+        put.append(len(put))
+        cache.put(f"key{put[-1]}", LARGE)
+
+    with stopped(worker()):
+        while cache.has_room():
+            await put_when_there_is_room()
+            assert len(put) * len(LARGE) < arena.size / 2, "the rest is for what is being fetched"
+        before = list(put)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put_when_there_is_room)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert put == before
+            os.kill(worker(), signal.SIGCONT)
+            nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
+    assert len(put) == len(before) + 1
+    await cache.finish()
+    assert cache.has_room()
+    assert await kept(cache, range(len(put))) == put
+
+
+async def test_what_is_deleted_is_not_written_later(cache: ExtentCache) -> None:
+    for number in range(40):
+        cache.put(f"key{number}", LARGE)
+    await cache.delete({f"key{number}" for number in range(0, 40, 2)})
+    cache.put("key4", LARGE)
+    await cache.finish()
+    assert await kept(cache, range(40)) == sorted([4, *range(1, 40, 2)])
+    await cache.delete({"key1", "key4", "key0"})
+    assert await kept(cache, range(5)) == [3]
+
+
+async def test_a_value_put_anew_takes_the_place_of_the_other(cache: ExtentCache) -> None:
+    for number in range(20):
+        cache.put("key", LARGE[::-1] if number % 2 else LARGE)
+    await cache.finish()
+    assert await value(cache, "key") == LARGE[::-1]
+    assert (await cache.usage())[0] == 1
+
+
+async def test_a_cache_that_fails_holds_nobody_up_and_says_why(tmp_path: Path, cache: ExtentCache) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as sql, sql:
+        sql.execute("ALTER TABLE Cache RENAME TO Elsewhere")
+    with trio.fail_after(PATIENCE):
+        for number in range(100):
+            cache.put(f"key{number}", LARGE)
+            await cache.room()
+        await cache.finish()
+        assert await kept(cache, range(100)) == []
+        await cache.delete({"key0"})
+    assert cache.failure is not None
+    assert "no such table" in cache.failure
+    assert str(tmp_path) in cache.failure
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as sql, sql:
+        sql.execute("ALTER TABLE Elsewhere RENAME TO Cache")
+    assert await value(cache, "key0") is None
+    assert cache.failure is not None, "that reading works says nothing of writing"
+    cache.put("key0", LARGE)
+    await cache.finish()
+    await cache.delete({"key1"})
+    assert cache.failure is None
+    assert await value(cache, "key0") == LARGE
+
+
+async def test_a_worker_that_is_killed_makes_misses_and_is_replaced(cache: ExtentCache, arena: Arena) -> None:
+    cache.put("key0", LARGE)
+    await cache.finish()
+    first = worker()
+    os.kill(first, signal.SIGSTOP)
+    # So that these have not been written when it is killed.
+    for number in range(1, 10):
+        cache.put(f"key{number}", LARGE)
+    found: list[bytes | None] = []
+
+    async def look() -> None:
+        found.append(await value(cache, "key0"))
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(look)
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(first, signal.SIGKILL)
+        await cache.finish()
+        assert found == [None] * 3
+        assert cache.failure is not None
+        assert "ended" in cache.failure
+        assert await value(cache, "key0") == LARGE
+        assert worker() != first
+        for number in range(1, 10):
+            cache.put(f"key{number}", LARGE)
+        await cache.finish()
+    assert await kept(cache, range(10)) == list(range(10))
+    assert cache.failure is None
+    assert arena.take_now(arena.size) is not None, "whoever was waiting has let go of the memory"
+
+
+async def test_a_worker_that_does_not_answer_is_given_up_with_who_waits(cache: ExtentCache) -> None:
+    cache.put("key", LARGE)
+    await cache.finish()
+    first = worker()
+    os.kill(first, signal.SIGSTOP)
+    with trio.fail_after(PATIENCE):
+        with trio.move_on_after(0.1):
+            await cache.get("key", len(LARGE))
+        assert await value(cache, "key") == LARGE
+    assert not is_running(first)
+
+
+async def test_a_worker_that_cannot_start_makes_misses(
+    cache: ExtentCache, monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged
+) -> None:
+    cache.put("key", LARGE)
+    await cache.finish()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", "/no/such/python")
+        os.kill(worker(), signal.SIGKILL)
+        with trio.fail_after(PATIENCE):
+            while cache.failure is None or "cannot be started" not in cache.failure:
+                assert await value(cache, "key") in {None, LARGE}
+            cache.put("key", LARGE)
+            await cache.finish()
+    while warnings_logged.messages:
+        warnings_logged.take("cannot be started")
+    with trio.fail_after(PATIENCE):
+        while await value(cache, "key") != LARGE:
+            await cache.finish()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_worker_ignores_what_is_for_the_mount(cache: ExtentCache, signal_number: int) -> None:
+    before = worker()
+    os.kill(before, signal_number)
+    cache.put("key", LARGE)
+    await cache.finish()
+    assert await value(cache, "key") == LARGE
+    assert worker() == before
+
+
+async def test_what_was_put_is_kept_although_its_owner_closes_at_once(tmp_path: Path, arena: Arena) -> None:
+    async with open_extent_cache(tmp_path, LIMIT, arena) as cache:
+        process = worker()
+        for number in range(50):
+            cache.put(f"key{number}", LARGE)
+        # What was not even sent is lost.
+        await trio.testing.wait_all_tasks_blocked()
+    assert not is_running(process)
+    async with open_extent_cache(tmp_path, LIMIT, arena) as cache:
+        assert await kept(cache, range(50)) == list(range(50))
+
+
+async def test_a_cache_that_is_closed_makes_misses(tmp_path: Path, arena: Arena) -> None:
+    async with open_extent_cache(tmp_path, LIMIT, arena) as cache:
+        cache.put("key", LARGE)
+        await cache.finish()
+    with trio.fail_after(PATIENCE):
+        cache.put("other", LARGE)
+        await cache.finish()
+        assert await value(cache, "key") is None
+    assert cache.failure is not None
+    assert children_of(os.getpid(), "idcfs.cache_worker") == []
+
+
+def file_in_its_place(folder: Path) -> None:
+    folder.touch()
+
+
+def no_database(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "cache.db").write_bytes(b"garbage" * 1000)
+
+
+@pytest.mark.parametrize("spoil", [file_in_its_place, no_database])
+async def test_what_is_no_cache_is_said_in_one_line(
+    tmp_path: Path, arena: Arena, spoil: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil(tmp_path / "cache")
+    with pytest.raises(CacheUnusable, match="--cache-dir") as raised:
+        async with open_extent_cache(tmp_path / "cache", LIMIT, arena):
+            pass
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path / "cache") in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+    assert children_of(os.getpid(), "idcfs.cache_worker") == []
