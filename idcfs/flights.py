@@ -15,8 +15,11 @@ V = TypeVar("V")
 
 
 class _Flight(Generic[V]):
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
         self.done = trio.Event()
+        self.deadline = deadline
+        # Whether no task does it, so that nothing ends it at its deadline.
+        self.is_loose = True
         self.is_awaited = False
         self.value: V | None = None
         # What those who wait are told if the work is cancelled.
@@ -37,7 +40,14 @@ class Flights(Generic[K, V]):
         self._flights: dict[K, _Flight[V]] = {}
 
     def __contains__(self, key: K) -> bool:
-        return key in self._flights
+        return self._find(key) is not None
+
+    def _find(self, key: K) -> _Flight[V] | None:
+        """The work under *key*, unless it should have come by now: then the next caller does it again."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.is_loose and trio.current_time() > flight.deadline:
+            return None
+        return flight
 
     async def join(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
         """The result of the work under *key*, which is started if it is not under way.
@@ -46,9 +56,9 @@ class Flights(Generic[K, V]):
             DeadlineExceeded: it took longer than the timeout.
             IdcfsError: what the work raises.
         """
-        flight = self._flights.get(key)
+        flight = self._find(key)
         if flight is None:
-            flight = self.begin(key)
+            flight = self._begin(key, is_loose=False)
             self._nursery.start_soon(self._fly, key, flight, work)
         flight.is_awaited = True
         with trio.move_on_after(self._timeout + _GRACE):
@@ -64,12 +74,19 @@ class Flights(Generic[K, V]):
 
     async def fly(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
         """Do the work under *key* in this task, unless it is under way; what it raises is for those who join."""
-        if key not in self._flights:
-            await self._fly(key, self.begin(key), work)
+        if key not in self:
+            await self._fly(key, self._begin(key, is_loose=False), work)
 
-    def begin(self, key: K) -> _Flight[V]:
-        """Say that the work under *key* is under way; `land` or `carry_on` has to follow."""
-        flight = self._flights[key] = _Flight()
+    def begin(self, key: K) -> None:
+        """Say that the work under *key* is under way; `land`, `fail` or `carry_on` has to follow.
+
+        If that takes longer than the timeout, somebody else may do the work meanwhile, and it changes nothing.
+        """
+        self._begin(key, is_loose=True)
+
+    def _begin(self, key: K, is_loose: bool) -> _Flight[V]:
+        flight = self._flights[key] = _Flight(trio.current_time() + self._timeout)
+        flight.is_loose = is_loose
         return flight
 
     def is_awaited(self, key: K) -> bool:
@@ -79,19 +96,29 @@ class Flights(Generic[K, V]):
 
     def land(self, key: K, value: V) -> None:
         """The work that was begun under *key* is done."""
-        flight = self._flights.pop(key)
-        flight.value, flight.error = value, None
-        flight.done.set()
+        flight = self._take(key)
+        if flight is not None:
+            flight.value, flight.error = value, None
+            flight.done.set()
 
     def fail(self, key: K, error: Exception) -> None:
         """The work that was begun under *key* has failed."""
-        flight = self._flights.pop(key)
-        flight.error = first_error(error)
-        flight.done.set()
+        flight = self._take(key)
+        if flight is not None:
+            flight.error = first_error(error)
+            flight.done.set()
+
+    def _take(self, key: K) -> _Flight[V] | None:
+        """The work that was begun under *key*, which is under way no more."""
+        flight = self._flights.get(key)
+        return self._flights.pop(key) if flight is not None and flight.is_loose else None
 
     def carry_on(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
         """Have the work that was begun under *key* done in a task after all."""
-        flight = self._flights[key]
+        flight = self._flights.get(key)
+        if flight is None or not flight.is_loose:
+            return
+        flight.is_loose = False
         try:
             self._nursery.start_soon(self._fly, key, flight, work)
         except RuntimeError:

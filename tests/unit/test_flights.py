@@ -117,17 +117,39 @@ async def test_the_end_of_the_mount_ends_the_wait() -> None:
     assert told == ["the mount is ending"]
 
 
-async def test_who_waits_hears_of_work_that_does_not_bound_itself(
+async def test_work_that_was_begun_and_does_not_come_in_time_is_done_by_the_next_who_wants_it(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     flights = Flights[int, str](nursery, 30)
+    work, begun = Work("again"), 0.0
     flights.begin(1)
     with pytest.raises(DeadlineExceeded, match="30 seconds"):
-        await flights.join(1, Work())
-    assert 30 <= trio.current_time() < 32
-    assert 1 in flights, "it may still come"
-    flights.land(1, "late")
-    assert await flights.join(1, opened()) == "done"
+        await flights.join(1, work)
+    assert 30 <= trio.current_time() - begun < 32
+    assert work.started == 0
+    assert 1 not in flights, "nobody waits for it any more"
+    found: list[str] = []
+
+    async def call() -> None:
+        found.append(await flights.join(1, work))
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        assert 1 in flights
+        # What comes late is not what is waited for now.
+        flights.land(1, "late")
+        flights.fail(1, Untrusted("late"))
+        flights.carry_on(1, Work("late"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not found
+        work.may_end.set()
+    assert found == ["again"]
+    assert 1 not in flights
+    flights.land(1, "later still")
+    flights.fail(1, Untrusted("later still"))
+    flights.carry_on(1, Work("later still"))
+    assert 1 not in flights
 
 
 async def test_work_is_done_in_the_callers_task_unless_it_is_under_way(nursery: trio.Nursery) -> None:
