@@ -13,6 +13,7 @@ once, because a read that is never answered would otherwise keep both in the ker
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import mmap
@@ -30,6 +31,9 @@ NICENESS = 5
 _HEADER = struct.Struct("<IiQQQII")
 _NOTIFY_STORE = 4
 """FUSE_NOTIFY_STORE of the kernel's fuse.h; the structures are fuse_out_header and fuse_notify_store_out."""
+
+_SET_SIGNAL_AT_PARENTS_END = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
 
 _GONE = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED})
 
@@ -67,6 +71,8 @@ def main() -> None:
     """Run as a process."""
     # Whoever reads what is here already goes before what is ahead.
     os.nice(NICENESS)
+    # If it is stopped when the file system ends, it must go on and let go of the device.
+    ctypes.CDLL(None).prctl(_SET_SIGNAL_AT_PARENTS_END, signal.SIGCONT)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     options = json.loads(sys.argv[1])

@@ -76,7 +76,7 @@ class ObjectStore(Protocol):
         ...
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
-        """As `get`, once, but wait for nothing: *done* is called with what it would return or raise.
+        """As `get`, once, but wait for nothing: *done* is later called with what it would return or raise.
 
         False, and nothing is started, if that cannot be done now, or not by this store.
         """
