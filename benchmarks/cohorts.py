@@ -88,6 +88,7 @@ def _memory(workspace: Workspace, cache: Path) -> Iterator[Result]:
     grown: dict[str, list[float]] = {what: [] for what in walks}
     for _ in range(workspace.runs(RUNS)):
         with _mounted(workspace, cache) as mounted, _cohort(mounted) as folder:
+            mounted.settle()
             before = mounted.memory()
             _define(workspace, folder, SAMPLE)
             for what, depth in walks.items():

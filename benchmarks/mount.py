@@ -21,6 +21,7 @@ def measure(workspace: Workspace) -> Iterator[Result]:
     for _ in range(workspace.runs(RUNS)):
         with workspace.mounted(cache, NOWHERE) as mounted:
             seconds.append(mounted.seconds)
+            mounted.settle()
             listed.append(mounted.memory())
             workspace.run("find", mounted.path, "-maxdepth", "3")
             crawled.append(mounted.memory())

@@ -42,8 +42,10 @@ def measure(workspace: Workspace) -> Iterator[Result]:
     real, tenfold = [], []
     for _ in range(workspace.runs(PAIRS)):
         with workspace.mounted(workspace.cache(), NOWHERE) as mounted:
+            mounted.settle()
             real.append((mounted.seconds, mounted.memory()))
         with workspace.mounted(cache, NOWHERE, "--index", str(index)) as mounted:
+            mounted.settle()
             tenfold.append((mounted.seconds, mounted.memory()))
     for number, (what, unit) in enumerate([("mount to `ls`", "s"), ("PSS after `ls`", "MB")]):
         yield Result(f"real: {what}", [run[number] for run in real], unit)

@@ -2,15 +2,11 @@
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.nginx import Server, Traffic
 from benchmarks.workspace import TOUCHED_BYTES, Workspace, touch_memory
-
-SETTLE_SECONDS = 1.0
-"""What a mount is given before it is timed: its workers start when it answers, and nobody reads that soon."""
 
 LARGE_MEMORY = 8 << 30
 """Bytes to touch before 2 GB are read: they are in the page cache as the mount's, as the cache's and as a copy's."""
@@ -58,7 +54,7 @@ class FreshMounts:
         """What *work* returns for the path of a new mount."""
         cache = self._workspace.cache()
         with self._workspace.mounted(cache, self._url) as mounted:
-            time.sleep(SETTLE_SECONDS)
+            mounted.settle()
             touch_memory(TOUCHED_BYTES)
             mark = self._server.mark()
             measured = work(mounted.path)

@@ -24,6 +24,8 @@ TOUCHED_BYTES = 2 << 30
 NOWHERE = "http://127.0.0.1:1"
 """A mirror that nobody is at: what is above a series' folder asks none."""
 
+SETTLE_SECONDS = 1.0
+
 COMMAND_TIMEOUT = 300.0
 """Seconds after which a command is taken to hang; an index ten times as large builds in about one minute."""
 
@@ -42,6 +44,10 @@ class Mounted:
     def memory(self) -> float:
         """Megabytes (PSS) of the daemon and its children."""
         return processes.proportional_memory([self.process, *processes.descendants(self.process)])
+
+    def settle(self) -> None:
+        """Wait until the mount's workers, which start when it answers, are there; nobody reads that soon."""
+        time.sleep(SETTLE_SECONDS)
 
     def status(self) -> dict[str, Any]:
         """What the mount says of itself."""
