@@ -37,9 +37,6 @@ class PageCache:
         self._started = False
         self._waiting = 0
 
-    page = PAGE
-    """Bytes of a page."""
-
     def start(self, abort: Path) -> None:
         """Begin: the mount is there, and *abort* is the file in which the kernel takes the order to abort it.
 

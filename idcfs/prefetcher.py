@@ -17,7 +17,7 @@ from idcfs.errors import IdcfsError, ReadError
 from idcfs.fetcher import Fetcher
 from idcfs.inode import pack_file
 from idcfs.listing import Listing, Listings
-from idcfs.page_cache import PageCache
+from idcfs.page_cache import PAGE, PageCache
 from idcfs.readahead import Extent
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class Prefetcher:
 
     def note_read(self, series: int, instance: int, start: int, size: int) -> None:
         """The kernel asks for bytes of a file from *start* on."""
-        if pack_file(series, instance) in self._filled and start < size - 2 * self._pages.page:
+        if pack_file(series, instance) in self._filled and start < size - 2 * PAGE:
             # It has thrown them out, and others probably too.
             self._filled.clear()
 

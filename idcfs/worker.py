@@ -46,6 +46,7 @@ class Workers:
     def __init__(self, count: int, program: str, options: dict[str, Any], arena: Arena, subject: str) -> None:
         self.options = options
         self.descriptors: list[int] = []
+        self._arena = arena
         self._new: Callable[[], _Worker] = lambda: _Worker(program, self.options, self.descriptors, arena, subject)
         self._subject = subject
         self._workers: list[_Worker | None] = [None] * count
@@ -97,25 +98,22 @@ class Workers:
 
         worker.post(message, take)
 
-    async def fetch(
-        self, message: dict[str, Any], length: int, arena: Arena, arriving: Arriving | None = None
-    ) -> memoryview:
+    async def fetch(self, message: dict[str, Any], length: int, arriving: Arriving | None = None) -> memoryview:
         """The *length* bytes that a request has put into the arena.
 
         Args:
             message: the request; where the bytes go is added as `at`.
             length: how many bytes.
-            arena: whence the buffer comes.
             arriving: told of the bytes as they come.
 
         Raises:
             As `ask`.
         """
-        buffer = await arena.take(length)
+        buffer = await self._arena.take(length)
         worker = self._least_busy()
         worker.busy += 1
         try:
-            request = {**message, "at": arena.start(buffer)}
+            request = {**message, "at": self._arena.start(buffer)}
             told = None if arriving is None else functools.partial(arriving, buffer)
             await worker.ask(request, told)
         except BaseException:

@@ -1,6 +1,9 @@
 """The processes that a process has started, as /proc tells them."""
 
 import contextlib
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,3 +25,14 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def stopped(process: int) -> Iterator[None]:
+    """Have a process stand still."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)

@@ -68,7 +68,7 @@ class S3Store:
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; waits for the network."""
         request = {**_get(bucket, key, start, stop, etag), "tell": arriving is not None}
-        return await self._workers.fetch(request, stop - start, self._arena, arriving)
+        return await self._workers.fetch(request, stop - start, arriving)
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
         """See `ObjectStore.get_soon`."""

@@ -10,10 +10,10 @@ proxies and certificate authorities do.
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from aiobotocore.httpsession import AIOHTTPSession
@@ -26,8 +26,6 @@ from botocore.utils import get_environ_proxies
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
 from idcfs.store.base import ListPage
 from idcfs.store.list_parser import check_keys, parse_listing
-
-_Answer = TypeVar("_Answer")
 
 _ERROR_BODY_BYTES = 64 * 1024
 _MESSAGE_LENGTH = 500
@@ -82,7 +80,13 @@ class S3Client:
 
     async def list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
         """See `ObjectStore.list_page`. Whether pages ascend is the caller's check."""
-        return await self._asked(f"{bucket}/{prefix}", bucket, self._list(bucket, prefix, token))
+        query = {"list-type": "2", "prefix": prefix, **({} if token is None else {"continuation-token": token})}
+        async with self._asking(f"{bucket}/{prefix}"):
+            answer = await self._send(bucket, f"?{urlencode(query)}", {})
+            async with answer.raw as body:
+                page = parse_listing(await body.read())
+            check_keys(page.objects, prefix)
+            return page
 
     async def get_into(
         self,
@@ -100,38 +104,22 @@ class S3Client:
         """
         if not key:
             raise NotFound("an object's key is not empty")
-        await self._asked(f"{bucket}/{key}", bucket, self._get(bucket, key, start, stop, etag, buffer, arrived))
+        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": etag}
+        async with self._asking(f"{bucket}/{key}"):
+            answer = await self._send(bucket, f"/{quote(key)}", headers)
+            async with answer.raw as body:
+                _check_head(answer.status_code, answer.headers, start, stop, etag)
+                async with self._bodies:
+                    await _read(body.content, buffer, arrived)
 
-    async def _asked(self, name: str, bucket: str, answer: Awaitable[_Answer]) -> _Answer:
+    @asynccontextmanager
+    async def _asking(self, name: str) -> AsyncIterator[None]:
+        """Bound a request for *name*, and tell what goes wrong in it as a `ReadError`."""
         try:
             async with asyncio.timeout(self._total_timeout):
-                return await answer
+                yield
         except Exception as error:
             raise _translate(error, f"{self._endpoint}: {name}") from error
-
-    async def _list(self, bucket: str, prefix: str, token: str | None) -> ListPage:
-        query = {"list-type": "2", "prefix": prefix, **({} if token is None else {"continuation-token": token})}
-        answer = await self._send(bucket, f"?{urlencode(query)}", {})
-        async with answer.raw as body:
-            page = parse_listing(await body.read())
-        check_keys(page.objects, prefix)
-        return page
-
-    async def _get(
-        self,
-        bucket: str,
-        key: str,
-        start: int,
-        stop: int,
-        etag: str,
-        buffer: memoryview,
-        arrived: Callable[[int], None] | None,
-    ) -> None:
-        answer = await self._send(bucket, f"/{quote(key)}", {"Range": f"bytes={start}-{stop - 1}", "If-Match": etag})
-        async with answer.raw as body:
-            _check_head(answer.status_code, answer.headers, start, stop, etag)
-            async with self._bodies:
-                await _read(body.content, buffer, arrived)
 
     async def _send(self, bucket: str, rest: str, headers: dict[str, str]) -> Any:
         if not _BUCKET_NAME.fullmatch(bucket):

@@ -18,7 +18,7 @@ import pytest
 from idcfs.mountpoint import mounts
 from tests.mount.test_bad_mirror import FaultyServer, never_answer
 from tests.mounting import Commands, status
-from tests.processes import children_of, is_running
+from tests.processes import children_of, is_running, stopped
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
@@ -107,16 +107,6 @@ def ignores(process: int, number: int) -> bool:
     """Whether a process ignores a signal."""
     found = re.search(r"^SigIgn:\s+([0-9a-f]+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
-
-
-@contextlib.contextmanager
-def stopped(process: int) -> Iterator[None]:
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGCONT)
 
 
 def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, contents: dict[str, bytes]) -> None:

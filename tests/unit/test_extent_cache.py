@@ -2,7 +2,7 @@ import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from idcfs.cache import open_cache
 from idcfs.errors import CacheUnusable
 from idcfs.extent_cache import ExtentCache, open_extent_cache
 from tests.conftest import WarningsLogged
-from tests.processes import children_of, is_running
+from tests.processes import children_of, is_running, stopped
 
 LIMIT = 1 << 30
 SMALL = b"small"
@@ -53,15 +53,6 @@ async def value(cache: ExtentCache, key: str, length: int = len(LARGE)) -> bytes
 
 async def kept(cache: ExtentCache, numbers: range) -> list[int]:
     return [number for number in numbers if await value(cache, f"key{number}") == LARGE]
-
-
-@contextlib.contextmanager
-def stopped(process: int) -> Iterator[None]:
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("content", [b"x", SMALL, LARGE])
