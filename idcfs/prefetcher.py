@@ -111,7 +111,7 @@ class Prefetcher:
 
     def _is_filled(self, extent: Extent, listing: Listing) -> bool:
         is_whole = extent.length == listing.sizes[extent.instance]
-        return is_whole and pack_file(extent.series, extent.instance) in self._filled
+        return is_whole and self.has_filled(extent)
 
     def _begin(self, extent: Extent, listing: Listing) -> bool:
         if listing.sizes[extent.instance] > readahead.SMALL_OBJECT:
@@ -216,6 +216,10 @@ class Prefetcher:
                 self._fetcher.detach(extent, data)
 
         self._pages.fill(inode, extent.offset, data, is_witness, filled)
+
+    def has_filled(self, whole: Extent) -> bool:
+        """Whether the kernel was given a small file, but for the last page of a witness."""
+        return pack_file(whole.series, whole.instance) in self._filled
 
     def is_witness(self, series: int, instance: int) -> bool | None:
         """Whether reading a small file to its end will be seen; None if all of its reads will."""

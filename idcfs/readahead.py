@@ -26,11 +26,11 @@ HEAD = 64 << 10
 """Bytes that a header scan is taken to read of a file; the kernel asks for 16 to 48 kB when a tool wants 4."""
 
 FIRST_FILES = 2
-FIRST_WHOLES = 32
+FIRST_WHOLES = 64
 GROWTH = 8
 MOST_FILES = 256
-"""Files ahead of a walk: these at its start, if the first read is longer than a head and if not, so many times more
-at each file that follows, up to these."""
+"""Files ahead of a walk: the first at its start, or the second if its first read goes further than a head; then so many
+times more at each file that follows, up to the last. Wholes are fewer after walks that ended at their first file."""
 
 MOST_BYTES = 40 << 20
 """Bytes ahead of a walk or a stream if nothing else is said: at 50 ms and 60 MB/s a connection enough for 600 MB/s."""
@@ -171,6 +171,8 @@ class ReadAhead:
     def __init__(self, tree: Tree, most_bytes: int = MOST_BYTES) -> None:
         self._tree = tree
         self._most_bytes = most_bytes
+        self._first_wholes = FIRST_WHOLES
+        self._latest: _Walk | None = None
         self._walks: OrderedDict[int, _Walk] = OrderedDict()
         self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
 
@@ -213,7 +215,8 @@ class ReadAhead:
         if walk is None or series not in walk.numbers:
             walk = _Walk(series, instance)
             if instance == 0:
-                walk.width = FIRST_WHOLES if stop > HEAD else FIRST_FILES
+                is_whole = stop > min(HEAD, sizes[0] - 1)
+                walk.width = self._first_window(walk, len(sizes)) if is_whole else FIRST_FILES
             _remember(self._walks, series, walk)
             walk.deepest, walk.read_bytes = stop, stop - start
             return self._ahead(walk)
@@ -232,6 +235,15 @@ class ReadAhead:
             return self._take_whole(walk)
         return []
 
+    def _first_window(self, walk: _Walk, files: int) -> int:
+        """Files ahead of a walk that begins with the first of a series' *files*, and takes it whole."""
+        if self._latest is not None:
+            # Whoever only looks at one file of each series must not fetch much of all.
+            self._first_wholes = max(FIRST_FILES, self._first_wholes // GROWTH)
+        self._latest = walk
+        # Not so many that it goes on into the next series.
+        return min(self._first_wholes, max(FIRST_FILES, files - 1))
+
     def _advance(self, walk: _Walk, at: tuple[int, int], stop: int) -> list[Extent | ListingOf]:
         """The walk has come to a later file."""
         size = self._size(walk, walk.at)
@@ -244,6 +256,9 @@ class ReadAhead:
             walk.width = 0
             return []
         walk.width = min(MOST_FILES, max(FIRST_FILES, walk.width * GROWTH))
+        if walk is self._latest:
+            self._first_wholes = min(FIRST_WHOLES, self._first_wholes * GROWTH)
+            self._latest = None
         walk.frontier = max(walk.frontier, (at[0], at[1] + 1))
         return self._ahead(walk)
 

@@ -19,6 +19,9 @@ from idcfs.readahead import Extent, ListingOf
 
 log = logging.getLogger(__name__)
 
+_FILES_FOLLOWED = 256
+"""Files that are being read of which it is known how far; of others all that is kept is their bytes, for longer."""
+
 
 class Reader:
     """Reads instances.
@@ -48,6 +51,7 @@ class Reader:
         self._metrics = metrics
         self._nursery = nursery
         self._next_series = next_series
+        self._read_up_to: dict[Extent, int] = {}
         self._policy = readahead.ReadAhead(self, int(memory * readahead.MEMORY_PART))
 
     async def read(self, series: int, instance: int, offset: int, length: int) -> Buffer:
@@ -74,8 +78,8 @@ class Reader:
                 wanted = []
                 extent, data = await self._obtain(extent, stop, listing)
             pieces.append(memoryview(data)[max(0, offset - extent.offset) : stop - extent.offset])
-            if stop == size == extent.length:
-                # The kernel has all of it now; memory that is used again is much faster than fresh memory.
+            if extent.length == size and self._kernel_has_all(extent, offset, stop):
+                # Memory that is used again is much faster than fresh memory.
                 self._fetcher.forget(extent)
         self._fetch_ahead(wanted)
         self._metrics.bytes_served += stop - offset
@@ -100,6 +104,21 @@ class Reader:
     def next_series(self, series: int) -> int | None:
         """The series that stands after another in the tree that is being read."""
         return self._next_series(series)
+
+    def _kernel_has_all(self, whole: Extent, start: int, stop: int) -> bool:
+        """Whether the kernel has a whole file when it gets its bytes from *start* to *stop*.
+
+        Tools look at the end of a file before they read it from its start.
+        """
+        if start and start != self._read_up_to.get(whole) and not self._prefetcher.has_filled(whole):
+            return False
+        if stop == whole.length:
+            self._read_up_to.pop(whole, None)
+            return True
+        if len(self._read_up_to) >= _FILES_FOLLOWED:
+            self._read_up_to.clear()
+        self._read_up_to[whole] = stop
+        return False
 
     def _extents(self, series: int, instance: int, size: int, start: int, stop: int) -> list[Extent]:
         """The extents that hold the bytes from *start* to *stop*, in which a read waits for them."""

@@ -373,12 +373,13 @@ async def test_reading_here_and_there_fetches_nothing_ahead(cache: Path, index: 
 
 
 class PickyStore(MemoryStore):
-    """Has one object to give; all others end in one of our errors, or in a bug."""
+    """Has one object to give; all others end in one of our errors, and once in a bug."""
 
     def __init__(self, key: str) -> None:
         super().__init__()
         self._key = key
-        self._errors = itertools.cycle([Unreachable("away"), ZeroDivisionError("a bug")])
+        errors = [Unreachable("away"), ZeroDivisionError("a bug")]
+        self._errors = itertools.chain(errors, itertools.repeat(errors[0]))
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None

@@ -11,6 +11,7 @@ from idcfs.readahead import (
     BLOCK,
     FIRST_FILES,
     FIRST_WHOLES,
+    GROWTH,
     HEAD,
     LARGE_FILE_START,
     LISTINGS_AHEAD,
@@ -192,7 +193,33 @@ def test_the_window_grows_to_its_bound() -> None:
     for instance in range(5):
         watched.read_whole(0, instance)
         ahead.append(len(watched.extents) - instance)
-    assert ahead == [2, 16, 128, 256, 256]
+    assert ahead == [FIRST_WHOLES, 256, 256, 256, 256]
+
+
+def test_the_window_of_a_header_scan_begins_small() -> None:
+    watched = Watched([SLICE] * 1000)
+    assert len(watched.read(0, 0, 0, HEAD)) == FIRST_FILES
+
+
+@given(st.integers(1, SMALL_OBJECT))
+def test_who_looks_at_the_first_file_of_each_series_has_little_fetched_in_vain(size: int) -> None:
+    # So that nothing of a next series is wanted.
+    watched = Watched(*([size] * 100 for _ in range(41)))
+    for series in range(0, 41, 2):
+        watched.read_whole(series, 0)
+    fetched = [extent for extent in watched.extents if extent.series % 2 == 0]
+    assert len(fetched) <= FIRST_WHOLES + FIRST_WHOLES // GROWTH + 20 * FIRST_FILES
+
+
+def test_the_first_window_grows_again_after_a_walk_that_went_on() -> None:
+    watched = Watched(*([SLICE] * 100 for _ in range(9)))
+    for series in (0, 2, 4):
+        watched.read_whole(series, 0)
+    for instance in range(3):
+        watched.read_whole(4, instance)
+    watched.read_whole(6, 0)
+    fetched = [extent for extent in watched.extents if extent.series == 6]
+    assert len(fetched) == FIRST_FILES * GROWTH
 
 
 @settings(deadline=None, max_examples=20)
@@ -485,7 +512,7 @@ def test_files_without_a_byte_are_passed_over() -> None:
     watched = Watched([10, 0, 0, 20, 0], [], [30])
     for instance in (0, 3):
         watched.read_whole(0, instance)
-    assert watched.extents == [Extent(2, 0, 0, 30)]
+    assert watched.extents == [Extent(0, 3, 0, 20), Extent(2, 0, 0, 30)]
 
 
 def test_what_is_remembered_is_bounded() -> None:
