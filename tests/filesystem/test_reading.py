@@ -114,6 +114,18 @@ async def test_a_reader_who_gives_up_does_not_take_the_bytes_from_the_others(cac
     assert len(lists(store)) == 1
 
 
+async def test_a_file_whose_end_is_looked_at_first_is_fetched_once(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    row = MANY
+    content = instances(row)[FAR].content
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.read(file_of(row, FAR), len(content) - 100) == content[-100:]
+        assert await opened.read(file_of(row, FAR)) == content
+        assert len([request for request in gets(store) if request.key.endswith(instances(row)[FAR].name)]) == 1
+        assert opened.metrics.cache_hits == 0
+
+
 async def test_what_was_read_once_is_read_offline(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         expected = [await opened.read(file_of(row)) for row in (SMALL, SLIDE)]
