@@ -1,7 +1,7 @@
 """Entries on disk, from trio: each call runs in a thread; shared by mounts, kept between them.
 
 A cache that fails makes reads slower, not wrong: `get` then finds nothing and `put` keeps nothing, and
-`Cache.failure` says why. No call waits for the network.
+`Cache.failure` says why. No call waits for the network, or longer than `ANSWER_SECONDS` for the disk.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
 from idcfs.entries import Buffer, Entries
 
 THREADS = 8
@@ -22,17 +23,18 @@ T = TypeVar("T")
 class Cache:
     """A cache that is open; `open_cache` makes one."""
 
-    def __init__(self, entries: Entries, limit: int) -> None:
+    def __init__(self, entries: Entries, limit: int, nursery: trio.Nursery) -> None:
         self.folder = entries.folder
         self.limit = limit
         self._entries = entries
-        self._failures: dict[str, str] = {}
+        self._health = CacheHealth(entries.folder)
+        self._nursery = nursery
         self._threads = trio.CapacityLimiter(THREADS)
 
     @property
     def failure(self) -> str | None:
         """Why calls fail; a kind of call that fails does so until one of that kind is done."""
-        return next(iter(self._failures.values()), None)
+        return self._health.failure
 
     async def get(self, key: str) -> memoryview | None:
         """The value under *key*, or None. An entry that does not verify is dropped."""
@@ -55,13 +57,25 @@ class Cache:
         return await self._run(self._entries.usage) or (0, 0)
 
     async def _run(self, call: Callable[..., T | None], *arguments: Any) -> T | None:
-        try:
-            found = await trio.to_thread.run_sync(call, *arguments, limiter=self._threads)
-        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-            self._failures[call.__name__] = f"{self.folder}: {str(error) or type(error).__name__}"
+        if self._health.is_stalled:
             return None
-        self._failures.pop(call.__name__, None)
-        return found
+        # Not ended before by a caller who gives up: what is written must not go on behind.
+        with trio.move_on_after(ANSWER_SECONDS, shield=True):
+            try:
+                found = await trio.to_thread.run_sync(call, *arguments, limiter=self._threads, abandon_on_cancel=True)
+            except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
+                self._health.note(call.__name__, str(error) or type(error).__name__)
+                return None
+            self._health.note(call.__name__, None)
+            return found
+        if not self._health.is_stalled:
+            self._health.is_stalled = True
+            self._nursery.start_soon(self._await_disk)
+        return None
+
+    async def _await_disk(self) -> None:
+        await trio.to_thread.run_sync(self._entries.try_disk, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True)
+        self._health.is_stalled = False
 
 
 @contextlib.asynccontextmanager
@@ -69,11 +83,14 @@ async def open_cache(folder: Path, limit: int) -> AsyncIterator[Cache]:
     """Open the cache in *folder*, created if missing, which may take up to *limit* bytes.
 
     Raises:
-        CacheUnusable: the folder cannot be written, or what is in it is no cache.
+        CacheUnusable: the folder cannot be written.
     """
-    entries = await trio.to_thread.run_sync(Entries, folder, limit)
-    try:
-        yield Cache(entries, limit)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(entries.close)
+    entries = Entries(folder, limit)
+    await trio.to_thread.run_sync(entries.open)
+    async with trio.open_nursery() as nursery:
+        try:
+            yield Cache(entries, limit, nursery)
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(ANSWER_SECONDS, shield=True):
+                await trio.to_thread.run_sync(entries.close, abandon_on_cancel=True)

@@ -10,6 +10,7 @@ answers are lines of JSON on the socket; values are in the arena. A request has 
     delete   keys                   done after every put that came before it
     has_any  prefix                 answered with `found`
     usage                           answered with `entries` and `bytes`
+    try                             answered when the disk answers, with `error` if the folder cannot be used
 
 An answer that has `failure` tells why the cache could not do it. Puts are done in the order in which they come, as
 many in one transaction as wait, by the thread that takes the requests: (m) with one of their own, most of the time
@@ -65,6 +66,7 @@ class CacheWorker:
             "get": self._get,
             "has_any": lambda request: {"found": self._entries.has_any(request["prefix"])},
             "usage": lambda request: dict(zip(("entries", "bytes"), self._entries.usage(), strict=True)),
+            "try": self._try,
         }
 
     def serve(self) -> None:
@@ -116,6 +118,14 @@ class CacheWorker:
         except _Wrong:
             return {"found": False}
 
+    def _try(self, request: Request) -> Request:
+        try:
+            self._entries.open()
+        except CacheUnusable as error:
+            return {"error": "CacheUnusable", "message": str(error)}
+        self._entries.try_disk()
+        return {}
+
     def _put(self, batch: list[Request]) -> None:
         values = [(request["key"], self._arena[request["at"] : request["at"] + request["length"]]) for request in batch]
         answer: Request = {}
@@ -150,14 +160,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     connection = socket.socket(fileno=options["socket"])
     arena = memoryview(mmap.mmap(options["arena"], options["arena_size"]))
-    try:
-        entries = Entries(Path(options["folder"]), options["limit"])
-    except CacheUnusable as error:
-        with connection.makefile("rb") as lines:
-            for line in lines:
-                answer = {"id": json.loads(line)["id"], "error": "CacheUnusable", "message": str(error)}
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-        return
+    entries = Entries(Path(options["folder"]), options["limit"])
     CacheWorker(entries, arena, connection).serve()
     entries.close()
     # A thread of diskcache's may be left.

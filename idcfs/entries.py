@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -20,6 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import diskcache
 
+from idcfs import entry_database
+from idcfs.entry_database import DatabaseLocked, EntryDatabase
 from idcfs.errors import CacheUnusable
 
 RESERVE = 512 << 20
@@ -31,9 +34,6 @@ USES_NOTED_EVERY = 10.0
 
 _NOTE_TIMEOUT = 0.2
 """Seconds that noting uses waits for a busy database, since a reader may be waiting."""
-
-_SQLITE_TIMEOUT = 5.0
-"""Seconds that a call waits for another process' lock on the database."""
 
 _INLINE_BYTES = 32 << 10
 """Values below this are in the database, others in files: diskcache's own bound, with the header counted."""
@@ -156,53 +156,44 @@ def _is_file_name(name: Any) -> bool:
 class Entries:
     """The entries in *folder*, which may take *limit* bytes; the least recently used go first.
 
-    Raises:
-        CacheUnusable: the folder cannot be written, or what is in it is no cache.
+    Opened by the first call, and again by a later one if that failed.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self._used: dict[str, float] = {}
         self._noted = time.monotonic()
-        try:
-            self._open(limit)
-        except OSError as error:
-            raise CacheUnusable(
-                f"cache folder {folder}: {error.strerror or error}; choose another with --cache-dir"
-            ) from error
-        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-            raise CacheUnusable(
-                f"cache folder {folder}: its database cannot be used ({error}); "
-                "'idcfs cache clear' makes a new one, --cache-dir chooses another folder"
-            ) from error
+        self._database = EntryDatabase(folder, limit, SafeDisk)
+        self.replaced = self._database.replaced
+        """Set when another database took the place of one that was in use."""
 
-    def _open(self, limit: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._in_use = _open_lock(self.folder)
-        with contextlib.suppress(OSError):
-            # Shared by all who use the cache; a file system that has no locks goes without.
-            fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        self._disk = diskcache.Cache(
-            str(self.folder),
-            timeout=_SQLITE_TIMEOUT,
-            disk=SafeDisk,
-            size_limit=limit,
-            # Oldest first: `_note_uses` makes what was used young again.
-            eviction_policy="least-recently-stored",
-        )
+    def open(self) -> None:
+        """Open the folder, so that the user is told if it cannot be used.
+
+        Raises:
+            CacheUnusable: the folder cannot be written.
+        """
+        try:
+            self._database.opened()
+        except DatabaseLocked:
+            # It may be free later.
+            return
+        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise CacheUnusable(f"cache folder {self.folder}: {reason}; choose another with --cache-dir") from error
 
     def close(self) -> None:
         """Close the database."""
         self._note_uses()
-        self._disk.close()
-        os.close(self._in_use)
+        self._database.close()
 
     def get(self, key: str, place: Place = bytearray) -> memoryview | None:
         """The value under *key*, read into what *place* gives, or None. An entry that does not verify is dropped."""
-        try:
-            entry = self._disk.get(key)
-        except EntryRefused:
-            entry = b""
+        with self._database.using("get") as cache:
+            try:
+                entry = cache.get(key)
+            except EntryRefused:
+                entry = b""
         if entry is None:
             return None
         if isinstance(entry, bytes):
@@ -221,7 +212,7 @@ class Entries:
     def has_any(self, prefix: str) -> bool:
         """Whether there is a key that starts with *prefix*."""
         # diskcache has no such question; a connection of its own, because its own ones belong to threads.
-        with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _NOTE_TIMEOUT)) as base:
+        with self._database.using("get"), self._connect() as base:
             sql = "SELECT 1 FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT 1"
             return base.execute(sql, (prefix, prefix + "\U0010ffff")).fetchone() is not None
 
@@ -231,29 +222,43 @@ class Entries:
         Raises:
             OSError: the disk is full, or nearly.
         """
+        self._database.check_place()
         space = os.statvfs(self.folder)
         if space.f_bavail * space.f_frsize - sum(len(value) for _, value in entries) < RESERVE:
             raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
         # Before anything is thrown out for the new entries.
         self._note_uses()
-        self._disk.disk.begin()
-        try:
-            with self._disk.transact():
-                for key, value in entries:
-                    self._disk.set(key, _pack(key, value))
-        except (sqlite3.Error, OSError, diskcache.Timeout):
-            # The database forgets them, and diskcache leaves the files.
-            self._disk.disk.undo()
-            raise
+        with self._database.using("put") as cache:
+            cache.disk.begin()
+            try:
+                with cache.transact():
+                    for key, value in entries:
+                        cache.set(key, _pack(key, value))
+            except (sqlite3.Error, OSError, diskcache.Timeout):
+                # The database forgets them, and diskcache leaves the files.
+                cache.disk.undo()
+                raise
 
     def delete(self, key: str) -> None:
         """Drop the entry under *key*, if there is one."""
-        with contextlib.suppress(EntryRefused):
-            self._disk.delete(key)
+        with self._database.using("put") as cache, contextlib.suppress(EntryRefused):
+            cache.delete(key)
 
     def usage(self) -> tuple[int, int]:
         """The number of entries, and the bytes they take on disk."""
-        return len(self._disk), self._disk.volume()
+        with self._database.using("get") as cache:
+            return len(cache), cache.volume()
+
+    def try_disk(self) -> None:
+        """Return when the disk answers, be it that it cannot be written."""
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(_MAGIC)
+            file.flush()
+            # Else it would be memory that answers.
+            os.fsync(file.fileno())
+
+    def _connect(self) -> "contextlib.closing[sqlite3.Connection]":
+        return contextlib.closing(sqlite3.connect(self.folder / entry_database.NAME, _NOTE_TIMEOUT))
 
     def _note_uses(self) -> None:
         """Tell the database what was read since the last time.
@@ -267,7 +272,7 @@ class Entries:
         # Nobody's bytes depend on it: a database that is busy or broken forgets some uses.
         with contextlib.suppress(sqlite3.Error):
             if uses:
-                with contextlib.closing(sqlite3.connect(self.folder / diskcache.core.DBNAME, _NOTE_TIMEOUT)) as base:
+                with self._connect() as base:
                     base.executemany("UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", uses)
                     base.commit()
 
@@ -276,7 +281,7 @@ def is_in_use(folder: Path) -> bool:
     """Whether a process has the cache in *folder* open."""
     if not folder.is_dir():
         return False
-    lock = _open_lock(folder)
+    lock = entry_database.open_lock(folder)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -286,10 +291,6 @@ def is_in_use(folder: Path) -> bool:
     finally:
         os.close(lock)
     return False
-
-
-def _open_lock(folder: Path) -> int:
-    return os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 def _pack(key: str, value: Buffer) -> _Entry:

@@ -1,7 +1,8 @@
 """`ExtentCache`: extents of objects on disk, read and written by a worker process; belongs to one trio run.
 
-Writing is behind: `put` takes a value at once. A cache that fails makes
-reads slower, not wrong: `get` then finds nothing and `put` keeps nothing, and `failure` says why.
+Writing is behind: `put` takes a value at once. A cache that fails makes reads slower, not wrong: `get` then finds
+nothing and `put` keeps nothing, and `failure` says why. A worker that does not answer is ended, and nothing more is
+asked until another one has found out that the disk answers.
 """
 
 import contextlib
@@ -13,23 +14,29 @@ from typing import Any
 import trio
 
 from idcfs.arena import Arena
+from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
 from idcfs.entries import Buffer
-from idcfs.errors import CacheUnusable, IdcfsError
+from idcfs.errors import CacheUnusable, IdcfsError, Unreachable
 from idcfs.worker import Workers
 
 UNWRITTEN_PART = 3 / 16
 """Of the arena, what may wait to be written; beyond it who fetches waits for room."""
 
 
+TRY_SECONDS = 30.0
+"""Seconds that a new worker has to hear from the disk, before another one tries."""
+
+
 class ExtentCache:
     """A cache that is open; `open_extent_cache` makes one."""
 
-    def __init__(self, folder: Path, limit: int, arena: Arena, workers: Workers) -> None:
+    def __init__(self, folder: Path, limit: int, arena: Arena, workers: Workers, nursery: trio.Nursery) -> None:
         self.folder = folder
         self.limit = limit
         self._arena = arena
         self._workers = workers
-        self._failures: dict[str, str] = {}
+        self._nursery = nursery
+        self._health = CacheHealth(folder)
         self._unwritten = 0
         self._most_unwritten = int(arena.size * UNWRITTEN_PART)
         self._written = trio.Event()
@@ -37,12 +44,13 @@ class ExtentCache:
     @property
     def failure(self) -> str | None:
         """Why calls fail; a kind of call that fails does so until one of that kind is done."""
-        return next(iter(self._failures.values()), None)
+        return self._health.failure
 
     async def get(self, key: str, length: int) -> Buffer | None:
         """The value under *key*, or None; also if it is not of that length. One that does not verify is dropped."""
         buffer = await self._arena.take(length)
-        answer = await self._ask({"do": "get", "key": key, "length": length, "at": self._arena.start(buffer)})
+        request = {"do": "get", "key": key, "length": length, "at": self._arena.start(buffer)}
+        answer = await self._ask(request, buffer)
         return buffer if answer.get("found") else None
 
     async def has_any(self, prefix: str) -> bool:
@@ -52,7 +60,7 @@ class ExtentCache:
 
     def put(self, key: str, value: Buffer) -> None:
         """Have *value* kept under *key*, behind; who puts much waits for `room` after it."""
-        buffer = self._in_arena(memoryview(value))
+        buffer = None if self._health.is_stalled else self._in_arena(memoryview(value))
         if buffer is None:
             # What is not kept is fetched again.
             return
@@ -72,7 +80,10 @@ class ExtentCache:
     async def room(self) -> None:
         """Wait while much waits to be written."""
         while self._unwritten > self._most_unwritten:
-            await self._written.wait()
+            with trio.move_on_after(ANSWER_SECONDS) as waiting:
+                await self._written.wait()
+            if waiting.cancelled_caught:
+                self.give_up()
 
     def _in_arena(self, buffer: memoryview) -> memoryview | None:
         if self._arena.start(buffer) is not None:
@@ -102,20 +113,50 @@ class ExtentCache:
         answer = await self._ask({"do": "usage"})
         return answer.get("entries", 0), answer.get("bytes", 0)
 
-    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, request: dict[str, Any], buffer: Buffer | None = None) -> dict[str, Any]:
+        """The answer to a request; *buffer* is kept until it has come, also if its caller is gone by then."""
+        if self._health.is_stalled:
+            return {}
+        answer: dict[str, Any] = {}
+        has_come = trio.Event()
+
+        def answered(found: dict[str, Any], _kept: Buffer | None = buffer) -> None:
+            answer.update(found)
+            has_come.set()
+
         try:
-            answer = await self._workers.ask(request)
+            self._workers.post(request, answered)
         except IdcfsError as error:
-            answer = {"failure": str(error)}
+            answered({"failure": str(error)})
+        with trio.move_on_after(ANSWER_SECONDS):
+            await has_come.wait()
+        if not has_come.is_set():
+            self.give_up()
         self._note(request["do"], answer)
         return answer
 
     def _note(self, kind: str, answer: dict[str, Any]) -> None:
-        failure = answer.get("failure") or answer.get("message")
-        if failure:
-            self._failures[kind] = f"{self.folder}: {failure}"
-        else:
-            self._failures.pop(kind, None)
+        self._health.note(kind, answer.get("failure") or answer.get("message"))
+
+    def give_up(self) -> None:
+        """Treat the disk as one that hangs, and ask nothing more until it answers."""
+        if not self._health.is_stalled:
+            self._health.is_stalled = True
+            self._nursery.start_soon(self._await_disk)
+        # Whoever waits hears of it at once.
+        self._workers.end_all("no answer")
+
+    async def _await_disk(self) -> None:
+        while True:
+            with trio.move_on_after(TRY_SECONDS), contextlib.suppress(Unreachable):
+                with contextlib.suppress(CacheUnusable):
+                    # Which is an answer, too.
+                    await self._workers.ask({"do": "try"})
+                self._health.is_stalled = False
+                return
+            self._workers.end_all("no answer")
+            # One that cannot be started fails at once.
+            await trio.sleep(ANSWER_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -123,20 +164,25 @@ async def open_extent_cache(folder: Path, limit: int, arena: Arena) -> AsyncIter
     """Open the cache in *folder*, created if missing, which may take up to *limit* bytes; values go through *arena*.
 
     Raises:
-        CacheUnusable: the folder cannot be written, or what is in it is no cache.
+        CacheUnusable: the folder cannot be written.
     """
     options = {"folder": str(folder), "limit": limit}
-    async with Workers(1, "idcfs.cache_worker", options, arena, str(folder)) as workers:
+    async with Workers(1, "idcfs.cache_worker", options, arena, str(folder)) as workers, trio.open_nursery() as nursery:
         refused = None
+        cache = ExtentCache(folder, limit, arena, workers, nursery)
         try:
             # Whether it opens.
-            await workers.ask({"do": "usage"})
+            with trio.move_on_after(TRY_SECONDS) as opening:
+                await workers.ask({"do": "try"})
+            if opening.cancelled_caught:
+                cache.give_up()
         except CacheUnusable as error:
             refused = error
         except IdcfsError as error:
             refused = CacheUnusable(f"cache folder {error}")
         else:
-            yield ExtentCache(folder, limit, arena, workers)
+            yield cache
+        nursery.cancel_scope.cancel()
     if refused is not None:
         # Not within the workers' nursery, which would make a group of it.
         raise refused

@@ -124,6 +124,12 @@ class Workers:
             worker.busy -= 1
         return buffer
 
+    def end_all(self, reason: str) -> None:
+        """End the processes, which are stopped or stuck: who waits is told *reason*, the next request starts others."""
+        for worker in self._workers:
+            if worker is not None and not worker.ended:
+                worker.kill(reason)
+
     def _least_busy(self) -> "_Worker":
         return min((self._worker_at(at) for at in range(len(self._workers))), key=lambda worker: worker.busy)
 
@@ -165,6 +171,8 @@ class _Worker:
 
     async def run(self) -> None:
         """Start the process, send requests and take answers until it ends."""
+        if self.ended:
+            return
         try:
             process, ours = self._start()
         except OSError as error:
@@ -272,18 +280,18 @@ class _Worker:
             with trio.move_on_after(_END_SECONDS, shield=True):
                 await has_come.wait()
             if not has_come.is_set():
-                self._kill()
+                self.kill("the worker process did not answer")
             raise
         error = error_of(answer)
         if error is not None:
             raise error
         return answer
 
-    def _kill(self) -> None:
+    def kill(self, reason: str) -> None:
         """End a worker that is stopped or stuck: nobody who waits for it is to wait for ever."""
         if self._process is not None:
             self._process.kill()
-        self._end("the worker process did not answer")
+        self._end(reason)
 
     def _send_soon(self, message: dict[str, Any]) -> None:
         self._to_send += json.dumps(message).encode() + b"\n"
@@ -303,4 +311,6 @@ def _reap(process: "subprocess.Popen[bytes]") -> None:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # The kernel does not let go of one that waits for a disk that hangs.
+            process.wait(_END_SECONDS)

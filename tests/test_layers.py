@@ -24,10 +24,12 @@ LAYERS: dict[str, set[str]] = {
     "mountpoint": {"errors"},
     "arena": set(),
     "worker": {"arena", "errors"},
-    "entries": {"errors"},
-    "cache": {"entries", "errors"},
+    "entry_database": set(),
+    "entries": {"entry_database", "errors"},
+    "cache_health": set(),
+    "cache": {"cache_health", "entries", "errors"},
     "cache_worker": {"entries", "errors"},
-    "extent_cache": {"arena", "entries", "errors", "worker"},
+    "extent_cache": {"arena", "cache_health", "entries", "errors", "worker"},
     "page_worker": set(),
     "page_cache": {"arena", "entries", "errors", "worker"},
     "catalog": {"errors", "inode", "layout"},
@@ -60,7 +62,7 @@ LAYERS: dict[str, set[str]] = {
 WHO_MAY_IMPORT = {
     "duckdb": {"catalog/build.py", "catalog/sandbox.py", "catalog/worker.py"},
     "pyfuse3": {"fuse.py", "daemon.py"},
-    "diskcache": {"entries.py"},
+    "diskcache": {"entries.py", "entry_database.py"},
     "aiobotocore": {"store/s3_client.py"},
     "aiohttp": {"store/s3_client.py"},
     "botocore": {"store/s3_client.py"},
@@ -70,8 +72,10 @@ WHO_MAY_IMPORT = {
 """What is outside, and has one place inside."""
 
 SYNCHRONOUS = {
+    "cache_health",
     "cache_worker",
     "entries",
+    "entry_database",
     "errors",
     "page_worker",
     "inode",

@@ -4,16 +4,22 @@ import pickle
 import shutil
 import sqlite3
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from idcfs import entries as on_disk
 from idcfs.cache import Cache, open_cache
 from idcfs.entries import Entries, EntryRefused, is_in_use
 from idcfs.errors import CacheUnusable
+from tests.conftest import WarningsLogged
+
+PATIENCE = 20
 
 LIMIT = 1 << 28
 LARGE = bytes(range(256)) * 400
@@ -98,6 +104,7 @@ async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch:
 @contextlib.contextmanager
 def entries_in(folder: Path) -> Iterator[Entries]:
     entries = Entries(folder, LIMIT)
+    entries.open()
     try:
         yield entries
     finally:
@@ -163,7 +170,8 @@ def test_values_of_a_thread_share_folders_and_none_is_lost_when_one_is_removed(t
 
 
 async def test_a_busy_database_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idcfs.entries._SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("idcfs.entry_database.SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("idcfs.entry_database.LOCKED_PAUSE", 0)
     monkeypatch.setattr("idcfs.entries.USES_AT_ONCE", 1)
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("a", LARGE)
@@ -311,33 +319,124 @@ async def test_nothing_that_the_database_says_is_a_key_is_unpickled(tmp_path: Pa
         with database(tmp_path / "cache") as sql:
             sql.execute("UPDATE Cache SET key = ?, raw = 0", (pickle.dumps(Evil(tmp_path / "unpickled")),))
         with pytest.raises(EntryRefused):
-            list(cache._entries._disk)
+            list(cache._entries._database.opened())
     assert not (tmp_path / "unpickled").exists()
 
 
-async def test_a_folder_that_goes_away_makes_misses_not_errors(tmp_path: Path) -> None:
+async def test_a_folder_that_goes_away_is_made_anew(tmp_path: Path) -> None:
     async with open_cache(tmp_path / "cache", LIMIT) as cache:
         await cache.put("key", LARGE)
         shutil.rmtree(tmp_path / "cache")
         assert await value(cache, "key") is None
         await cache.put("other", LARGE)
-        assert cache.failure is not None
-        assert str(tmp_path / "cache") in cache.failure
-        await cache.get("key")
-        assert cache.failure is not None, "that reading works says nothing of writing"
-        assert await cache.usage() is not None
+        assert await value(cache, "other") == LARGE
+        assert cache.failure is None
+        assert is_in_use(tmp_path / "cache")
+    async with open_cache(tmp_path / "cache", LIMIT) as cache:
+        assert await value(cache, "other") == LARGE
 
 
-async def test_a_database_that_breaks_makes_misses_not_errors(tmp_path: Path) -> None:
-    async with open_cache(tmp_path, LIMIT) as cache:
-        await cache.put("key", SMALL)
-        with database(tmp_path) as sql:
-            sql.execute("DROP TABLE Cache")
-        assert await value(cache, "key") is None
-        assert cache.failure is not None
-        assert "no such table" in cache.failure
+async def test_a_folder_that_cannot_be_made_anew_is_said_and_tried_again(tmp_path: Path) -> None:
+    async with open_cache(tmp_path / "a" / "cache", LIMIT) as cache:
+        shutil.rmtree(tmp_path / "a")
+        (tmp_path / "a").touch()
         await cache.put("key", LARGE)
-    assert files(tmp_path) == []
+        assert cache.failure is not None
+        assert str(tmp_path / "a" / "cache") in cache.failure
+        assert await value(cache, "key") is None
+        (tmp_path / "a").unlink()
+        await cache.put("key", LARGE)
+        assert await value(cache, "key") == LARGE
+        assert cache.failure is None
+
+
+def drop_table(folder: Path) -> None:
+    with database(folder) as sql:
+        sql.execute("DROP TABLE Cache")
+
+
+def overwrite_pages(folder: Path) -> None:
+    with database(folder) as sql:
+        sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = bytearray((folder / "cache.db").read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    (folder / "cache.db").write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [drop_table, overwrite_pages])
+async def test_a_database_that_breaks_is_set_aside_and_made_anew_for_all(
+    tmp_path: Path, damage: Callable[[Path], None], warnings_logged: WarningsLogged
+) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache, open_cache(tmp_path, LIMIT) as other:
+        await cache.put_many([(f"key{number}", SMALL) for number in range(200)])
+        assert await value(other, "key0") == SMALL
+        damage(tmp_path)
+        for _ in range(2):
+            assert await value(cache, "key7") is None
+        await cache.put("key7", LARGE)
+        assert await value(cache, "key7") == LARGE
+        # One that has not noticed looks at the damaged one until it writes.
+        await other.put("key8", LARGE)
+        await other.put("key9", LARGE)
+        assert [await value(some, "key9") for some in (cache, other)] == [LARGE, LARGE]
+        assert await value(other, "key7") == LARGE
+        assert cache.failure is None
+        assert other.failure is None
+    warnings_logged.take("damaged")
+    assert (tmp_path / "damaged.db").exists()
+
+
+async def test_a_cache_whose_database_is_locked_when_it_is_opened_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idcfs.entry_database.SQLITE_TIMEOUT", 0.1)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("key", LARGE)
+    busy = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
+    busy.execute("PRAGMA locking_mode = EXCLUSIVE")
+    busy.execute("BEGIN EXCLUSIVE")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await value(cache, "key") is None
+        await cache.put("key", LARGE)
+        assert cache.failure is not None
+        assert "locked by another process" in cache.failure
+        busy.execute("ROLLBACK")
+        busy.close()
+        assert await value(cache, "key") is None, "it is left alone for a while"
+        monkeypatch.setattr("idcfs.entry_database.time.monotonic", lambda now=time.monotonic: now() + 60)
+        assert await value(cache, "key") == LARGE
+        await cache.put("key", LARGE)
+        assert cache.failure is None
+
+
+async def test_a_disk_that_hangs_holds_nobody_up_and_the_cache_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idcfs.cache.ANSWER_SECONDS", 0.2)
+    works = threading.Event()
+    get = Entries.get
+
+    def hang(entries: Entries, *arguments: Any) -> Any:
+        works.wait()
+        return get(entries, *arguments)
+
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("key", LARGE)
+        monkeypatch.setattr(Entries, "get", hang)
+        monkeypatch.setattr(Entries, "try_disk", lambda entries: works.wait())
+        try:
+            with trio.fail_after(PATIENCE):
+                for _ in range(100):
+                    assert await value(cache, "key") is None
+                await cache.put("other", LARGE)
+            assert cache.failure is not None
+            assert "no answer" in cache.failure
+        finally:
+            works.set()
+        with trio.fail_after(PATIENCE):
+            while cache.failure:  # noqa: ASYNC110  # a cache calls nobody
+                await trio.sleep(0.01)
+            assert await value(cache, "key") == LARGE
 
 
 async def test_a_reserve_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,10 +481,6 @@ async def test_a_full_disk_leaves_no_part_of_a_file(tiny_disk: Path, monkeypatch
         assert cache.failure is None
 
 
-def file_in_its_place(folder: Path) -> None:
-    folder.touch()
-
-
 def no_database(folder: Path) -> None:
     folder.mkdir()
     (folder / "cache.db").write_bytes(b"garbage" * 1000)
@@ -398,11 +493,21 @@ def planted_setting(folder: Path) -> None:
         sql.execute("INSERT INTO Settings VALUES ('disk_nothing', 1)")
 
 
-@pytest.mark.parametrize("spoil", [file_in_its_place, no_database, planted_setting])
-async def test_what_is_no_cache_is_said_in_one_line(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    spoil(tmp_path / "cache")
+async def test_what_is_no_folder_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
     with pytest.raises(CacheUnusable, match="--cache-dir") as raised:
         async with open_cache(tmp_path / "cache", LIMIT):
             pass
     assert "\n" not in str(raised.value)
     assert str(tmp_path / "cache") in str(raised.value)
+
+
+@pytest.mark.parametrize("spoil", [no_database, planted_setting])
+async def test_what_is_no_database_is_set_aside(
+    tmp_path: Path, spoil: Callable[[Path], None], warnings_logged: WarningsLogged
+) -> None:
+    spoil(tmp_path / "cache")
+    async with open_cache(tmp_path / "cache", LIMIT) as cache:
+        await cache.put("key", LARGE)
+        assert await value(cache, "key") == LARGE
+    warnings_logged.take("damaged")

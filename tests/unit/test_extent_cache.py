@@ -1,8 +1,9 @@
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,7 @@ async def test_whether_anything_has_a_prefix(tmp_path: Path, cache: ExtentCache)
     with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as sql, sql:
         sql.execute("DROP TABLE Cache")
     assert await cache.has_any("b/"), "nobody can tell, so it is worth a look"
+    assert not await cache.has_any("b/"), "there is a new database"
 
 
 async def test_no_more_than_a_bound_waits_to_be_written(cache: ExtentCache, arena: Arena) -> None:
@@ -197,7 +199,7 @@ async def test_a_value_put_anew_takes_the_place_of_the_other(cache: ExtentCache)
 
 async def test_a_cache_that_fails_holds_nobody_up_and_says_why(tmp_path: Path, cache: ExtentCache) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as sql, sql:
-        sql.execute("ALTER TABLE Cache RENAME TO Elsewhere")
+        sql.execute("CREATE TRIGGER No BEFORE INSERT ON Cache BEGIN SELECT RAISE(ABORT, 'not today'); END")
     with trio.fail_after(PATIENCE):
         for number in range(100):
             cache.put(f"key{number}", LARGE)
@@ -206,10 +208,10 @@ async def test_a_cache_that_fails_holds_nobody_up_and_says_why(tmp_path: Path, c
         assert await kept(cache, range(100)) == []
         await cache.delete({"key0"})
     assert cache.failure is not None
-    assert "no such table" in cache.failure
+    assert "not today" in cache.failure
     assert str(tmp_path) in cache.failure
     with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as sql, sql:
-        sql.execute("ALTER TABLE Elsewhere RENAME TO Cache")
+        sql.execute("DROP TRIGGER No")
     assert await value(cache, "key0") is None
     assert cache.failure is not None, "that reading works says nothing of writing"
     cache.put("key0", LARGE)
@@ -252,16 +254,73 @@ async def test_a_worker_that_is_killed_makes_misses_and_is_replaced(cache: Exten
     assert arena.take_now(arena.size) is not None, "whoever was waiting has let go of the memory"
 
 
-async def test_a_worker_that_does_not_answer_is_given_up_with_who_waits(cache: ExtentCache) -> None:
+async def test_a_worker_that_does_not_answer_holds_nobody_up_and_is_replaced(
+    cache: ExtentCache, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idcfs.extent_cache.ANSWER_SECONDS", 0.3)
     cache.put("key", LARGE)
     await cache.finish()
     first = worker()
     os.kill(first, signal.SIGSTOP)
     with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                # More than there is room for.
+                cache.put(f"key{number}", LARGE)
+                nursery.start_soon(cache.room)
+                nursery.start_soon(cache.get, "key", len(LARGE))
+        assert cache.failure is not None
+        assert "no answer" in cache.failure
+        assert await value(cache, "key") is None, "nobody is asked before another worker has answered"
+        while await value(cache, "key") != LARGE:  # noqa: ASYNC110  # a cache calls nobody
+            await trio.sleep(0.01)
+        assert not is_running(first)
+        cache.put("other", LARGE)
+        await cache.finish()
+        assert cache.failure is None
+    assert arena.take_now(arena.size - 2 * len(LARGE)) is not None, "those who waited have let go of the memory"
+
+
+async def test_a_caller_who_gives_up_leaves_the_memory_to_the_worker_until_it_answers(
+    cache: ExtentCache, arena: Arena
+) -> None:
+    cache.put("key", LARGE)
+    await cache.finish()
+    with stopped(worker()):
         with trio.move_on_after(0.1):
             await cache.get("key", len(LARGE))
+        taken = arena.take_now(len(LARGE))
+        assert taken is not None
+        taken[:] = bytes(len(LARGE))
+    assert await value(cache, "key") == LARGE
+    assert bytes(taken) == bytes(len(LARGE))
+
+
+async def test_a_database_that_is_locked_makes_misses_of_writes_only(tmp_path: Path, cache: ExtentCache) -> None:
+    cache.put("key", LARGE)
+    await cache.finish()
+    busy = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
+    busy.execute("BEGIN IMMEDIATE")
+    with trio.fail_after(PATIENCE):
+        for number in range(50):
+            cache.put(f"key{number}", LARGE)
+            await cache.finish()
+            assert await value(cache, "key") == LARGE
+    busy.close()
+    assert cache.failure is not None
+    assert "locked by another process" in cache.failure
+
+
+async def test_a_folder_that_is_removed_is_made_anew(tmp_path: Path, arena: Arena) -> None:
+    async with open_extent_cache(tmp_path / "cache", LIMIT, arena) as cache:
+        cache.put("key", LARGE)
+        await cache.finish()
+        shutil.rmtree(tmp_path / "cache")
+        assert await value(cache, "key") is None
+        cache.put("key", LARGE)
+        await cache.finish()
         assert await value(cache, "key") == LARGE
-    assert not is_running(first)
+        assert cache.failure is None
 
 
 async def test_a_worker_that_cannot_start_makes_misses(
@@ -318,20 +377,10 @@ async def test_a_cache_that_is_closed_makes_misses(tmp_path: Path, arena: Arena)
     assert children_of(os.getpid(), "idcfs.cache_worker") == []
 
 
-def file_in_its_place(folder: Path) -> None:
-    folder.touch()
-
-
-def no_database(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "cache.db").write_bytes(b"garbage" * 1000)
-
-
-@pytest.mark.parametrize("spoil", [file_in_its_place, no_database])
-async def test_what_is_no_cache_is_said_in_one_line(
-    tmp_path: Path, arena: Arena, spoil: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+async def test_what_is_no_folder_is_said_in_one_line(
+    tmp_path: Path, arena: Arena, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(tmp_path / "cache")
+    (tmp_path / "cache").touch()
     with pytest.raises(CacheUnusable, match="--cache-dir") as raised:
         async with open_extent_cache(tmp_path / "cache", LIMIT, arena):
             pass
@@ -339,3 +388,14 @@ async def test_what_is_no_cache_is_said_in_one_line(
     assert str(tmp_path / "cache") in str(raised.value)
     assert capfd.readouterr() == ("", "")
     assert children_of(os.getpid(), "idcfs.cache_worker") == []
+
+
+async def test_what_is_no_database_is_set_aside_and_said_in_the_log(
+    tmp_path: Path, arena: Arena, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache.db").write_bytes(b"garbage" * 1000)
+    async with open_extent_cache(tmp_path, LIMIT, arena) as cache:
+        cache.put("key", LARGE)
+        await cache.finish()
+        assert await value(cache, "key") == LARGE
+    assert "its database is damaged" in capfd.readouterr().err
