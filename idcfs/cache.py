@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import trio
 
 from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
-from idcfs.entries import Buffer, Entries
+from idcfs.entries import Buffer, Entries, reason_of
 
 THREADS = 8
 """Threads for one cache's calls: reads wait for the disk, and a few writes at a time are enough."""
@@ -64,7 +64,7 @@ class Cache:
             try:
                 found = await trio.to_thread.run_sync(call, *arguments, limiter=self._threads, abandon_on_cancel=True)
             except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-                self._health.note(call.__name__, str(error) or type(error).__name__)
+                self._health.note(call.__name__, reason_of(error))
                 return None
             self._health.note(call.__name__, None)
             return found

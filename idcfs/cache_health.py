@@ -10,6 +10,9 @@ ANSWER_SECONDS = 5.0
 """Seconds in which a disk answers that is only busy; a guess."""
 
 
+_WRITES = frozenset({"put", "put_many"})
+
+
 class CacheHealth:
     """The health of the cache in *folder*."""
 
@@ -20,13 +23,16 @@ class CacheHealth:
 
     @property
     def failure(self) -> str | None:
-        """Why calls fail; a kind of call that fails does so until one of that kind is done."""
+        """Why calls fail: reading does so until something was read, writing until something was written."""
         if self.is_stalled:
             return f"{self._folder}: no answer within {ANSWER_SECONDS:g} seconds; its disk may hang"
         return next(iter(self._failures.values()), None)
 
-    def note(self, kind: str, failure: str | None) -> None:
-        """A call of a kind was done, or failed."""
+    def note(self, call: str, failure: str | None) -> None:
+        """A call was done, or failed; dropping entries tells nothing, as a full disk lets that happen."""
+        if call == "delete":
+            return
+        kind = "write" if call in _WRITES else "read"
         if failure is None:
             self._failures.pop(kind, None)
         else:

@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from idcfs.entries import Entries
+from idcfs.entries import Entries, reason_of
 from idcfs.errors import CacheUnusable
 
 _RECEIVED_BYTES = 64 << 10
@@ -104,7 +104,7 @@ class CacheWorker:
         try:
             answer = work(request)
         except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-            answer = {"failure": str(error) or type(error).__name__}
+            answer = {"failure": reason_of(error)}
         self._send([{"id": request["id"], **answer}])
 
     def _get(self, request: Request) -> Request:
@@ -132,7 +132,7 @@ class CacheWorker:
         try:
             self._entries.put_many(values)
         except Exception as error:  # As above.
-            answer = {"failure": str(error) or type(error).__name__}
+            answer = {"failure": reason_of(error)}
         self._send([{"id": request["id"], **answer} for request in batch])
 
     def _delete(self, request: Request) -> Request:

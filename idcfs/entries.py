@@ -179,8 +179,9 @@ class Entries:
             # It may be free later.
             return
         except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise CacheUnusable(f"cache folder {self.folder}: {reason}; choose another with --cache-dir") from error
+            raise CacheUnusable(
+                f"cache folder {self.folder}: {reason_of(error)}; choose another with --cache-dir"
+            ) from error
 
     def close(self) -> None:
         """Close the database."""
@@ -211,6 +212,7 @@ class Entries:
 
     def has_any(self, prefix: str) -> bool:
         """Whether there is a key that starts with *prefix*."""
+        self._database.check_place()
         # diskcache has no such question; a connection of its own, because its own ones belong to threads.
         with self._database.using("get"), self._connect() as base:
             sql = "SELECT 1 FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT 1"
@@ -226,9 +228,9 @@ class Entries:
         space = os.statvfs(self.folder)
         if space.f_bavail * space.f_frsize - sum(len(value) for _, value in entries) < RESERVE:
             raise OSError(f"less than {RESERVE >> 20} MB are free on its disk, so nothing more is kept")
-        # Before anything is thrown out for the new entries.
-        self._note_uses()
         with self._database.using("put") as cache:
+            # Before anything is thrown out for the new entries.
+            self._note_uses()
             cache.disk.begin()
             try:
                 with cache.transact():
@@ -275,6 +277,11 @@ class Entries:
                 with self._connect() as base:
                     base.executemany("UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", uses)
                     base.commit()
+
+
+def reason_of(error: Exception) -> str:
+    """Why a call failed, for people."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def is_in_use(folder: Path) -> bool:

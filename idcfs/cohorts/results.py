@@ -199,7 +199,12 @@ class Results:
         limit = self._settings.query_timeout
         try:
             with trio.fail_after(limit):
-                await run_child("idcfs.cohorts.build", specification, hear)
+                try:
+                    await run_child("idcfs.cohorts.build", specification, hear)
+                except ChildEnded:
+                    # Somebody may have killed it.
+                    await trio.to_thread.run_sync(_remove, building)
+                    await run_child("idcfs.cohorts.build", specification, hear)
         except trio.TooSlowError:
             raise QueryTooCostly(f"the query took more than {limit:g} seconds; set query_timeout for more") from None
         except ChildEnded as error:

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -466,14 +467,29 @@ def test_a_copy_of_a_cohort_has_its_series_and_nothing_else(
 def test_a_query_that_is_ended_from_outside(cohort: Path, mounted: Path) -> None:
     daemon = status(mounted)["pid"]
     (cohort / ".query").write_text(SLOW)
-    until(lambda: children(daemon))
-    for child in children(daemon):
-        os.kill(child, signal.SIGKILL)
+    # It is replaced once.
+    for _ in range(2):
+        until(lambda: children(daemon))
+        for child in children(daemon):
+            os.kill(child, signal.SIGKILL)
+            until(lambda child=child: not is_running(child))
     assert "ended its process" in (cohort / ".error").read_text()
     assert os.listdir(cohort) == ["tcga_luad"], "what worked last"
     assert is_running(daemon)
     (cohort / ".query").write_text(OTHER)
     assert os.listdir(cohort) == ["nlst"]
+
+
+def test_a_query_whose_process_is_killed_is_evaluated_again(cohort: Path, mounted: Path) -> None:
+    daemon = status(mounted)["pid"]
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit((cohort / ".query").write_text, OTHER)
+        until(lambda: children(daemon))
+        for child in children(daemon):
+            os.kill(child, signal.SIGKILL)
+        writing.result()
+    assert os.listdir(cohort) == ["nlst"]
+    assert (cohort / ".error").read_text() == ""
 
 
 def test_the_rest_answers_while_a_query_runs(cohort: Path, mounted: Path) -> None:

@@ -1,0 +1,208 @@
+"""A cache that fails under a live mount: reads go on, the status says so, and the cache comes back when it can."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.conftest import give_catalogue
+from tests.mounting import Commands, mirror_series, status
+from tests.processes import children_of, is_running, stopped
+
+PATIENCE = 60
+
+Fault = Callable[[Path, Path], AbstractContextManager[object]]
+"""Makes the cache of objects in a folder fail, under a mount."""
+
+
+READ = """
+import hashlib, os, sys
+for name in sorted(os.listdir(sys.argv[1])):
+    with open(os.path.join(sys.argv[1], name), "rb") as file:
+        # Not from the kernel's pages, neither now nor later.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        print(name, hashlib.sha256(file.read()).hexdigest())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+"""
+
+
+def is_read(commands: Commands, point: Path, series: Path) -> bool:
+    """Whether a series of the mirror is read through the mount, with the right bytes."""
+    found = commands.run(sys.executable, "-c", READ, point / ".idc" / "by-uuid" / series.name)
+    assert found.returncode == 0, found.stderr
+    files = sorted(series.iterdir())
+    wanted = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files)
+    return found.stdout == wanted
+
+
+def objects_of(commands: Commands, point: Path) -> dict[str, Any]:
+    """What the status says of the cache of objects."""
+    facts = json.loads(commands.run("cat", point / ".idc" / "status.json").stdout)
+    return facts["cache"]["objects"]  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def full(folder: Path, point: Path) -> Iterator[None]:
+    space = os.statvfs(folder)
+    filler = folder / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - (1 << 20))
+    yield
+    filler.unlink()
+
+
+@contextlib.contextmanager
+def without_permission(folder: Path, point: Path) -> Iterator[None]:
+    folder.chmod(0)
+    yield
+    folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def unchangeable(folder: Path, point: Path) -> Iterator[None]:
+    if subprocess.run(["chattr", "-R", "+i", str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-R", "-i", folder], check=True)
+
+
+@contextlib.contextmanager
+def removed(folder: Path, point: Path) -> Iterator[None]:
+    shutil.rmtree(folder)
+    folder.touch()
+    yield
+    folder.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, point: Path) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as base:
+        base.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextlib.contextmanager
+def silent(folder: Path, point: Path) -> Iterator[None]:
+    (worker,) = children_of(status(point)["pid"], "idcfs.cache_worker")
+    with stopped(worker):
+        yield
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount an ext4 of a gigabyte on *folder*, which takes what is written only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = folder.with_name("disk")
+    with image.open("wb") as file:
+        file.truncate(1 << 30)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, folder], capture_output=True, check=False).returncode:
+        pytest.skip("not every container can mount a disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def frozen(folder: Path, point: Path) -> Iterator[None]:
+    """What is written waits, and whoever waits for it cannot be killed."""
+    subprocess.run(["fsfreeze", "--freeze", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", folder], check=True)
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "a full disk": (full, "are free"),
+    "no permission any more": (without_permission, "Permission denied"),
+    "nothing may be changed": (unchangeable, "not permitted"),
+    "a file in the folder's place": (removed, "Not a directory"),
+    "a locked database": (locked, "locked by another process"),
+    # Another worker does.
+    "a worker that does not answer": (silent, ""),
+    "a disk that does not answer": (frozen, "no answer"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_reads_go_on_the_status_says_so_and_the_cache_comes_back(
+    someone: Commands, catalogue_folder: Path, folder_mirror: Path, name: str
+) -> None:
+    fault, says = FAULTS[name]
+    is_root = someone.user is None
+    if is_root == (name == "no permission any more"):
+        pytest.skip("root has every permission, and nobody else can do the others' faults")
+    give_catalogue(someone, catalogue_folder)
+    folder = someone.home / ".cache" / "idcfs" / "objects"
+    kept, fresh, *others = mirror_series(folder_mirror).values()
+    with contextlib.ExitStack() as stack:
+        if fault in {full, frozen}:
+            stack.enter_context(small_disk(folder))
+        point = stack.enter_context(someone.mounted(someone.home / "idc", "--mirror", folder_mirror))
+        assert is_read(someone, point, kept)
+        assert objects_of(someone, point)["failure"] is None
+        with fault(folder, point):
+            begun = time.monotonic()
+            assert is_read(someone, point, fresh)
+            assert is_read(someone, point, kept)
+            assert time.monotonic() - begun < PATIENCE / 2
+            if says:
+                failure = objects_of(someone, point)["failure"] or ""
+                assert says in failure
+                assert str(folder) in failure
+                # A table folds what is long.
+                assert "not working" in someone.idcfs("status", point).stdout
+        deadline = time.monotonic() + PATIENCE
+        while objects_of(someone, point)["failure"] or not objects_of(someone, point)["entries"]:
+            assert time.monotonic() < deadline, objects_of(someone, point)
+            assert all(is_read(someone, point, series) for series in (kept, fresh, others[0]))
+            someone.run("sh", "-c", 'rm "$1"/*/*/*.val', "-", folder)
+
+
+def test_all_of_the_cache_may_be_removed_under_a_mount(commands: Commands, folder_mirror: Path) -> None:
+    cache = commands.home / ".cache" / "idcfs"
+    kept, fresh, *_ = mirror_series(folder_mirror).values()
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        assert is_read(commands, point, kept)
+        shutil.rmtree(cache)
+        assert is_read(commands, point, fresh)
+        assert is_read(commands, point, kept)
+        assert len(os.listdir(point / "nlst")) == 26410
+        facts = status(point)
+        assert [facts["cache"][name]["failure"] for name in ("objects", "listings")] == [None, None]
+        assert facts["cache"]["objects"]["entries"]
+    # What was kept since is there for the next.
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        assert is_read(commands, point, kept)
+        assert status(point)["objects_fetched"] == 0
+
+
+def test_a_mount_ends_although_its_disk_does_not_answer(commands: Commands, folder_mirror: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can freeze a disk")
+    folder = commands.home / ".cache" / "idcfs" / "objects"
+    series = next(iter(mirror_series(folder_mirror).values()))
+    mounted = commands.mounted(commands.home / "idc", "--mirror", folder_mirror)
+    with small_disk(folder), mounted as point, frozen(folder, point):
+        assert is_read(commands, point, series)
+        daemon = status(point)["pid"]
+        assert commands.idcfs("unmount", point).returncode == 0
+        deadline = time.monotonic() + PATIENCE
+        while is_running(daemon):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
