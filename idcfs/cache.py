@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import trio
 
 from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
-from idcfs.entries import Buffer, Entries, reason_of
+from idcfs.entries import Entries, reason_of
+from idcfs.entry import Buffer
 
 THREADS = 8
 """Threads for one cache's calls: reads wait for the disk, and a few writes at a time are enough."""

@@ -5,7 +5,8 @@
 OPTIONS is JSON: `folder`, `limit`, and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
 answers are lines of JSON on the socket; values are in the arena. A request has an `id` and
 
-    get      key, length, at        answered with `found`; the value is then in the arena at `at`
+    get      key, length, at        answered with `found`; the value is then in the arena at `at`, and in the entry of
+                                    the file that `file` names, if it has one
     put      key, length, at        answered when the value is kept, or cannot be
     delete   keys                   done after every put that came before it
     has_any  prefix                 answered with `found`
@@ -114,9 +115,10 @@ class CacheWorker:
             return self._arena[request["at"] : request["at"] + length]
 
         try:
-            return {"found": self._entries.get(request["key"], place) is not None}
+            found = self._entries.get_with_file(request["key"], place)
         except _Wrong:
-            return {"found": False}
+            found = None
+        return {"found": False} if found is None else {"found": True, "file": found[1]}
 
     def _try(self, request: Request) -> Request:
         try:

@@ -4,24 +4,23 @@ Shared by processes. Every call blocks on files and on SQLite's locks, and may b
 """
 
 import contextlib
-import errno
 import fcntl
 import io
 import os
 import re
 import sqlite3
-import struct
 import tempfile
 import threading
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import diskcache
 
+from idcfs import entry as entry_form
 from idcfs import entry_database
+from idcfs.entry import Buffer, Entry, Place
 from idcfs.entry_database import DatabaseLocked, EntryDatabase
 from idcfs.errors import CacheUnusable
 
@@ -41,25 +40,11 @@ _INLINE_BYTES = 32 << 10
 _FILES_IN_FOLDER = 256
 """Files that a thread puts into a folder before it takes another."""
 
-_HEADER = struct.Struct("<4sIHI")
-_MAGIC = b"IDC1"
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
-
-Buffer = bytes | memoryview
-
-Place = Callable[[int], memoryview | bytearray]
-"""Gives so many bytes to read a value into."""
 
 
 class EntryRefused(Exception):
     """An entry of the database that this project cannot have written."""
-
-
-class _Entry(NamedTuple):
-    """A value on its way to the disk."""
-
-    header: bytes
-    value: Buffer
 
 
 class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
@@ -82,8 +67,8 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         return key
 
     def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> tuple[int, int, str | None, bytes | None]:
-        """Write an `_Entry`; a file that cannot be written whole is removed."""
-        if type(value) is not _Entry or read:
+        """Write an `Entry`; a file that cannot be written whole is removed."""
+        if type(value) is not Entry or read:
             raise EntryRefused("a value that is no entry")
         size = len(value.header) + len(value.value)
         if size < _INLINE_BYTES:
@@ -101,12 +86,12 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         for file in self._thread.files:
             self.remove(file)
 
-    def _write_file(self, entry: _Entry) -> str:
+    def _write_file(self, entry: Entry) -> str:
         name = self._new_name()
         path = os.path.join(self._directory, name)
         descriptor = self._create(path)
         try:
-            _write_all(descriptor, entry)
+            entry_form.write(descriptor, entry)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -190,6 +175,11 @@ class Entries:
 
     def get(self, key: str, place: Place = bytearray) -> memoryview | None:
         """The value under *key*, read into what *place* gives, or None. An entry that does not verify is dropped."""
+        found = self.get_with_file(key, place)
+        return None if found is None else found[0]
+
+    def get_with_file(self, key: str, place: Place) -> tuple[memoryview, str | None] | None:
+        """As `get`, and the path of the file that holds the entry, if it has one of its own."""
         with self._database.using("get") as cache:
             try:
                 entry = cache.get(key)
@@ -197,18 +187,20 @@ class Entries:
                 entry = b""
         if entry is None:
             return None
+        path = None
         if isinstance(entry, bytes):
-            value = _unpack(key, io.BytesIO(entry), len(entry), place)
+            value = entry_form.unpack(key, io.BytesIO(entry), len(entry), place)
         else:
             with entry:
-                value = _unpack(key, entry, os.fstat(entry.fileno()).st_size, place)
+                path = entry.name
+                value = entry_form.unpack(key, entry, os.fstat(entry.fileno()).st_size, place)
         if value is None:
             self.delete(key)
             return None
         self._used[key] = time.time()
         if len(self._used) >= USES_AT_ONCE or time.monotonic() - self._noted > USES_NOTED_EVERY:
             self._note_uses()
-        return value
+        return value, path
 
     def has_any(self, prefix: str) -> bool:
         """Whether there is a key that starts with *prefix*."""
@@ -235,7 +227,7 @@ class Entries:
             try:
                 with cache.transact():
                     for key, value in entries:
-                        cache.set(key, _pack(key, value))
+                        cache.set(key, entry_form.pack(key, value))
             except (sqlite3.Error, OSError, diskcache.Timeout):
                 # The database forgets them, and diskcache leaves the files.
                 cache.disk.undo()
@@ -254,7 +246,7 @@ class Entries:
     def try_disk(self) -> None:
         """Return when the disk answers, be it that it cannot be written."""
         with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.folder) as file:
-            file.write(_MAGIC)
+            file.write(entry_form.MAGIC)
             file.flush()
             # Else it would be memory that answers.
             os.fsync(file.fileno())
@@ -298,43 +290,3 @@ def is_in_use(folder: Path) -> bool:
     finally:
         os.close(lock)
     return False
-
-
-def _pack(key: str, value: Buffer) -> _Entry:
-    name = key.encode()
-    check = zlib.crc32(value, zlib.crc32(name))
-    return _Entry(_HEADER.pack(_MAGIC, check, len(name), len(value)) + name, value)
-
-
-def _unpack(key: str, entry: BinaryIO, size: int, place: Place) -> memoryview | None:
-    """The value in an entry of *size* bytes, or None if it is not what was put under *key*."""
-    name = key.encode()
-    head = entry.read(_HEADER.size + len(name))
-    if len(head) < _HEADER.size + len(name):
-        return None
-    magic, check, name_length, length = _HEADER.unpack_from(head)
-    if magic != _MAGIC or name_length != len(name) or head[_HEADER.size :] != name or len(head) + length != size:
-        return None
-    value = memoryview(place(length))
-    if _read_all(entry, value) != length or zlib.crc32(value, zlib.crc32(name)) != check:
-        return None
-    return value
-
-
-def _read_all(file: BinaryIO, into: memoryview) -> int:
-    filled = 0
-    while filled < len(into):
-        count = file.readinto(into[filled:])  # type: ignore[attr-defined]  # BinaryIO has none, its kinds here have
-        if not count:
-            break
-        filled += count
-    return filled
-
-
-def _write_all(descriptor: int, entry: _Entry) -> None:
-    written = os.writev(descriptor, entry)
-    rest = memoryview(entry.value)[max(0, written - len(entry.header)) :]
-    if written < len(entry.header):
-        raise OSError(errno.ENOSPC, "a header was cut short")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -7,6 +7,7 @@ asked until another one has found out that the disk answers.
 
 import contextlib
 import functools
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import trio
 
 from idcfs.arena import Arena
 from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
-from idcfs.entries import Buffer
+from idcfs.entry import Buffer, EntryFile
 from idcfs.errors import CacheUnusable, IdcfsError, Unreachable
 from idcfs.worker import Workers
 
@@ -25,6 +26,44 @@ UNWRITTEN_PART = 3 / 16
 
 TRY_SECONDS = 30.0
 """Seconds that a new worker has to hear from the disk, before another one tries."""
+
+
+MOST_FILES = 4096
+"""Files that stay open: one gigabyte of blocks."""
+
+
+class _Files:
+    """The files that were read last, open; those that are not there any more are let go of when they are asked for."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, EntryFile] = OrderedDict()
+
+    def open(self, key: str, path: str) -> None:
+        self.close(key)
+        with contextlib.suppress(OSError, ValueError):
+            self._files[key] = EntryFile(path, key)
+        if len(self._files) > MOST_FILES:
+            self.close(next(iter(self._files)))
+
+    def read(self, key: str, start: int, stop: int) -> Buffer | None:
+        file = self._files.get(key)
+        if file is None:
+            return None
+        data = file.read(start, stop)
+        if data is None:
+            self.close(key)
+        else:
+            self._files.move_to_end(key)
+        return data
+
+    def close(self, key: str) -> None:
+        file = self._files.pop(key, None)
+        if file is not None:
+            file.close()
+
+    def close_all(self) -> None:
+        for key in list(self._files):
+            self.close(key)
 
 
 class ExtentCache:
@@ -40,18 +79,33 @@ class ExtentCache:
         self._unwritten = 0
         self._most_unwritten = int(arena.size * UNWRITTEN_PART)
         self._written = trio.Event()
+        self._files = _Files()
 
     @property
     def failure(self) -> str | None:
         """Why calls fail; a kind of call that fails does so until one of that kind is done."""
         return self._health.failure
 
-    async def get(self, key: str, length: int) -> Buffer | None:
-        """The value under *key*, or None; also if it is not of that length. One that does not verify is dropped."""
+    async def get(self, key: str, length: int, in_parts: bool = False) -> Buffer | None:
+        """The value under *key*, or None; also if it is not of that length. One that does not verify is dropped.
+
+        Args:
+            key: the extent's.
+            length: bytes that it has.
+            in_parts: whether parts of it may be asked for by `get_part` later.
+        """
         buffer = await self._arena.take(length)
         request = {"do": "get", "key": key, "length": length, "at": self._arena.start(buffer)}
         answer = await self._ask(request, buffer)
-        return buffer if answer.get("found") else None
+        if not answer.get("found"):
+            return None
+        if in_parts and answer["file"] is not None:
+            self._files.open(key, answer["file"])
+        return buffer
+
+    def get_part(self, key: str, start: int, stop: int) -> Buffer | None:
+        """Bytes *start* to *stop* of the value under *key*, verified, if that takes no waiting."""
+        return self._files.read(key, start, stop)
 
     async def has_any(self, prefix: str) -> bool:
         """Whether something may be kept under a key that starts with *prefix*."""
@@ -99,8 +153,14 @@ class ExtentCache:
         self._written.set()
         self._written = trio.Event()
 
+    def close(self) -> None:
+        """Close what is open."""
+        self._files.close_all()
+
     async def delete(self, keys: Collection[str]) -> None:
         """Drop what waits or is kept under *keys*."""
+        for key in keys:
+            self._files.close(key)
         await self._ask({"do": "delete", "keys": list(keys)})
 
     async def finish(self) -> None:
@@ -181,7 +241,10 @@ async def open_extent_cache(folder: Path, limit: int, arena: Arena) -> AsyncIter
         except IdcfsError as error:
             refused = CacheUnusable(f"cache folder {error}")
         else:
-            yield cache
+            try:
+                yield cache
+            finally:
+                cache.close()
         nursery.cancel_scope.cancel()
     if refused is not None:
         # Not within the workers' nursery, which would make a group of it.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import trio
 
 from idcfs import readahead
-from idcfs.entries import Buffer
+from idcfs.entry import Buffer
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError
 from idcfs.extent_cache import ExtentCache
 from idcfs.flights import Flights
@@ -102,6 +102,13 @@ class Fetcher:
     def peek(self, extent: Extent) -> Buffer | None:
         """An extent that is in memory."""
         return self._memory.get(extent)
+
+    def peek_part(self, extent: Extent, listing: Listing, start: int, stop: int) -> Buffer | None:
+        """Some bytes of a block, counted from its start, that are on the disk, if that takes no waiting."""
+        part = self._cache.get_part(self._key(extent, listing), start, stop)
+        if part is not None:
+            self._metrics.cache_hits += 1
+        return part
 
     def has(self, extent: Extent) -> bool:
         """Whether an extent is in memory or on its way."""
@@ -250,7 +257,8 @@ class Fetcher:
             await self._learning.join(extent.series, lambda: self._learn(extent.series))
         if not self.may_be_kept(extent):
             return None
-        return await self._cache.get(self._key(extent, listing), extent.length)
+        in_parts = listing.sizes[extent.instance] > readahead.SMALL_OBJECT
+        return await self._cache.get(self._key(extent, listing), extent.length, in_parts)
 
     async def _learn(self, series: int) -> None:
         """Ask once whether the disk has anything of a series: if not, that saves a question for each of its files."""

@@ -14,7 +14,7 @@ from idcfs.catalog.view import View
 from idcfs.cohort_files import COHORTS_NAME, CohortFiles, Entry
 from idcfs.cohorts.registry import Cohorts
 from idcfs.control import CONTROL_NAME, Control
-from idcfs.entries import Buffer
+from idcfs.entry import Buffer
 from idcfs.errors import IsAFolder, NoSuchAttribute, NotAFolder, NotFound, NotThereNow
 from idcfs.inode import Facet, FileAddress, FolderAddress, generation_of, pack_file, pack_folder, unpack
 from idcfs.listing import Listing, Listings

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from idcfs.arena import Arena
-from idcfs.entries import Buffer
+from idcfs.entry import Buffer
 from idcfs.errors import IdcfsError
 from idcfs.worker import Workers
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import trio
 
 from idcfs import readahead
-from idcfs.entries import Buffer
+from idcfs.entry import Buffer
 from idcfs.errors import IdcfsError, ReadError
 from idcfs.fetcher import Fetcher
 from idcfs.inode import pack_file

@@ -70,7 +70,7 @@ def blocks(extent: Extent, size: int) -> list[Extent]:
         return [extent._replace(offset=0, length=size)]
     stop = min(size, extent.offset + extent.length)
     starts = range(extent.offset // BLOCK * BLOCK, stop, BLOCK)
-    return [extent._replace(offset=start, length=min(size - start, BLOCK)) for start in starts]
+    return [Extent(extent.series, extent.instance, start, min(size - start, BLOCK)) for start in starts]
 
 
 class ListingOf(NamedTuple):

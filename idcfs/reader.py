@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from idcfs import readahead
-from idcfs.entries import Buffer
+from idcfs.entry import Buffer
 from idcfs.errors import IdcfsError, ReadError
 from idcfs.fetcher import Fetcher
 from idcfs.listing import Listing, Listings
@@ -18,6 +18,9 @@ from idcfs.prefetcher import Prefetcher
 from idcfs.readahead import Extent, ListingOf
 
 log = logging.getLogger(__name__)
+
+_PART = 64 << 10
+"""Bytes up to which a part of a block is read from the disk by itself; the rest of it is seldom wanted then."""
 
 _FILES_FOLLOWED = 256
 """Files that are being read of which it is known how far; of others all that is kept is their bytes, for longer."""
@@ -69,15 +72,17 @@ class Reader:
         wanted = self._policy.read(series, instance, offset, stop)
         pieces: list[Buffer] = []
         for extent in self._extents(series, instance, size, offset, stop):
-            data = self._fetcher.peek(extent)
-            if data is None:
+            first, last = max(0, offset - extent.offset), min(stop - extent.offset, extent.length)
+            piece = self._here(extent, listing, first, last)
+            if piece is None:
                 # What somebody waits for goes before what is ahead.
                 if not self._fetcher.has(extent):
                     self._fetcher.begin(extent)
                 self._fetch_ahead(wanted)
                 wanted = []
                 extent, data = await self._obtain(extent, stop, listing)
-            pieces.append(memoryview(data)[max(0, offset - extent.offset) : stop - extent.offset])
+                piece = memoryview(data)[first:last]
+            pieces.append(piece)
             if extent.length == size and self._kernel_has_all(extent, offset, stop):
                 # Memory that is used again is much faster than fresh memory.
                 self._fetcher.forget(extent)
@@ -105,6 +110,15 @@ class Reader:
         """The series that stands after another in the tree that is being read."""
         return self._next_series(series)
 
+    def _here(self, extent: Extent, listing: Listing, first: int, last: int) -> Buffer | None:
+        """The bytes from *first* to *last* of an extent, if they can be had without waiting."""
+        data = self._fetcher.peek(extent)
+        if data is not None:
+            return memoryview(data)[first:last]
+        if last - first > _PART or listing.sizes[extent.instance] <= readahead.SMALL_OBJECT:
+            return None
+        return self._fetcher.peek_part(extent, listing, first, last)
+
     def _kernel_has_all(self, whole: Extent, start: int, stop: int) -> bool:
         """Whether the kernel has a whole file when it gets its bytes from *start* to *stop*.
 
@@ -122,9 +136,9 @@ class Reader:
 
     def _extents(self, series: int, instance: int, size: int, start: int, stop: int) -> list[Extent]:
         """The extents that hold the bytes from *start* to *stop*, in which a read waits for them."""
-        whole = Extent(series, instance, 0, size)
         if size > readahead.SMALL_OBJECT:
-            return readahead.blocks(whole._replace(offset=start, length=stop - start), size)
+            return readahead.blocks(Extent(series, instance, start, stop - start), size)
+        whole = Extent(series, instance, 0, size)
         head = whole._replace(length=min(size, readahead.HEAD))
         if stop > head.length or self._fetcher.has(whole):
             return [whole]

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from idcfs import entries as on_disk
+from idcfs import entry
 from idcfs.cache import Cache, open_cache
 from idcfs.entries import Entries, EntryRefused, is_in_use
 from idcfs.errors import CacheUnusable
@@ -78,7 +79,7 @@ async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch:
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("before", LARGE)
         (file,) = files(tmp_path)
-        write = on_disk._write_all
+        write = entry.write
         written: list[int] = []
 
         def fail_at_the_third(descriptor: int, *arguments: Any) -> Any:
@@ -87,7 +88,7 @@ async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch:
                 raise OSError("no more")
             return write(descriptor, *arguments)
 
-        monkeypatch.setattr(on_disk, "_write_all", fail_at_the_third)
+        monkeypatch.setattr(entry, "write", fail_at_the_third)
         await cache.put_many([(f"key{number}", LARGE) for number in range(5)])
         assert len(written) == 3
         assert cache.failure is not None

@@ -56,6 +56,32 @@ async def kept(cache: ExtentCache, numbers: range) -> list[int]:
     return [number for number in numbers if await value(cache, f"key{number}") == LARGE]
 
 
+async def test_parts_of_what_was_read_are_read_by_themselves(tmp_path: Path, cache: ExtentCache) -> None:
+    cache.put("key", LARGE)
+    cache.put("inline", SMALL)
+    await cache.finish()
+    assert cache.get_part("key", 0, 10) is None, "nobody has read it"
+    assert await cache.get("key", len(LARGE), in_parts=True) is not None
+    assert await cache.get("inline", len(SMALL), in_parts=True) is not None
+    assert cache.get_part("inline", 0, 1) is None, "it has no file of its own"
+    assert bytes(cache.get_part("key", 1000, 1300) or b"") == LARGE[1000:1300]
+    (file,) = files(tmp_path)
+    with file.open("r+b") as damaged:
+        damaged.seek(-len(LARGE), os.SEEK_END)
+        damaged.write(b"!")
+    assert cache.get_part("key", 0, 10) is None
+    assert await value(cache, "key") is None, "so it is fetched again"
+
+
+async def test_what_is_dropped_has_no_parts(cache: ExtentCache) -> None:
+    cache.put("key", LARGE)
+    await cache.finish()
+    assert await cache.get("key", len(LARGE), in_parts=True) is not None
+    assert cache.get_part("key", 0, 10) is not None
+    await cache.delete({"key"})
+    assert cache.get_part("key", 0, 10) is None
+
+
 @pytest.mark.parametrize("content", [b"x", SMALL, LARGE])
 async def test_what_is_put_is_found_when_it_is_written_and_later(tmp_path: Path, arena: Arena, content: bytes) -> None:
     async with open_extent_cache(tmp_path / "a" / "b", LIMIT, arena) as cache:
