@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MEMORY_PART = 3 / 8
 """Of the arena, what extents in memory take: a full window of read-ahead, and what several readers are at."""
 
+Fetched = Callable[[Buffer | None, bool], None]
+"""Given the bytes, if nobody waits for them, and whether the mirror gave them."""
+
 _SERIES_REMEMBERED = 10_000
 """Series of which it is remembered what the disk has: all that was kept since it had nothing."""
 
@@ -156,14 +159,16 @@ class Fetcher:
 
     # Ahead of readers.
 
-    def begin(self, extent: Extent, done: Callable[[Buffer | None], None] = lambda data: None) -> bool:
+    def begin(
+        self, extent: Extent, done: Callable[[Buffer | None, bool], None] = lambda data, is_answered: None
+    ) -> bool:
         """Have a small extent fetched without a task of its own, if all goes as it should.
 
         (m) Of the daemon's time for a file in a series of 526 kB each, tasks that wait for fetches took half.
 
         Args:
             extent: one that is neither in memory nor on its way.
-            done: called at the end, with the bytes if nobody waits for them.
+            done: called at the end.
 
         Returns:
             Whether it is under way; not if that takes waiting, because there may be something on the disk.
@@ -183,12 +188,12 @@ class Fetcher:
             if isinstance(outcome, ReadError) or not self.is_current(extent, listing):
                 # Now with everything that helps, for those who wait too.
                 self._flights.carry_on(extent, lambda: self._load(extent))
-                done(None)
+                done(None, False)
                 return
             self._count(outcome)
             self._keep(extent, listing, outcome)
             self._flights.land(extent, outcome)
-            done(None if is_awaited else outcome)
+            done(None if is_awaited else outcome, True)
 
         started = self._store.get_soon(listing.bucket, *self._request(extent, listing), answered)
         if started:

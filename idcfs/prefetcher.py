@@ -4,7 +4,6 @@ One request may be for a run of blocks, each of which is there as soon as its by
 on into the kernel's pages.
 """
 
-import contextlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +21,11 @@ from idcfs.readahead import Extent
 
 log = logging.getLogger(__name__)
 
-PREFETCHES = 128
-"""Requests for what is ahead at a time; reads that somebody waits for are not counted."""
+FIRST_PREFETCHES = 128
+LEAST_PREFETCHES = 4
+MOST_PREFETCHES = 256
+"""Requests for what is ahead at a time: the first at the start, more with each that is answered, and half after one
+that fails, since a mirror that is asked too much refuses some. Reads that somebody waits for are not counted."""
 
 BURST = 8
 """Requests begun at a time, half a millisecond; between two times others get their turn."""
@@ -75,6 +77,9 @@ class Prefetcher:
         self._nursery = nursery
         self._ahead: deque[Extent] = deque()
         self._fetching = 0
+        self._most = float(FIRST_PREFETCHES)
+        self._begun = 0
+        self._begun_at_cut = 0
         self._goes_on = False
         self._filled: OrderedDict[int, bool] = OrderedDict()
 
@@ -82,12 +87,12 @@ class Prefetcher:
         """Fetch what will be read, the first of *extents* first."""
         self._ahead += extents
         self._fetch_some()
-        if self._ahead and self._fetching < PREFETCHES and not self._goes_on:
+        if self._ahead and self._fetching < self._most and not self._goes_on:
             self._goes_on = True
             self._nursery.start_soon(self._fetch_rest)
 
     async def _fetch_rest(self) -> None:
-        while self._ahead and self._fetching < PREFETCHES:
+        while self._ahead and self._fetching < self._most:
             # Requests of the kernel's come between.
             await trio.lowlevel.checkpoint()
             self._fetch_some()
@@ -95,16 +100,17 @@ class Prefetcher:
 
     def _fetch_some(self) -> None:
         most = self._fetching + BURST
-        while self._ahead and self._fetching < min(most, PREFETCHES):
+        while self._ahead and self._fetching < min(most, self._most):
             extent = self._ahead.popleft()
             listing = self._listings.peek(extent.series)
             if listing is None or self._fetcher.has(extent) or self._is_filled(extent, listing):
                 continue
             self._fetching += 1
-            if self._begin(extent, listing):
+            self._begun += 1
+            if self._begin(extent, listing, self._begun):
                 continue
             try:
-                self._nursery.start_soon(self._fetch, extent, listing)
+                self._nursery.start_soon(self._fetch, extent, listing, self._begun)
             except RuntimeError:
                 # The mount is ending, and the nursery is closed.
                 self._ahead.clear()
@@ -113,42 +119,52 @@ class Prefetcher:
         is_whole = extent.length == listing.sizes[extent.instance]
         return is_whole and self.has_filled(extent)
 
-    def _begin(self, extent: Extent, listing: Listing) -> bool:
+    def _begin(self, extent: Extent, listing: Listing, number: int) -> bool:
         if listing.sizes[extent.instance] > readahead.SMALL_OBJECT:
             return False
 
-        def done(data: Buffer | None) -> None:
+        def done(data: Buffer | None, is_answered: bool) -> None:
             if data is not None:
                 self._fill_pages(extent, listing, data)
-            self._end()
+            self._end(number, is_answered)
 
         return self._fetcher.begin(extent, done)
 
-    def _end(self) -> None:
+    def _end(self, number: int, is_answered: bool) -> None:
         self._fetching -= 1
+        if is_answered:
+            # One more in a round trip.
+            self._most = min(MOST_PREFETCHES, self._most + 1 / self._most)
+        elif number > self._begun_at_cut:
+            # Those under way were asked for before it was known.
+            self._begun_at_cut = self._begun
+            self._most = max(LEAST_PREFETCHES, self._most / 2)
         self.fetch(())
 
-    async def _fetch(self, extent: Extent, listing: Listing) -> None:
+    async def _fetch(self, extent: Extent, listing: Listing, number: int) -> None:
+        is_answered = False
         try:
             if listing.sizes[extent.instance] <= readahead.SMALL_OBJECT:
-                # Whoever comes to read this asks again and is told what is wrong.
-                with contextlib.suppress(IdcfsError):
-                    is_awaited = self._fetcher.has(extent)
-                    data = await self._fetcher.obtain(extent)
-                    if not is_awaited:
-                        self._fill_pages(extent, listing, data)
+                is_awaited = self._fetcher.has(extent)
+                data = await self._fetcher.obtain(extent)
+                if not is_awaited:
+                    self._fill_pages(extent, listing, data)
+                is_answered = True
             else:
-                await self._fetch_runs(extent, listing)
+                is_answered = await self._fetch_runs(extent, listing)
+        except IdcfsError:
+            # Whoever comes to read this asks again and is told what is wrong.
+            return
         except Exception:
             # Nobody expected it; let through, it would end the mount.
             log.exception("fetching ahead failed")
         finally:
-            self._end()
+            self._end(number, is_answered)
 
     # Large objects.
 
-    async def _fetch_runs(self, extent: Extent, listing: Listing) -> None:
-        """Fetch those blocks of a range that are not here, with one request for each gap."""
+    async def _fetch_runs(self, extent: Extent, listing: Listing) -> bool:
+        """Fetch those blocks of a range that are not here, with one request for each gap; whether all were answered."""
         size = listing.sizes[extent.instance]
         blocks = [block for block in readahead.blocks(extent, size) if not self._fetcher.has(block)]
         recalled: set[Extent] = set()
@@ -158,11 +174,13 @@ class Prefetcher:
                     nursery.start_soon(self._recall, block, listing, recalled)
         # Looking takes time, in which readers have come.
         missing = [block for block in blocks if block not in recalled and not self._fetcher.has(block)]
+        failures: list[Exception] = []
         async with trio.open_nursery() as nursery:
             for gap in _gaps(missing):
                 for block in gap:
                     self._fetcher.expect_arrival(block)
-                nursery.start_soon(self._fetch_run, _Run(gap), listing)
+                nursery.start_soon(self._fetch_run, _Run(gap), listing, failures)
+        return not failures
 
     async def _recall(self, block: Extent, listing: Listing, recalled: set[Extent]) -> None:
         if await self._fetcher.recall(block):
@@ -171,7 +189,7 @@ class Prefetcher:
             if data is not None:
                 self._fill_pages(block, listing, data)
 
-    async def _fetch_run(self, run: _Run, listing: Listing) -> None:
+    async def _fetch_run(self, run: _Run, listing: Listing, failures: list[Exception]) -> None:
         def take(data: memoryview, filled: int) -> None:
             for block, part in run.arrived(data, filled):
                 if self._fetcher.arrive(block, listing, part):
@@ -184,6 +202,7 @@ class Prefetcher:
         except Exception as error:
             # For those who wait; whoever comes later asks again.
             failure = error
+            failures.append(error)
         finally:
             for block in run.rest():
                 self._fetcher.fail(block, failure)

@@ -14,7 +14,7 @@ import trio.testing
 from idcfs.catalog.catalogue import open_catalogue
 from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
-from idcfs.prefetcher import PREFETCHES
+from idcfs.prefetcher import FIRST_PREFETCHES
 from idcfs.readahead import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
 from idcfs.store.base import Arriving, Done
 from tests.filesystem.opened import PATIENCE, Opened, open_filesystem, path_of
@@ -292,11 +292,53 @@ async def test_a_mount_ends_in_peace_while_more_is_wanted_than_is_asked_for(tmp_
         node = await opened.node(path_of(many))
         await opened.entries(node.inode)
         number = 0
-        while len(store.waiting) < PREFETCHES:
+        while len(store.waiting) < FIRST_PREFETCHES:
             with contextlib.suppress(DeadlineExceeded):
                 # What is wanted soon does not come.
                 await opened.read(file_of(many, number))
             number += 1
+
+
+class BusyStore(MemoryStore):
+    """Takes a while, and refuses what comes while it is asked for many things."""
+
+    MOST = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = 0
+        self.answers: list[bool] = []
+
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes:
+        self.answers.append(self.under_way < self.MOST)
+        if not self.answers[-1]:
+            await trio.sleep(0.01)
+            raise Unreachable("HTTP status 503")
+        self.under_way += 1
+        try:
+            await trio.sleep(0.01)
+            return await super().get(bucket, key, start, stop, etag, arriving)
+        finally:
+            self.under_way -= 1
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        return False
+
+
+async def test_less_is_asked_for_at_a_time_of_a_mirror_that_refuses_some(tmp_path: Path) -> None:
+    many = Row("ct", "many", sizes=(100,) * 2000)
+    store = BusyStore()
+    fill_store(store, [many])
+    async with open_filesystem(tmp_path / "cache", make_index(tmp_path / "index", [many]), store) as opened:
+        for number in range(2000):
+            with contextlib.suppress(Unreachable):
+                await opened.read(file_of(many, number))
+    half = len(store.answers) // 2
+    refused_first, refused_later = store.answers[:half].count(False), store.answers[half:].count(False)
+    assert refused_first > FIRST_PREFETCHES // 2
+    assert refused_later < refused_first / 2
 
 
 async def test_a_block_of_a_run_is_there_before_the_runs_end(cache: Path, index: Index) -> None:
