@@ -1,0 +1,118 @@
+"""Runs a case: real mounts of a small tree over a server that has the case's fault, and what programs are told."""
+
+import functools
+import ssl
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.certificates import write_certificate
+from tests.faults.cases import CELLS, RIGHT, Case, Cell, Mirror, Operation, cases
+from tests.faults.programs import Outcome, do, outcome
+from tests.faults.server import GET, FaultServer
+from tests.faults.tree import PAGE_KEYS, series
+from tests.index_factory import make_index, objects
+from tests.mounting import Commands
+
+TIMEOUT = 3
+"""Seconds that the mounts give a request."""
+
+RECOVERY = 15
+"""Seconds after the end of a fault in which everything must work again: a guess at what a user does not mind."""
+
+HANG = 60
+"""Seconds after which nobody will answer any more."""
+
+
+class Result(NamedTuple):
+    """What programs were told under a fault and when it had ended, and what the daemon logged."""
+
+    during: Mapping[Cell, Outcome]
+    after: Mapping[Cell, Outcome]
+    log: str
+
+
+class Bench:
+    """What all cases share: a tree with a series for each cell, certificates, and a home with a cache.
+
+    Cases may be run at the same time: each has a server and a mount of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._home = folder / "home"
+        self._home.mkdir()
+        self._series = {cell: series(f"{cell.operation.name}-{cell.state}".lower()) for cell in CELLS}
+        rows = [one.row for one in self._series.values()]
+        make_index(folder / "index", rows)
+        self._objects = {f"{bucket}/{key}": data for bucket, key, data in objects(rows)}
+        self._certificate = write_certificate(folder / "certificate.pem")
+        self._tls = _server_with(self._certificate)
+        untrusted = _server_with(write_certificate(folder / "untrusted.pem"))
+        self._cases = {case.name: case for case in cases(untrusted)}
+
+    def run(self, name: str) -> Result:
+        """Run the case called *name*: warm the cache, fail, recover."""
+        case = self._cases[name]
+        tls = self._tls if case.mirror is Mirror.TLS else None
+        with FaultServer(self._objects, tls, PAGE_KEYS) as server:
+            url = server.url
+            healthy = failing = Commands(self._home, environment={"AWS_CA_BUNDLE": str(self._certificate)})
+            if case.mirror is Mirror.NAMED:
+                url = f"http://mirror-{server.port}.invalid"
+                healthy = Commands(self._home, environment={"http_proxy": server.url})
+            point = self._folder / f"mount-{server.port}"
+            flags = ("--index", self._folder / "index", "--mirror", url, "--timeout", str(TIMEOUT))
+            # A mount before the other, so that the kernel has no pages of it.
+            with healthy.mounted(point, *flags):
+                self._warm(case, point)
+            with failing.mounted(point, *flags):
+                with server.failing(case.fault):
+                    during = self._do_all(point)
+                if failing is healthy:
+                    after = self._recover(point)
+            if failing is not healthy:
+                with healthy.mounted(point, *flags):
+                    after = self._recover(point)
+            (log,) = (self._home / ".local" / "state" / "idcfs" / "log").glob(f"*{point.name}.log")
+            return Result(during, after, log.read_text())
+
+    def _warm(self, case: Case, point: Path) -> None:
+        """Have in the cache what is cached; of what is cold, listings where it is the bytes that go wrong."""
+        for cell, one in self._series.items():
+            if cell.is_cached:
+                assert do(cell.operation, point, one, f"{point.name}-cached") == RIGHT, cell
+            elif cell.operation.reads and GET in case.fault.hits:
+                assert do(Operation.LS, point, one, "") == RIGHT, cell
+
+    def _do_all(self, point: Path) -> Mapping[Cell, Outcome]:
+        """Do everything at the same time."""
+        pool = ThreadPoolExecutor(len(CELLS))
+        tries = {
+            cell: pool.submit(outcome, functools.partial(do, cell.operation, point, one, f"{point.name}-{cell.state}"))
+            for cell, one in self._series.items()
+        }
+        # Who waits for ever is let go when the mount ends.
+        pool.shutdown(wait=False)
+        wait(tries.values(), HANG)
+        return {cell: tried.result() if tried.done() else Outcome("no answer", HANG) for cell, tried in tries.items()}
+
+    def _recover(self, point: Path) -> Mapping[Cell, Outcome]:
+        """Do everything again, until it works."""
+        found = {}
+        began = time.monotonic()
+        for cell, one in self._series.items():
+            again = functools.partial(do, cell.operation, point, one, f"{point.name}-{cell.state}-again")
+            found[cell] = outcome(again)
+            while found[cell].told != RIGHT and time.monotonic() < began + RECOVERY:
+                time.sleep(0.1)
+                found[cell] = outcome(again)
+        return found
+
+
+def _server_with(certificate: Path) -> ssl.SSLContext:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    return tls

@@ -1,0 +1,93 @@
+"""What programs do with a mount in these tests, and what they are told."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults.cases import RIGHT, Operation
+from tests.faults.tree import LARGE, SMALL, Series
+
+HEADER = 4096
+
+_READ_MAP = """
+import hashlib, mmap, sys
+try:
+    with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        print(hashlib.sha256(mapped).hexdigest())
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+class Outcome(NamedTuple):
+    """What a program was told (`RIGHT`, the name of an errno or signal, or what was wrong), after how many seconds."""
+
+    told: str
+    seconds: float
+
+
+def outcome(call: Callable[[], str]) -> Outcome:
+    """What *call* says or raises."""
+    began = time.monotonic()
+    try:
+        told = call()
+    except OSError as error:
+        told = errno.errorcode[error.errno or 0]
+    return Outcome(told, time.monotonic() - began)
+
+
+def do(operation: Operation, point: Path, series: Series, cohort: str) -> str:
+    """Do it to a series of the mount on *point*, or write the query of a new *cohort* that names the series."""
+    match operation:
+        case Operation.LS:
+            return _same(sorted(os.listdir(series.folder(point))), series.names)
+        case Operation.STAT:
+            return _same(os.stat(series.folder(point) / series.instance(SMALL).name).st_size, SMALL)
+        case Operation.SMALL:
+            return read_small(point, series)
+        case Operation.WHOLE:
+            name, content = series.instance(LARGE)
+            return _same((series.folder(point) / name).read_bytes(), content)
+        case Operation.MMAP:
+            return _read_map(series.folder(point) / series.instance(LARGE).name, series.instance(LARGE).content)
+        case Operation.COHORT:
+            return _write_cohort(point, series, cohort)
+
+
+def read_small(point: Path, series: Series) -> str:
+    """Read the beginning of a file, as those do who look for headers."""
+    name, content = series.instance(SMALL)
+    with open(series.folder(point) / name, "rb", buffering=0) as file:
+        return _same(file.read(HEADER), content[:HEADER])
+
+
+def _read_map(path: Path, content: bytes) -> str:
+    # In a process of its own, which a signal ends.
+    done = subprocess.run([sys.executable, "-SEc", _READ_MAP, path], capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        return signal.Signals(-done.returncode).name
+    if done.returncode:
+        raise OSError(done.returncode, "the file was not mapped")
+    return _same(done.stdout.strip(), hashlib.sha256(content).hexdigest())
+
+
+def _write_cohort(point: Path, series: Series, name: str) -> str:
+    cohort = point / "cohorts" / name
+    if not cohort.is_dir():
+        cohort.mkdir()
+    collection = series.row.collection
+    # No two cohorts have the same text: results are kept by it.
+    text = f"-- {name}\nSELECT SeriesInstanceUID FROM index WHERE collection_id = '{collection}'"
+    (cohort / ".query").write_text(text)
+    return _same(os.listdir(cohort), [collection])
+
+
+def _same(found: object, wanted: object) -> str:
+    return RIGHT if found == wanted else f"wrong: {found!r:.100}"

@@ -1,0 +1,42 @@
+"""The small tree that mounts in these tests show: a series for each thing that is done to one."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.index_factory import Instance, Row, instances
+
+SMALL = 600_000
+"""Bytes of an object that is fetched whole."""
+
+LARGE = 1_500_000
+"""Bytes of one that is fetched in several ranges."""
+
+SIZES = (SMALL, LARGE, 700, 800, 900)
+
+PAGE_KEYS = 2
+"""Keys in a page of the server's listings: a series takes three."""
+
+
+class Series(NamedTuple):
+    """A series of the tree."""
+
+    row: Row
+
+    def folder(self, point: Path) -> Path:
+        """Where it is in a mount."""
+        row = self.row
+        return point / f"{row.collection}" / f"{row.patient}" / f"{row.study}" / f"{row.modality}_{row.series}"
+
+    @property
+    def names(self) -> list[str]:
+        """Of its instances, sorted."""
+        return [instance.name for instance in instances(self.row)]
+
+    def instance(self, size: int) -> Instance:
+        """The one with so many bytes."""
+        return next(instance for instance in instances(self.row) if len(instance.content) == size)
+
+
+def series(name: str) -> Series:
+    """The series with a name."""
+    return Series(Row(collection=name, patient="patient", sizes=SIZES))
