@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 LISTING_CACHE_BYTES = 1 << 30
 """A listing takes about 130 bytes an instance, so this is some eight million files' worth."""
 
-MAX_BACKGROUND = 256
-"""Requests that the kernel lets wait in the background; its own 12 would let 12 slow reads block all others."""
+MAX_BACKGROUND = 1024
+"""Reads that the kernel lets wait: so many that wait for a mirror block those of cached files; its own are 12."""
 
 MIN_TASKS = 64
 MAX_TASKS = 4 * MAX_BACKGROUND
