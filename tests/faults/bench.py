@@ -14,7 +14,7 @@ from tests.faults.programs import Outcome, do, outcome
 from tests.faults.server import GET, FaultServer
 from tests.faults.tree import PAGE_KEYS, series
 from tests.index_factory import make_index, objects
-from tests.mounting import Commands
+from tests.mounting import Commands, status
 
 TIMEOUT = 3
 """Seconds that the mounts give a request."""
@@ -27,10 +27,11 @@ HANG = 60
 
 
 class Result(NamedTuple):
-    """What programs were told under a fault and when it had ended, and what the daemon logged."""
+    """What programs were told under a fault and when it had ended, and what of it the mount counted and logged."""
 
     during: Mapping[Cell, Outcome]
     after: Mapping[Cell, Outcome]
+    errors: Mapping[str, int]
     log: str
 
 
@@ -71,13 +72,14 @@ class Bench:
             with failing.mounted(point, *flags):
                 with server.failing(case.fault):
                     during = self._do_all(point)
+                    errors = status(point)["errors"]
                 if failing is healthy:
                     after = self._recover(point)
             if failing is not healthy:
                 with healthy.mounted(point, *flags):
                     after = self._recover(point)
             (log,) = (self._home / ".local" / "state" / "idcfs" / "log").glob(f"*{point.name}.log")
-            return Result(during, after, log.read_text())
+            return Result(during, after, errors, log.read_text())
 
     def _warm(self, case: Case, point: Path) -> None:
         """Have in the cache what is cached; of what is cold, listings where it is the bytes that go wrong."""

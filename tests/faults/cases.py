@@ -284,6 +284,7 @@ def shake_hands_as(tls: ssl.SSLContext) -> Callable[[Connection], Awaitable[None
     return accept
 
 
+STALLED_READS = Fault(stall_before_headers, frozenset({GET}))
 LOGIN_PAGE = Answer("200 OK", {"Content-Type": "text/html"}, b"<html>Sign in to use this network</html>")
 BROKEN = errors("EIO", "EHOSTUNREACH")
 """Told by how much had come when the connection broke, which is chance."""

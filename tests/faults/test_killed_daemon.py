@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import stall_before_headers
-from tests.faults.server import GET, Fault, FaultServer
+from tests.faults.cases import STALLED_READS
+from tests.faults.server import GET, FaultServer
 from tests.faults.tree import LARGE, series
 from tests.index_factory import make_index, objects
 from tests.mounting import ORDINARY_USER, Commands
@@ -58,7 +58,7 @@ def test_a_killed_daemon_leaves_nobody_waiting_and_nothing_behind(commands: Comm
         try:
             daemon = int(commands.run("grep", "-Po", r'"pid": \K\d+', point / ".idc" / "status.json").stdout)
             assert commands.run("ls", one.folder(point)).stdout.split() == one.names
-            with server.failing(Fault(stall_before_headers, frozenset({GET}))):
+            with server.failing(STALLED_READS):
                 cohort = point / "cohorts" / "slow"
                 assert commands.run("mkdir", cohort).returncode == 0
                 assert commands.run("sh", "-c", f"echo '{SLOW_QUERY}' > {cohort}/.query").returncode == 0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.faults.cases import RIGHT, stall_before_headers
+from tests.faults.cases import RIGHT, STALLED_READS
 from tests.faults.programs import HEADER, outcome
-from tests.faults.server import GET, Fault, FaultServer
+from tests.faults.server import FaultServer
 from tests.faults.tree import SIZES, Series, series
 from tests.index_factory import Row, make_index, objects
 from tests.mounting import Commands, status
@@ -24,8 +24,6 @@ PROMPT = 2
 """Seconds that an answer from the cache may take on a busy machine."""
 
 GRACE = 5
-
-STALL = Fault(stall_before_headers, frozenset({GET}))
 
 
 def test_stuck_readers_hold_up_nobody_else(tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path) -> None:
                     return RIGHT if len(file.read(HEADER)) == HEADER else "too little"
 
             with ThreadPoolExecutor(READERS) as pool:
-                with server.failing(STALL):
+                with server.failing(STALLED_READS):
                     readers = [pool.submit(outcome, functools.partial(read, name)) for name in crowd.names]
                     everybody_asks.wait(TIMEOUT)
                     looked = {name: outcome(look) for name, look in looks(point, cached).items()}

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,8 @@ from random import Random
 import pytest
 
 from idcfs.mountpoint import mounts
-from tests.mount.test_bad_mirror import FaultyServer, never_answer
+from tests.faults.cases import STALLED_READS
+from tests.faults.server import FaultServer
 from tests.mounting import Commands, status
 from tests.processes import children_of, is_running, stopped
 
@@ -46,30 +46,19 @@ def fusectl() -> None:
 
 
 @pytest.fixture(scope="module")
-def contents(world_readable: Path) -> dict[str, bytes]:
+def contents() -> dict[str, bytes]:
     random = Random(1)
-    folder = world_readable / "forged-series" / "idc-open-data" / SERIES
-    folder.mkdir(parents=True)
-    made = {f"{number:04}.dcm": random.randbytes(SIZE + number) for number in range(FILES)}
-    for name, content in made.items():
-        (folder / name).write_bytes(content)
-    return made
+    return {f"{number:04}.dcm": random.randbytes(SIZE + number) for number in range(FILES)}
 
 
 @pytest.fixture
-def server(world_readable: Path, contents: dict[str, bytes]) -> Iterator[FaultyServer]:
-    with FaultyServer(world_readable / "forged-series") as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def server(contents: dict[str, bytes]) -> Iterator[FaultServer]:
+    with FaultServer({f"idc-open-data/{SERIES}/{name}": content for name, content in contents.items()}) as server:
+        yield server
 
 
 @pytest.fixture
-def point(commands: Commands, server: FaultyServer) -> Iterator[Path]:
+def point(commands: Commands, server: FaultServer) -> Iterator[Path]:
     with commands.mounted(commands.home / "idc", "--mirror", server.url, "--memory", MEMORY) as point:
         page_worker(point)
         # The kernel takes pages of files that it knows.
@@ -148,7 +137,7 @@ def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dic
 
 
 def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
-    commands: Commands, server: FaultyServer, contents: dict[str, bytes]
+    commands: Commands, server: FaultServer, contents: dict[str, bytes]
 ) -> None:
     point = commands.home / "idc"
     assert commands.idcfs("mount", "--mirror", server.url, "--memory", MEMORY, point).returncode == 0
@@ -161,21 +150,20 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
         workers = children_of(daemon)
         assert worker in workers
         assert len(workers) > 2
-        server.body_fault = never_answer
-        # Somebody waits for a page that nobody will bring any more, and what is ahead is being filled.
-        reader = commands.start("cat", series(point) / names[-1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            time.sleep(0.2)
-            os.kill(daemon, signal.SIGKILL)
-            until(lambda: number_of(lambda: os.statvfs(point)) == errno.ENOTCONN, 2)
-            reader.wait(PATIENCE)
-            assert reader.returncode != 0
-        finally:
-            reader.kill()
-            reader.communicate()
+        with server.failing(STALLED_READS):
+            # Somebody waits for a page that nobody will bring any more, and what is ahead is being filled.
+            reader = commands.start("cat", series(point) / names[-1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            try:
+                time.sleep(0.2)
+                os.kill(daemon, signal.SIGKILL)
+                until(lambda: number_of(lambda: os.statvfs(point)) == errno.ENOTCONN, 2)
+                reader.wait(PATIENCE)
+                assert reader.returncode != 0
+            finally:
+                reader.kill()
+                reader.communicate()
         until(lambda: not any(map(is_running, workers)))
         assert commands.run("fusermount3", "-u", point).returncode == 0
-        server.body_fault = None
         with commands.mounted(point, "--mirror", server.url):
             assert (series(point) / names[-1]).read_bytes() == contents[names[-1]]
     finally:
@@ -214,7 +202,7 @@ def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents:
 
 
 def test_a_mount_that_ends_late_leaves_the_next_one_alone(
-    commands: Commands, server: FaultyServer, contents: dict[str, bytes]
+    commands: Commands, server: FaultServer, contents: dict[str, bytes]
 ) -> None:
     """The kernel gives the next mount the number of one that is gone, whose processes may still be there."""
     one, other = commands.home / "one", commands.home / "other"
@@ -242,7 +230,7 @@ def connection_of(point: Path) -> str:
 
 
 def test_a_stopped_page_worker_does_not_keep_the_mount_of_a_killed_daemon(
-    commands: Commands, server: FaultyServer
+    commands: Commands, server: FaultServer
 ) -> None:
     point = commands.home / "idc"
     assert commands.idcfs("mount", "--mirror", server.url, point).returncode == 0

@@ -196,3 +196,21 @@ def test_many_readers_at_random_places(commands: Commands, s3_mirror: str, folde
 
     with commands.mounted(commands.home / "idc", "--mirror", s3_mirror), ThreadPoolExecutor(32) as pool:
         assert all(pool.map(read, range(500)))
+
+
+def test_a_full_disk_slows_reads_and_no_more(commands: Commands, folder_mirror: Path, s3_mirror: str) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can make a small disk")
+    small = commands.home / "small"
+    small.mkdir()
+    assert commands.run("mount", "-t", "tmpfs", "-o", "size=300m", "none", small).returncode == 0
+    original = mirror_series(folder_mirror)[SAMPLE_CT]
+    try:
+        flags = ("--mirror", s3_mirror, "--cache-dir", small)
+        with commands.mounted(commands.home / "idc", *flags) as point:
+            assert checksums(by_uuid(point, SAMPLE_CT)) == checksums(original)
+            failure = status(point)["cache"]["objects"]["failure"]
+            assert "free" in failure
+            assert "free" in commands.idcfs("status", point).stdout
+    finally:
+        commands.run("umount", "-l", small)
