@@ -36,15 +36,13 @@ class Result(NamedTuple):
 
 
 class Bench:
-    """What all cases share: a tree with a series for each cell, certificates, and a home with a cache.
+    """What all cases share: a tree with a series for each cell, and certificates.
 
-    Cases may be run at the same time: each has a server and a mount of its own.
+    Cases may be run at the same time: each has a server, a home with a cache, and a mount of its own.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._home = folder / "home"
-        self._home.mkdir()
         self._series = {cell: series(f"{cell.operation.name}-{cell.state}".lower()) for cell in CELLS}
         rows = [one.row for one in self._series.values()]
         make_index(folder / "index", rows)
@@ -58,13 +56,16 @@ class Bench:
         """Run the case called *name*: warm the cache, fail, recover."""
         case = self._cases[name]
         tls = self._tls if case.mirror is Mirror.TLS else None
+        # Not the server's port for a name: another may get it later, and with it what is in the cache.
+        home = self._folder / f"case-{list(self._cases).index(name)}"
+        home.mkdir()
+        point = home / "idc"
         with FaultServer(self._objects, tls, PAGE_KEYS) as server:
             url = server.url
-            healthy = failing = Commands(self._home, environment={"AWS_CA_BUNDLE": str(self._certificate)})
+            healthy = failing = Commands(home, environment={"AWS_CA_BUNDLE": str(self._certificate)})
             if case.mirror is Mirror.NAMED:
                 url = f"http://mirror-{server.port}.invalid"
-                healthy = Commands(self._home, environment={"http_proxy": server.url})
-            point = self._folder / f"mount-{server.port}"
+                healthy = Commands(home, environment={"http_proxy": server.url})
             flags = ("--index", self._folder / "index", "--mirror", url, "--timeout", str(TIMEOUT))
             # A mount before the other, so that the kernel has no pages of it.
             with healthy.mounted(point, *flags):
@@ -78,14 +79,14 @@ class Bench:
             if failing is not healthy:
                 with healthy.mounted(point, *flags):
                     after = self._recover(point)
-            (log,) = (self._home / ".local" / "state" / "idcfs" / "log").glob(f"*{point.name}.log")
-            return Result(during, after, errors, log.read_text())
+        (log,) = home.glob(".local/state/idcfs/log/*.log")
+        return Result(during, after, errors, log.read_text())
 
     def _warm(self, case: Case, point: Path) -> None:
         """Have in the cache what is cached; of what is cold, listings where it is the bytes that go wrong."""
         for cell, one in self._series.items():
             if cell.is_cached:
-                assert do(cell.operation, point, one, f"{point.name}-cached") == RIGHT, cell
+                assert do(cell.operation, point, one, "cached") == RIGHT, cell
             elif cell.operation.reads and GET in case.fault.hits:
                 assert do(Operation.LS, point, one, "") == RIGHT, cell
 
@@ -93,7 +94,7 @@ class Bench:
         """Do everything at the same time."""
         pool = ThreadPoolExecutor(len(CELLS))
         tries = {
-            cell: pool.submit(outcome, functools.partial(do, cell.operation, point, one, f"{point.name}-{cell.state}"))
+            cell: pool.submit(outcome, functools.partial(do, cell.operation, point, one, cell.state))
             for cell, one in self._series.items()
         }
         # Who waits for ever is let go when the mount ends.
@@ -106,7 +107,7 @@ class Bench:
         found = {}
         began = time.monotonic()
         for cell, one in self._series.items():
-            again = functools.partial(do, cell.operation, point, one, f"{point.name}-{cell.state}-again")
+            again = functools.partial(do, cell.operation, point, one, f"{cell.state}-again")
             found[cell] = outcome(again)
             while found[cell].told != RIGHT and time.monotonic() < began + RECOVERY:
                 time.sleep(0.1)
