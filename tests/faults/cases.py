@@ -212,6 +212,17 @@ async def never_end(exchange: Exchange) -> None:
         await asyncio.sleep(0.01)
 
 
+async def long_header(exchange: Exchange) -> None:
+    await exchange.connection.send(b"HTTP/1.1 200 OK\r\nX-More: " + b"x" * (1 << 20))
+    await exchange.connection.until_gone()
+
+
+async def cut_chunks(exchange: Exchange) -> None:
+    head = exchange.right.head().replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\nX-Length: ")
+    await exchange.connection.send(head + b"%x\r\n" % len(exchange.right.body) + exchange.right.body[:100])
+    exchange.connection.close()
+
+
 async def no_http(exchange: Exchange) -> None:
     await exchange.connection.send(b"SSH-2.0-OpenSSH_9.2\r\n")
     exchange.connection.close()
@@ -326,7 +337,9 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("a stall in the headers", Fault(stall_in_headers), SLOW),
         Case("a stall in the body", Fault(stall_in_body), SLOW),
         Case("one byte a second", Fault(drip), SLOW),
-        Case("a body that never ends", Fault(never_end), errors("EIO", "ETIMEDOUT")),
+        Case("a body that never ends", Fault(never_end), errors("EIO") | SLOW),
+        Case("a header of a megabyte", Fault(long_header), UNREACHABLE),
+        Case("a chunked body that is cut", Fault(cut_chunks), errors("EIO")),
         # Something else answers.
         Case("a login page", Fault(changed(lambda exchange: LOGIN_PAGE)), errors("EIO")),
         Case("a server that speaks no HTTP", Fault(no_http), UNREACHABLE),
