@@ -137,7 +137,9 @@ class FileSystem:
             view = await self._view(address)
             if address.level == view.depth:
                 row = view.series_row(address.group)
-                self._order.met(row, address.generation, address.group)
+                for ahead in self._order.entered(row, address.generation, address.group):
+                    # Each starts when this waits for its own.
+                    self._reader.list_ahead(ahead)
                 await self._listings.get(row)
         self.remember(inode)
         return inode

@@ -173,11 +173,16 @@ class Reader:
         """Start fetching what the policy expects to be read next."""
         for ahead in wanted:
             if isinstance(ahead, ListingOf):
-                self._nursery.start_soon(self._list_quietly, ahead.series)
+                self.list_ahead(ahead.series)
         self._prefetcher.fetch(ahead for ahead in wanted if isinstance(ahead, Extent))
 
     async def _fetch_behind(self, wanted: list[Extent | ListingOf]) -> None:
         self._fetch_ahead(wanted)
+
+    def list_ahead(self, series: int) -> None:
+        """Have a series listed that will be looked at soon."""
+        if self._listings.peek(series) is None:
+            self._nursery.start_soon(self._list_quietly, series)
 
     async def _list_quietly(self, series: int) -> None:
         try:

@@ -12,12 +12,18 @@ _REMEMBERED = 4096
 """Series whose place is known; the least recently met are forgotten first. A guess: more than readers are at."""
 
 
+FIRST_LISTED_AHEAD = 1
+LISTED_AHEAD = 8
+"""Series listed ahead of who opens the folder of one, and of who goes from one to the next."""
+
+
 class SeriesOrder:
     """Where series were met last."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._places: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._entered: int | None = None
 
     def met(self, series: int, generation: int, group: int) -> None:
         """A series was looked at in a view."""
@@ -25,6 +31,18 @@ class SeriesOrder:
         self._places.move_to_end(series)
         if len(self._places) > _REMEMBERED:
             self._places.popitem(last=False)
+
+    def entered(self, series: int, generation: int, group: int) -> list[int]:
+        """The folder of a series is opened in a view; returns the series that had better be listed now."""
+        self.met(series, generation, group)
+        goes_on = self._entered is not None and self.following(self._entered) == series
+        self._entered = series
+        ahead: list[int] = []
+        after = self.following(series)
+        while after is not None and len(ahead) < (LISTED_AHEAD if goes_on else FIRST_LISTED_AHEAD):
+            ahead.append(after)
+            after = self.following(after)
+        return ahead
 
     def following(self, series: int) -> int | None:
         """The series that stands after one that was met; None if nothing is known."""

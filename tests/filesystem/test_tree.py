@@ -34,7 +34,9 @@ def below(path: str) -> Iterator[str]:
     yield from ("/".join(parts[:depth]) for depth in range(len(parts) + 1))
 
 
-async def test_the_whole_tree_is_as_the_index_says(cache: Path, index: Index, store: MemoryStore) -> None:
+async def test_the_whole_tree_is_as_the_index_says(
+    cache: Path, index: Index, store: MemoryStore, warnings_logged: WarningsLogged
+) -> None:
     inodes: set[int] = set()
     async with open_filesystem(cache, index, store) as opened:
         for path, names in folders(MODEL).items():
@@ -63,6 +65,8 @@ async def test_the_whole_tree_is_as_the_index_says(cache: Path, index: Index, st
                 assert await opened.filesystem.getattr(node.inode) == node
             inodes |= {folder.inode, *(node.inode for node in entries.values())}
     assert len(inodes) == len(folders(MODEL)) + len(READABLE) + sum(len(row.sizes) for row in READABLE)
+    # A series that nobody looked at, and that was listed ahead.
+    warnings_logged.take("lists 2 instances, the index says 9")
 
 
 async def test_folders_need_no_network(cache: Path, index: Index) -> None:

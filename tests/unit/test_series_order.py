@@ -88,3 +88,12 @@ def test_what_is_remembered_is_bounded_and_the_least_recently_met_goes(monkeypat
     assert len(order._places) == 10
     assert order.following(0) == 1
     assert order.following(500) is None
+
+
+def test_who_opens_a_folder_has_the_next_series_listed_and_who_goes_on_has_more() -> None:
+    order = order_of(FakeCatalogue(v0=list(range(100))))
+    assert order.entered(5, 0, 5) == [6]
+    assert order.entered(6, 0, 6) == list(range(7, 15))
+    assert order.entered(50, 0, 50) == [51], "from anew"
+    assert order.entered(98, 0, 98) == [99]
+    assert order.entered(99, 0, 99) == [], "there are no more"
