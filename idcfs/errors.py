@@ -106,6 +106,10 @@ class Unreachable(ReadError):
     """The mirror cannot be reached, or answers that it cannot serve (5xx, 429, a broken connection)."""
 
 
+class Stalled(Unreachable):
+    """The mirror was reached, or not even refused to be, and sends nothing or next to nothing."""
+
+
 class DeadlineExceeded(ReadError):
     """The answer did not come within the time one call may take."""
 

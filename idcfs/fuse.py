@@ -41,6 +41,7 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.NoSuchAttribute: pyfuse3.ENOATTR,
     errors.AccessDenied: errno.EACCES,
     errors.Unreachable: errno.EHOSTUNREACH,
+    errors.Stalled: errno.ETIMEDOUT,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
     errors.ObjectChanged: errno.ESTALE,
     errors.Untrusted: errno.EIO,

@@ -6,6 +6,7 @@ so no entity declarations: nothing that a listing needs, and the way XML is made
 """
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from urllib.parse import unquote_plus
@@ -21,18 +22,29 @@ _MICROSECOND = timedelta(microseconds=1)
 _BAD_IN_KEYS = re.compile(r"[\x00-\x1f\x7f-\x9f]|/\.\.?(?=/)")
 
 
-def parse_listing(body: bytes) -> ListPage:
+def parse_listing(body: bytes, prefix: str | None = None) -> ListPage:
     """Parse the XML of an answer to ListObjectsV2, with its keys decoded.
 
+    Args:
+        body: the answer.
+        prefix: what was asked for, to be compared with what the answer says that it is for.
+
     Raises:
-        Untrusted: it is not a listing, or one that contradicts itself.
+        Untrusted: it is not a listing, one that contradicts itself, or another.
     """
     root = _parse_xml(body)
     namespace, found, _ = root.tag.rpartition(_ROOT)
     if not found or root.tag != namespace + _ROOT:
         raise Untrusted(f"the answer to a listing is a {root.tag[:80]!r}")
     try:
-        objects = _objects(root, namespace)
+        decode = _decoder(root, namespace)
+        told = root.findtext(namespace + "Prefix")
+        if prefix is not None and told and decode(told) != prefix:
+            raise Untrusted(f"the listing is of {told[:80]!r}, not of {prefix!r}")
+        objects = _objects(root, namespace, decode)
+        count = root.findtext(namespace + "KeyCount")
+        if count and _size(count) != len(objects):
+            raise Untrusted(f"the listing says that it has {count} objects, and has {len(objects)}")
     except (TypeError, ValueError, OverflowError) as error:
         raise Untrusted(f"the listing has a malformed entry: {error}") from error
     return ListPage(objects, _token(root, namespace))
@@ -71,14 +83,18 @@ def _parse_xml(body: bytes) -> Element:
     return root
 
 
-def _objects(root: Element, namespace: str) -> list[ObjectInfo]:
-    contents, key, size, etag, modified = (
-        namespace + name for name in ("Contents", "Key", "Size", "ETag", "LastModified")
-    )
+def _decoder(root: Element, namespace: str) -> Callable[[str | None], str]:
+    """What makes keys of how they are written in a listing."""
     encoding = root.findtext(namespace + "EncodingType")
     if encoding not in (None, "", "url"):
         raise ValueError(f"unknown encoding {encoding!r}")
-    decode = _unquoted if encoding == "url" else _plain
+    return _unquoted if encoding == "url" else _plain
+
+
+def _objects(root: Element, namespace: str, decode: Callable[[str | None], str]) -> list[ObjectInfo]:
+    contents, key, size, etag, modified = (
+        namespace + name for name in ("Contents", "Key", "Size", "ETag", "LastModified")
+    )
     return [
         ObjectInfo(
             decode(entry.findtext(key)),

@@ -19,9 +19,8 @@ WORKERS = 2
 class S3Store:
     """The objects at *endpoint*, a URL.
 
-    What is fetched goes through *arena*. *connect_timeout*, *read_timeout* and *total_timeout* are seconds to connect,
-    between two arrivals of bytes, and for all of a request; *max_connections* requests are sent at once, others wait;
-    *workers* processes send them.
+    What is fetched goes through *arena*. A request may take *timeout* seconds, and is given up earlier if it stalls;
+    *max_connections* requests are sent at once, others wait; *workers* processes send them.
     """
 
     def __init__(
@@ -29,17 +28,13 @@ class S3Store:
         endpoint: str,
         arena: Arena,
         *,
-        connect_timeout: float = 10.0,
-        read_timeout: float = 30.0,
-        total_timeout: float = 60.0,
+        timeout: float = 30.0,
         max_connections: int = 256,
         workers: int = WORKERS,
     ) -> None:
         client = {
             "endpoint": endpoint,
-            "connect_timeout": connect_timeout,
-            "read_timeout": read_timeout,
-            "total_timeout": total_timeout,
+            "timeout": timeout,
             "max_connections": max(1, max_connections // workers),
         }
         self._arena = arena

@@ -247,14 +247,14 @@ async def test_a_refused_connection() -> None:
 async def test_tls_with_a_server_that_has_none() -> None:
     async with raw_server() as server:
         server.answer = part()
-        async with s3_store(server.url.replace("http:", "https:"), connect_timeout=0.3, workers=1) as store:
+        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, workers=1) as store:
             with pytest.raises(Unreachable, match="https://"):
                 await get(store)
 
 
 @pytest.mark.parametrize("answer", [b"", part()[:-2]], ids=["before the head", "within the body"])
 async def test_a_stalled_server(answer: bytes) -> None:
-    async with served(answer, read_timeout=0.2) as (server, store):
+    async with served(answer, timeout=1.2) as (server, store):
         server.stalls = True
         with trio.fail_after(5), pytest.raises(Unreachable):
             await get(store)
@@ -324,7 +324,7 @@ async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str
 
 async def test_a_mirror_that_drips_is_given_up_in_the_end() -> None:
     # Each arrival is soon enough; all of them together take too long.
-    async with served(part()[:-1], read_timeout=20, total_timeout=0.3) as (server, store):
+    async with served(part()[:-1], timeout=0.3) as (server, store):
         server.stalls = True
         with trio.fail_after(15), pytest.raises(Unreachable):
             await get(store)
