@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from idcfs.extent_cache import ExtentCache
 from idcfs.inode import Facet, FolderAddress
 from idcfs.layout import Column, escape
 from idcfs.metrics import Metrics
+from idcfs.store.breaker import BreakerStore
 from idcfs.store.mirror import Mirror
 
 CONTROL_NAME = b".idc"
@@ -60,15 +61,22 @@ class Control:
     Args:
         mirror: the mount's, for the status.
         caches: the mount's caches by what they hold, for the status.
+        breakers: the mount's mirrors, for the status.
     """
 
     def __init__(
-        self, catalogue: Catalogue, mirror: Mirror, caches: Mapping[str, Cache | ExtentCache], metrics: Metrics
+        self,
+        catalogue: Catalogue,
+        mirror: Mirror,
+        caches: Mapping[str, Cache | ExtentCache],
+        metrics: Metrics,
+        breakers: Sequence[BreakerStore] = (),
     ) -> None:
         self._catalogue = catalogue
         self._mirror = mirror
         self._caches = caches
         self._metrics = metrics
+        self._breakers = breakers
         self._attribute_file: pq.ParquetFile | None = None
         self._attribute_groups: OrderedDict[int, Any] = OrderedDict()
         # A parquet file is not for two threads at a time.
@@ -185,6 +193,7 @@ class Control:
             "pid": os.getpid(),
             "idc_version": self._catalogue.version,
             "mirror": self._mirror.word,
+            "mirrors": {breaker.name: breaker.state._asdict() for breaker in self._breakers},
             "uptime_seconds": round(time.time() - metrics.started, 1),
             "counts": dict(self._catalogue.counts),
             "cache": caches,
@@ -207,6 +216,12 @@ class Control:
             lines += [f"# TYPE idcfs_{name} gauge", f"idcfs_{name} {status[name]}"]
         lines.append("# TYPE idcfs_cache_bytes gauge")
         lines += [f'idcfs_cache_bytes{{cache="{name}"}} {cache["bytes"]}' for name, cache in status["cache"].items()]
+        lines.append("# TYPE idcfs_mirror_away gauge")
+        lines += [
+            # Labels are written as JSON's strings are.
+            f"idcfs_mirror_away{{mirror={json.dumps(name)}}} {int(mirror['state'] != 'closed')}"
+            for name, mirror in status["mirrors"].items()
+        ]
         lines.append("# TYPE idcfs_errors_total counter")
         lines += [f'idcfs_errors_total{{kind="{kind}"}} {count}' for kind, count in status["errors"].items()]
         return ("\n".join(lines) + "\n").encode()

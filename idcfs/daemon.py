@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +40,11 @@ from idcfs.prefetcher import Prefetcher
 from idcfs.reader import Reader
 from idcfs.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
+from idcfs.store.breaker import BreakerStore
+from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.folder import FolderStore
 from idcfs.store.mirror import Mirror, parse_mirror
-from idcfs.store.retry import RetryingStore
+from idcfs.store.retry import ATTEMPTS, RetryingStore
 from idcfs.store.s3 import S3Store
 
 log = logging.getLogger(__name__)
@@ -104,11 +106,11 @@ async def _end_on_signal(starting: trio.CancelScope) -> None:
 
 
 class _Opened(NamedTuple):
-    """What serves a mount; `facts` is for the user, `store` is the mirror."""
+    """What serves a mount; `facts` is for the user, `source` is the mirror that is asked first."""
 
     adapter: Adapter
     facts: dict[str, Any]
-    store: ObjectStore
+    source: ObjectStore
     pages: PageCache
 
 
@@ -116,9 +118,9 @@ def _be_ready(opened: _Opened, mountpoint: Path, tell: Tell) -> None:
     tell({"ready": opened.facts})
     with contextlib.suppress(StopIteration):
         opened.pages.start(mountpoints.daemon_limits(mountpoint) / "abort")
-    if isinstance(opened.store, S3Store):
+    if isinstance(opened.source, S3Store):
         # Not before the mount answers, which would then take longer.
-        opened.store.start()
+        opened.source.start()
 
 
 @contextlib.asynccontextmanager
@@ -134,8 +136,12 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         objects = await stack.enter_async_context(open_extent_cache(folder / "objects", settings.cache_limit, arena))
         lists = await stack.enter_async_context(open_cache(folder / "listings", LISTING_CACHE_BYTES))
         pages = await stack.enter_async_context(open_page_cache(arena))
-        mirrored = _store(mirror, arena)
-        store = await stack.enter_async_context(RetryingStore(mirrored))
+        sources = [_source(member, arena, settings.timeout) for member in mirror.members or [mirror]]
+        breakers = _guarded(sources, mirror)
+        store: ObjectStore = breakers[0]
+        if mirror.members:
+            store = FailoverStore([Member(*pair) for pair in zip(mirror.members, breakers, strict=True)])
+        await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
         order = SeriesOrder(catalogue)
@@ -144,14 +150,14 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         prefetcher = Prefetcher(fetcher, listings, pages, nursery)
         reader = Reader(fetcher, prefetcher, listings, metrics, nursery, arena.size, order.following)
         caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}
-        control = Control(catalogue, mirror, caches, metrics)
+        control = Control(catalogue, mirror, caches, metrics, breakers)
         results = Results(catalogue, settings)
         cohorts = Cohorts(settings.cohort_dir, catalogue, results, nursery, settings.timeout)
         filesystem = FileSystem(catalogue, listings, reader, control, cohorts, order, metrics)
         if settings.xattr:
             tell("preparing extended attributes")
             await catalogue.attributes_file()
-        yield _Opened(Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror), mirrored, pages)
+        yield _Opened(Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror), sources[0], pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
             await fetcher.finish_writing()
         nursery.cancel_scope.cancel()
@@ -172,11 +178,23 @@ def _told_apart(mirror: Mirror) -> Mirror:
     return replace(mirror, bytes_namespace=namespace, listing_namespace=namespace)
 
 
-def _store(mirror: Mirror, arena: Arena) -> ObjectStore:
+def _source(mirror: Mirror, arena: Arena, timeout: float) -> ObjectStore:
+    """What asks one mirror, once."""
     if mirror.folder is not None:
         return FolderStore(mirror.folder)
     assert mirror.endpoint is not None
-    return S3Store(mirror.endpoint, arena)
+    return S3Store(mirror.endpoint, arena, timeout=timeout)
+
+
+def _guarded(sources: Sequence[ObjectStore], mirror: Mirror) -> list[BreakerStore]:
+    """The stores of a mirror's members, or of itself, each with attempts and a breaker of its own."""
+    names = [member.word for member in mirror.members or [mirror]]
+    # Where another can be asked instead, that is tried sooner.
+    attempts = max(2, ATTEMPTS // len(sources))
+    return [
+        BreakerStore(RetryingStore(source, attempts=attempts), name)
+        for source, name in zip(sources, names, strict=True)
+    ]
 
 
 def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from idcfs import readahead
 from idcfs.entry import Buffer
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError
 from idcfs.extent_cache import ExtentCache
+from idcfs.failures import Failures
 from idcfs.flights import Flights
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
@@ -99,6 +100,7 @@ class Fetcher:
         self._nursery = nursery
         self._flights = Flights[Extent, Buffer](nursery, timeout)
         self._learning = Flights[int, None](nursery, timeout)
+        self._failures = Failures[Extent]()
         self._memory = _Memory(int(memory * MEMORY_PART))
         self._in_cache: dict[int, set[Extent] | None] = {}
 
@@ -142,6 +144,16 @@ class Fetcher:
             ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
         """
         return await self._flights.join(extent, lambda: self._load(extent))
+
+    async def obtain_for_reader(self, extent: Extent) -> Buffer:
+        """As `obtain`, but who asks again after a failure that took long is told the same for some seconds."""
+        self._failures.raise_again(extent)
+        asked = trio.current_time()
+        try:
+            return await self.obtain(extent)
+        except ReadError as error:
+            self._failures.note(extent, error, asked)
+            raise
 
     async def recall(self, extent: Extent) -> bool:
         """Take an extent from the disk into memory, if it is there."""
@@ -253,6 +265,7 @@ class Fetcher:
         kept = self._in_cache.get(extent.series)
         if kept is not None:
             kept.add(extent)
+        self._failures.forget(extent)
         self._memory.remember(extent, data)
         self._cache.put(self._key(extent, listing), data)
 

@@ -209,6 +209,14 @@ class Listings:
         return _listing(batch)
 
     async def _list(self, bucket: str, series: Series) -> list[ObjectInfo]:
+        """All instances; once more from the start if the pages do not fit together, or one cannot be trusted."""
+        try:
+            return await self._list_once(bucket, series)
+        except Untrusted as error:
+            log.debug("%s; listing the series again", error)
+            return await self._list_once(bucket, series)
+
+    async def _list_once(self, bucket: str, series: Series) -> list[ObjectInfo]:
         folder = f"{series.uuid}/"
         objects: list[ObjectInfo] = []
         if series.instances > FAN_OUT_INSTANCES:

@@ -153,7 +153,7 @@ class Reader:
         if head_will_do and not self._fetcher.has(extent):
             extent = await self._head_on_disk(extent) or extent
         try:
-            return extent, await self._fetcher.obtain(extent)
+            return extent, await self._fetcher.obtain_for_reader(extent)
         except ReadError:
             # It was being fetched ahead, in vain.
             head = await self._head_on_disk(extent) if head_will_do else None

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 ORDINARY_USER = 65534
 """Nobody: on every Linux system, and without rights."""
@@ -80,6 +82,22 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+RECOVERY_SECONDS = 10.0
+"""Longer than a failure is remembered, and than a breaker that has just opened stays open."""
+
+
+def once_recovered(call: Callable[[], T]) -> T:
+    """What a call on a mount gives soon after its mirror is well again."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            return call()
+        except (OSError, subprocess.CalledProcessError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def status(path: Path) -> dict[str, Any]:

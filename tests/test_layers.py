@@ -21,6 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "layout": {"errors"},
     "config": {"errors", "layout"},
     "flights": {"errors"},
+    "failures": {"errors"},
     "mountpoint": {"errors"},
     "arena": set(),
     "worker": {"arena", "errors"},
@@ -38,7 +39,9 @@ LAYERS: dict[str, set[str]] = {
     "demo": {"errors"},
     "listing": {"cache", "catalog", "errors", "flights", "metrics", "store"},
     "series_order": {"catalog"},
-    "fetcher": {"entry", "errors", "extent_cache", "flights", "listing", "metrics", "readahead", "store"},
+    "fetcher": {
+        "entry", "errors", "extent_cache", "failures", "flights", "listing", "metrics", "readahead", "store",
+    },
     "prefetcher": {"entry", "errors", "fetcher", "inode", "listing", "page_cache", "readahead"},
     "reader": {"entry", "errors", "fetcher", "listing", "metrics", "prefetcher", "readahead"},
     "cohorts": {"catalog", "config", "errors", "layout"},

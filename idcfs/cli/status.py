@@ -80,6 +80,9 @@ def _print_status(path: str, facts: dict[str, Any]) -> None:
     else:
         rate = facts["hit_rate"]
         table.add_row("IDC version", f"v{facts['idc_version']}, from {facts['mirror']}")
+        for name, mirror in facts.get("mirrors", {}).items():
+            if mirror["state"] != "closed":
+                table.add_row(f"mirror {name}", f"away, asked again in {mirror['retry_in']:.0f} s: {mirror['reason']}")
         table.add_row("running for", f"{facts['uptime_seconds']:,.0f} s, process {facts['pid']}")
         table.add_row("served", f"{size_text(facts['bytes_served'])}, {facts['open_files']} files open")
         table.add_row("fetched", f"{size_text(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests")

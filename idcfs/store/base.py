@@ -4,11 +4,15 @@ Calls may run concurrently. A call that returns has verified what it returns; a 
 the `ReadError` family and has no other effect. Cancelling a call gives up its request.
 """
 
+import re
 from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from idcfs.errors import ReadError
+
+MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
+"""An ETag that is the MD5 of the object; that of one that was uploaded in parts has a dash and their number."""
 
 
 class ObjectInfo(NamedTuple):

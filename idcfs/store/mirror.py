@@ -3,6 +3,7 @@
 A *mirror* is a place that holds IDC's objects: `aws`, `gcs`, an S3-shaped endpoint, or a folder. The index
 names buckets as AWS does, so a mirror knows its own name for each. It also says whose cache entries may serve
 it: AWS and GCS hold the same bytes and share them, but ETags and times belong to the mirror that gave them.
+`aws,gcs` is a mirror too: the first of them, and the second where the first cannot serve.
 
 A `Mirror` never changes, so it may be shared between threads.
 """
@@ -11,7 +12,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import SplitResult, urlsplit
@@ -38,6 +39,9 @@ _GCS_NAMES = MappingProxyType(
     }
 )
 
+_INTERCHANGEABLE = frozenset({"aws", "gcs"})
+"""Mirrors that hold the same objects under the same keys; a folder or an endpoint holds what its owner puts there."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
 
@@ -53,6 +57,8 @@ class Mirror:
         bytes_namespace: prefix of the cache keys of its bytes.
         listing_namespace: prefix of the cache keys of its listings.
         bucket_names: from the index's (AWS) bucket to this mirror's.
+        members: the mirrors that this one stands for, in the order to ask them, if it stands for several; the rest
+            is then of the first, but for the word, and the listings, which are of them all.
     """
 
     word: str
@@ -61,6 +67,7 @@ class Mirror:
     bytes_namespace: str
     listing_namespace: str
     bucket_names: Mapping[str, str] = field(hash=False)
+    members: "tuple[Mirror, ...]" = ()
 
     def candidates(self, index_bucket: str) -> tuple[str, ...]:
         """This mirror's buckets in the order to try them: the named one, then its siblings.
@@ -69,6 +76,10 @@ class Mirror:
         """
         named = self.bucket_names.get(index_bucket, index_bucket)
         return tuple(dict.fromkeys((named, *self.bucket_names.values())))
+
+    def index_bucket(self, bucket: str) -> str:
+        """What the index calls one of this mirror's buckets."""
+        return next((name for name, own in self.bucket_names.items() if own == bucket), bucket)
 
     def check(self) -> None:
         """Look whether a folder mirror's folder is there.
@@ -84,11 +95,14 @@ class Mirror:
 
 
 def parse_mirror(word: str) -> Mirror:
-    """The mirror that *word* means: ``aws``, ``gcs``, an http(s) URL, or the path of a folder.
+    """The mirror that *word* means: ``aws``, ``gcs``, both with a comma, an http(s) URL, or the path of a folder.
 
     Raises:
         UsageError: it means none.
     """
+    words = [part.strip() for part in word.split(",")]
+    if len(words) > 1 and not _INTERCHANGEABLE.isdisjoint(words):
+        return _several(word, words)
     if word == "aws":
         return Mirror(word, _AWS_ENDPOINT, None, "idc", "aws", _SAME_NAMES)
     if word == "gcs":
@@ -102,6 +116,18 @@ def parse_mirror(word: str) -> Mirror:
         namespace = f"folder-{_digest(str(folder))}"
         return Mirror(word, None, folder, namespace, namespace, _SAME_NAMES)
     raise UsageError(f"mirror {word!r} is unknown; use aws, gcs, an http(s):// URL, or a folder such as ./{word}")
+
+
+def _several(word: str, words: list[str]) -> Mirror:
+    for part in words:
+        if part not in _INTERCHANGEABLE:
+            problem = f"{part!r} cannot stand in for them" if part else "a word is missing"
+            raise UsageError(f"mirror {word!r}: {problem}; only aws and gcs hold the same objects, so use aws,gcs")
+    if len(set(words)) < len(words):
+        raise UsageError(f"mirror {word!r} names a mirror twice; use aws,gcs or gcs,aws")
+    members = tuple(parse_mirror(part) for part in words)
+    name = ",".join(words)
+    return replace(members[0], word=name, listing_namespace=name, members=members)
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,8 @@
 """`RetryingStore`: an `ObjectStore` that asks again when the mirror is briefly away or garbles an answer.
 
 Waits grow exponentially with full jitter, so that many readers of one recovering mirror do not return at the
-same moment. The store sets no deadline: the caller's cancel scope is the deadline, and a wait ends with it.
+same moment. The store sets no deadline: the caller's cancel scope is the deadline. What went wrong before is raised
+shortly before it, since that tells more than that time ran out.
 """
 
 import random
@@ -16,19 +17,25 @@ from idcfs.store.base import Arriving, Done, ListPage, ObjectStore
 
 _Answer = TypeVar("_Answer")
 
+ATTEMPTS = 4
+"""Of one call, where nothing else is said: with the waits between them they take up to a second if all fail at once."""
+
+REPORT_SECONDS = 0.1
+"""How long before the caller's deadline a failure is raised, so that it gets there."""
+
 
 class RetryingStore:
     """Wraps *inner*; each call makes up to *attempts* attempts.
 
-    The wait before attempt n + 1 is a random part of ``base_delay * 2**n``, at most *max_delay* seconds. What
-    the last attempt raised is raised.
+    The wait before attempt n + 1 is a random part of ``base_delay * 2**n``, at most *max_delay* seconds; no wait goes
+    beyond the caller's deadline. What the last attempt raised is raised.
     """
 
     def __init__(
         self,
         inner: ObjectStore,
         *,
-        attempts: int = 4,
+        attempts: int = ATTEMPTS,
         base_delay: float = 0.1,
         max_delay: float = 2.0,
         source: random.Random | None = None,
@@ -63,10 +70,19 @@ class RetryingStore:
         return self._inner.get_soon(bucket, key, start, stop, etag, done)
 
     async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        for failures in range(self._attempts - 1):
-            try:
-                return await ask()
-            except (Unreachable, Untrusted):
-                longest = min(self._max_delay, self._base_delay * 2**failures)
-            await trio.sleep(self._random.uniform(0, longest))
-        return await ask()
+        # The first attempt is of nearly all calls the only one, and has nothing to do besides.
+        try:
+            return await ask()
+        except (Unreachable, Untrusted) as error:
+            failure: Unreachable | Untrusted = error
+        with trio.move_on_at(trio.current_effective_deadline() - REPORT_SECONDS) as scope:
+            for failures in range(self._attempts - 1):
+                wait = self._random.uniform(0, min(self._max_delay, self._base_delay * 2**failures))
+                if trio.current_time() + wait >= scope.deadline:
+                    break
+                await trio.sleep(wait)
+                try:
+                    return await ask()
+                except (Unreachable, Untrusted) as error:
+                    failure = error
+        raise failure

@@ -25,7 +25,7 @@ from botocore.exceptions import HTTPClientError
 from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ListPage
+from idcfs.store.base import MD5_ETAG, ListPage
 from idcfs.store.list_parser import check_keys, parse_listing
 from idcfs.store.watch import FIRST, HEDGE, Watch
 
@@ -46,7 +46,6 @@ _LISTING_BYTES = 16 << 20
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
-_MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 
 
 class S3Client:
@@ -238,7 +237,7 @@ def _md5_of(headers: dict[str, str]) -> str | None:
     encryption = headers.get("x-amz-server-side-encryption", "AES256")
     if encryption != "AES256" or "x-amz-server-side-encryption-customer-algorithm" in headers:
         return None
-    found = _MD5_ETAG.fullmatch(headers["etag"])
+    found = MD5_ETAG.fullmatch(headers["etag"])
     return None if found is None else found[1]
 
 

@@ -22,13 +22,13 @@ class LyingStore(MemoryStore):
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
-        self._answer = answer
+        self.answer = answer
         self.pages = 0
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         await super().list_page(bucket, prefix, token) if bucket in self.objects else None
         self.pages += 1
-        return self._answer(prefix, token)
+        return self.answer(prefix, token)
 
 
 def info(key: str) -> ObjectInfo:
@@ -78,11 +78,26 @@ async def test_what_is_no_listing_is_refused_and_not_kept(
         for _ in range(2):
             with pytest.raises(Untrusted):
                 await opened.names(path)
-        # Seen at once, where it can be: twice a page or two of sixteen prefixes and of all.
-        assert lying.pages <= 2 * 17 * (51 if answer is endless else 2)
+        # Seen at once, where it can be: twice a page or two of sixteen prefixes and of all, and once more each time.
+        assert lying.pages <= 2 * 2 * 17 * (51 if answer is endless else 2)
     async with open_filesystem(cache, index, store) as opened:
         expected = instances(SMALL if row is SMALL else LARGE)
         assert await opened.names(path) == [instance.name for instance in expected]
+
+
+async def test_a_listing_whose_pages_do_not_fit_is_asked_for_again(cache: Path, index: Index) -> None:
+    store = LyingStore(page("a.dcm", "b.dcm", token="again"))
+    async with open_filesystem(cache, index, store) as opened:
+        with pytest.raises(Untrusted):
+            await opened.names(path_of(SMALL))
+
+        def lie_once(prefix: str, token: str | None) -> ListPage:
+            if token is not None:
+                store.answer = page("a.dcm", "b.dcm", "c.dcm")
+            return page("a.dcm", "b.dcm", token="again")(prefix, token)
+
+        store.answer = lie_once
+        assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
 
 
 async def test_a_series_folder_holds_instances_only(cache: Path, index: Index) -> None:

@@ -1,0 +1,205 @@
+"""`FailoverStore`: an `ObjectStore` over mirrors that hold the same, each asked when those before it cannot serve.
+
+Each request goes its own way: to the first mirror, and on to the next if that one is `Unreachable` or `Untrusted`. Keys
+are the same everywhere, buckets are translated. An ETag belongs to the mirror that gave it, so those of all but the
+first carry its name (``gcs:"abc"``), in listings that are kept as well; the ETag that another mirror has for the same
+object is found out when it is needed. Belongs to the event loop.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+import trio
+
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
+from idcfs.store.base import MD5_ETAG, Arriving, Done, ListPage, ObjectStore
+from idcfs.store.mirror import Mirror
+
+REMEMBERED_ETAGS = 10_000
+"""Objects whose ETags in another mirror are remembered, some 300 bytes each."""
+
+_Answer = TypeVar("_Answer")
+
+
+class Member(NamedTuple):
+    """A mirror and its store."""
+
+    mirror: Mirror
+    store: ObjectStore
+
+
+class _Place(NamedTuple):
+    """Where a listing goes on: in whose bucket, after which key, and with which token."""
+
+    word: str
+    bucket: str
+    after: str
+    token: str
+
+
+class FailoverStore:
+    """Asks *members*, the first one first. Buckets that it is asked for are the first one's."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._members = members
+        self._stack = AsyncExitStack()
+        self._etags: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for member in self._members:
+                await stack.enter_async_context(member.store)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        """See `ObjectStore.list_page`; the pages of one listing may come from several mirrors."""
+        place = None if token is None else _Place(*json.loads(token))
+
+        async def ask(member: Member, own_bucket: str) -> ListPage:
+            if place is None:
+                return _named(await member.store.list_page(own_bucket, prefix), member, own_bucket, self._tag(member))
+            if place.word == member.mirror.word:
+                own_bucket = place.bucket
+                page = await member.store.list_page(own_bucket, prefix, place.token)
+            else:
+                page = await _page_after(member, own_bucket, prefix, place.after)
+            return _named(page, member, own_bucket, self._tag(member))
+
+        return await self._ask_each(ask, bucket, "" if place is None else place.word)
+
+    async def get(
+        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+    ) -> bytes | memoryview:
+        """See `ObjectStore.get`; *arriving* is told by one mirror after the other."""
+
+        async def ask(member: Member, own_bucket: str) -> bytes | memoryview:
+            own_etag, is_certain = self._own_etag(member, key, etag)
+            try:
+                return await member.store.get(own_bucket, key, start, stop, own_etag, arriving)
+            except ObjectChanged:
+                if is_certain:
+                    self._etags.pop((member.mirror.word, key, etag), None)
+                    raise
+            own_etag = await self._learn(member, own_bucket, key, stop, etag)
+            return await member.store.get(own_bucket, key, start, stop, own_etag, arriving)
+
+        return await self._ask_each(ask, bucket)
+
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+        """See `ObjectStore.get_soon`: one attempt, at the first mirror that can be asked now."""
+        for member in self._members:
+            own_bucket = self._own_buckets(member, bucket)[0]
+            own_etag, _ = self._own_etag(member, key, etag)
+            if member.store.get_soon(own_bucket, key, start, stop, own_etag, done):
+                return True
+        return False
+
+    async def _ask_each(self, ask: Callable[[Member, str], Awaitable[_Answer]], bucket: str, word: str = "") -> _Answer:
+        """The first answer that can be used; each mirror has an equal part of the time that is left.
+
+        The mirror called *word* is asked before the others.
+        """
+        failures: list[Unreachable | Untrusted] = []
+        for at, member in enumerate(sorted(self._members, key=lambda member: member.mirror.word != word)):
+            part = (trio.current_effective_deadline() - trio.current_time()) / (len(self._members) - at)
+            try:
+                with trio.move_on_after(part):
+                    if not failures:
+                        return await ask(member, bucket)
+                    return await self._ask_buckets(ask, member, bucket, failures)
+                failures.append(Stalled(f"mirror {member.mirror.word}: no complete answer within {part:.2g} seconds"))
+            except (Unreachable, Untrusted) as error:
+                failures.append(error)
+        # What the last one says goes: of it, most is known.
+        raise type(failures[-1])("; ".join(str(failure) for failure in failures))
+
+    async def _ask_buckets(
+        self,
+        ask: Callable[[Member, str], Awaitable[_Answer]],
+        member: Member,
+        bucket: str,
+        failures: Sequence[Unreachable | Untrusted],
+    ) -> _Answer:
+        """An answer of the mirror that stands in, from whichever of its buckets has the object.
+
+        That it has nothing says nothing of the mirrors before it, which may well have it.
+        """
+        for own_bucket in self._own_buckets(member, bucket):
+            try:
+                answer = await ask(member, own_bucket)
+            except (NotFound, AccessDenied):
+                continue
+            if not (isinstance(answer, ListPage) and not answer.objects and answer.token is None):
+                return answer
+        raise type(failures[-1])(f"mirror {member.mirror.word} does not have it")
+
+    def _own_buckets(self, member: Member, bucket: str) -> tuple[str, ...]:
+        """What a mirror calls a bucket of the first one, and the siblings of that."""
+        first = self._members[0].mirror
+        return (bucket,) if member.mirror is first else member.mirror.candidates(first.index_bucket(bucket))
+
+    # ETags.
+
+    def _tag(self, member: Member) -> str:
+        """What stands before a mirror's ETags."""
+        return "" if member is self._members[0] else f"{member.mirror.word}:"
+
+    def _own_etag(self, member: Member, key: str, etag: str) -> tuple[str, bool]:
+        """The ETag to ask a mirror for, and whether it is that mirror's own.
+
+        Both mirrors have the same one if it is an MD5, so another's is worth a try.
+        """
+        owner = self._owner(etag)
+        if owner is member:
+            return etag.removeprefix(self._tag(owner)), True
+        learned = self._etags.get((member.mirror.word, key, etag))
+        return (etag.removeprefix(self._tag(owner)), False) if learned is None else (learned, True)
+
+    def _owner(self, etag: str) -> Member:
+        """Whose an ETag is."""
+        return next(member for member in reversed(self._members) if etag.startswith(self._tag(member)))
+
+    async def _learn(self, member: Member, bucket: str, key: str, stop: int, etag: str) -> str:
+        """The ETag that a mirror has for the object that has *etag* in another."""
+        page = await member.store.list_page(bucket, key)
+        found = next((found for found in page.objects if found.key == key), None)
+        if found is None:
+            raise NotFound(f"mirror {member.mirror.word} does not list {bucket}/{key}")
+        plain = etag.removeprefix(self._tag(self._owner(etag)))
+        is_other = MD5_ETAG.fullmatch(plain) and MD5_ETAG.fullmatch(found.etag) and found.etag != plain
+        if is_other or found.size < stop:
+            raise ObjectChanged(f"mirror {member.mirror.word}: {bucket}/{key} is not what was listed: {found.etag!r}")
+        self._etags[member.mirror.word, key, etag] = found.etag
+        if len(self._etags) > REMEMBERED_ETAGS:
+            self._etags.popitem(last=False)
+        return found.etag
+
+
+def _named(page: ListPage, member: Member, bucket: str, tag: str) -> ListPage:
+    """A page that says whose it is."""
+    objects = [found._replace(etag=tag + found.etag) for found in page.objects] if tag else page.objects
+    if page.token is None:
+        return ListPage(objects, None)
+    after = objects[-1].key if objects else ""
+    return ListPage(objects, json.dumps(_Place(member.mirror.word, bucket, after, page.token)))
+
+
+async def _page_after(member: Member, bucket: str, prefix: str, after: str) -> ListPage:
+    """The rest of a page of a listing that another mirror has begun."""
+    token = None
+    while True:
+        page = await member.store.list_page(bucket, prefix, token)
+        objects = [found for found in page.objects if found.key > after]
+        token = page.token
+        if objects or token is None:
+            return ListPage(objects, token)
