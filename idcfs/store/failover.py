@@ -111,7 +111,8 @@ class FailoverStore:
         """
         failures: list[Unreachable | Untrusted] = []
         for at, member in enumerate(sorted(self._members, key=lambda member: member.mirror.word != word)):
-            part = (trio.current_effective_deadline() - trio.current_time()) / (len(self._members) - at)
+            left = max(0.0, trio.current_effective_deadline() - trio.current_time())
+            part = left / (len(self._members) - at)
             try:
                 with trio.move_on_after(part):
                     if not failures:

@@ -39,6 +39,52 @@ def test_the_named_bucket_comes_first_then_its_siblings(word: str, bucket: str, 
 
 
 @pytest.mark.parametrize(
+    ("word", "names"), [("aws,gcs", ("aws", "gcs")), ("gcs,aws", ("gcs", "aws")), (" gcs , aws ", ("gcs", "aws"))]
+)
+def test_mirrors_that_stand_in_for_each_other(word: str, names: tuple[str, str]) -> None:
+    mirror, first = parse_mirror(word), parse_mirror(names[0])
+    assert mirror.word == ",".join(names)
+    assert mirror.members == (first, parse_mirror(names[1]))
+    assert mirror.candidates("idc-open-data-cr") == first.candidates("idc-open-data-cr")
+    assert mirror.bytes_namespace == first.bytes_namespace
+    # What it lists may be of either, and in another order the ETags of the other are marked.
+    assert len({parse_mirror(other).listing_namespace for other in ("aws", "gcs", "aws,gcs", "gcs,aws")}) == 4
+    assert parse_mirror("aws").members == ()
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("aws,aws", "twice"),
+        ("gcs,aws,gcs", "twice"),
+        ("aws,", "a word is missing"),
+        (",gcs", "a word is missing"),
+        ("aws,azure", "'azure' cannot stand in"),
+        ("aws,/data/idc", "'/data/idc' cannot stand in"),
+        ("https://example.org,aws", "'https://example.org' cannot stand in"),
+    ],
+)
+def test_mirrors_that_cannot_stand_in_for_each_other(word: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem) as raised:
+        parse_mirror(word)
+    (message,) = raised.value.args
+    assert repr(word) in message
+    assert "aws,gcs" in message
+    assert "\n" not in message
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    assert parse_mirror(f"{tmp_path}/a,b").folder == tmp_path / "a,b"
+
+
+@pytest.mark.parametrize("bucket", ["idc-open-data", "idc-open-data-two", "idc-open-data-cr", "new-one"])
+@pytest.mark.parametrize("word", ["aws", "gcs"])
+def test_what_the_index_calls_a_bucket_is_known(word: str, bucket: str) -> None:
+    mirror = parse_mirror(word)
+    assert mirror.index_bucket(mirror.candidates(bucket)[0]) == bucket
+
+
+@pytest.mark.parametrize(
     ("word", "endpoint"),
     [
         ("http://localhost:9000", "http://localhost:9000"),
