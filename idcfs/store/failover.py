@@ -18,6 +18,7 @@ import trio
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
 from idcfs.store.base import MD5_ETAG, Arriving, Done, ListPage, ObjectStore
 from idcfs.store.mirror import Mirror
+from idcfs.store.retry import REPORT_SECONDS
 
 REMEMBERED_ETAGS = 10_000
 """Objects whose ETags in another mirror are remembered, some 300 bytes each."""
@@ -111,8 +112,8 @@ class FailoverStore:
         """
         failures: list[Unreachable | Untrusted] = []
         for at, member in enumerate(sorted(self._members, key=lambda member: member.mirror.word != word)):
-            left = max(0.0, trio.current_effective_deadline() - trio.current_time())
-            part = left / (len(self._members) - at)
+            left = trio.current_effective_deadline() - trio.current_time() - REPORT_SECONDS
+            part = max(0.0, left) / (len(self._members) - at)
             try:
                 with trio.move_on_after(part):
                     if not failures:

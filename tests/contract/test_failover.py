@@ -1,0 +1,286 @@
+"""Two mirrors that hold the same objects under other buckets, ETags and times."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from itertools import pairwise, repeat
+
+import pytest
+import trio
+import trio.testing
+
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
+from idcfs.store.base import ListPage, ObjectStore
+from idcfs.store.breaker import BreakerStore
+from idcfs.store.failover import FailoverStore, Member
+from idcfs.store.mirror import parse_mirror
+from idcfs.store.retry import RetryingStore
+from tests.conftest import WarningsLogged
+from tests.memory_store import FailingStore, MemoryStore, Request, StoredObject
+
+AWS_BUCKET, GCS_BUCKET = "idc-open-data-cr", "idc-open-cr"
+SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
+KEY = f"{SERIES}/1.dcm"
+CONTENT = bytes(range(256)) * 2000
+
+AWAY = Unreachable("refused")
+
+
+class Mirror(MemoryStore):
+    """A store whose failures can be set; `error` is raised by each call."""
+
+    def __init__(self, bucket: str) -> None:
+        super().__init__()
+        self.error: ReadError | None = None
+        self.seconds = 0.0
+        self.bucket = bucket
+        self.objects[bucket] = {}
+
+    def hold(self, key: str, content: bytes, etag: str, modified_ns: int = 10**18) -> None:
+        self.objects[self.bucket][key] = StoredObject(content, etag, modified_ns)
+
+    async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+        await trio.sleep(self.seconds)
+        page = await super().list_page(bucket, prefix, token)
+        if self.error is not None:
+            raise self.error
+        return page
+
+    async def get(self, bucket: str, *arguments: object, **keywords: object) -> bytes:
+        await trio.sleep(self.seconds)
+        data = await super().get(bucket, *arguments, **keywords)  # type: ignore[arg-type]
+        if self.error is not None:
+            raise self.error
+        return data
+
+
+@dataclass
+class Mirrors:
+    aws: Mirror
+    gcs: Mirror
+    store: FailoverStore
+
+    async def etag(self) -> str:
+        (found,) = (await self.store.list_page(AWS_BUCKET, KEY)).objects
+        return found.etag
+
+    async def read(self, etag: str, start: int = 0, stop: int = len(CONTENT)) -> bytes:
+        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, etag))
+
+
+@pytest.fixture
+async def mirrors() -> AsyncIterator[Mirrors]:
+    aws, gcs = Mirror(AWS_BUCKET), Mirror(GCS_BUCKET)
+    aws.hold(KEY, CONTENT, '"aws-2"')
+    gcs.hold(KEY, CONTENT, '"gcs-1"', 2 * 10**18)
+    members = [Member(parse_mirror("aws"), aws), Member(parse_mirror("gcs"), gcs)]
+    async with FailoverStore(members) as store:
+        yield Mirrors(aws, gcs, store)
+
+
+async def test_a_mirror_that_is_well_answers_alone(mirrors: Mirrors) -> None:
+    etag = await mirrors.etag()
+    assert etag == '"aws-2"'
+    assert await mirrors.read(etag) == CONTENT
+    assert mirrors.gcs.requests == []
+
+
+@pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
+async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: ReadError) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error = error
+    assert await mirrors.read(etag) == CONTENT
+    assert await mirrors.read(etag, 5, 9) == CONTENT[5:9]
+    # Its own ETag is found out once, and its bucket has another name.
+    assert [request[:3] for request in mirrors.gcs.requests] == [
+        ("get", GCS_BUCKET, KEY),
+        ("list", GCS_BUCKET, KEY),
+        ("get", GCS_BUCKET, KEY),
+        ("get", GCS_BUCKET, KEY),
+    ]
+    mirrors.aws.error = None
+    asked = len(mirrors.gcs.requests)
+    assert await mirrors.read(etag) == CONTENT
+    assert len(mirrors.gcs.requests) == asked
+
+
+async def test_a_listing_says_whose_its_etags_are(mirrors: Mirrors) -> None:
+    mirrors.aws.error = AWAY
+    (found,) = (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects
+    assert (found.key, found.size, found.etag, found.modified_ns) == (KEY, len(CONTENT), 'gcs:"gcs-1"', 2 * 10**18)
+    mirrors.gcs.requests.clear()
+    assert await mirrors.read(found.etag) == CONTENT
+    assert mirrors.gcs.requests == [Request("get", GCS_BUCKET, KEY, 0, len(CONTENT))]
+    # And back again.
+    mirrors.aws.error = None
+    mirrors.aws.requests.clear()
+    assert await mirrors.read(found.etag) == CONTENT
+    assert await mirrors.read(found.etag) == CONTENT
+    assert [request.operation for request in mirrors.aws.requests] == ["get", "list", "get", "get"]
+
+
+async def test_an_md5_is_the_same_everywhere(mirrors: Mirrors) -> None:
+    etag = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
+    mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT)
+    mirrors.aws.error = AWAY
+    assert await mirrors.read(etag) == CONTENT
+    assert [request.operation for request in mirrors.gcs.requests] == ["get"]
+
+
+async def test_other_bytes_are_not_taken_for_the_same_object(mirrors: Mirrors) -> None:
+    etag = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
+    mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT[::-1])
+    mirrors.aws.error = AWAY
+    with pytest.raises(ObjectChanged):
+        await mirrors.read(etag)
+    mirrors.gcs.hold(KEY, CONTENT[:100], '"gcs-1"')
+    with pytest.raises(ObjectChanged):
+        await mirrors.read(etag)
+
+
+async def test_an_object_that_changes_in_the_second_is_noticed(mirrors: Mirrors) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error = AWAY
+    assert await mirrors.read(etag, 0, 9) == CONTENT[:9]
+    mirrors.gcs.hold(KEY, CONTENT[::-1], '"gcs-2"')
+    with pytest.raises(ObjectChanged):
+        await mirrors.read(etag, 9, 99)
+
+
+async def test_an_object_that_changes_in_the_first_is_the_first_ones_matter(mirrors: Mirrors) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.hold(KEY, CONTENT[::-1], '"aws-3"')
+    with pytest.raises(ObjectChanged):
+        await mirrors.read(etag)
+    assert mirrors.gcs.requests == []
+
+
+@pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no")])
+async def test_what_the_first_refuses_is_refused(mirrors: Mirrors, error: ReadError) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error = error
+    with pytest.raises(type(error)):
+        await mirrors.read(etag)
+    with pytest.raises(type(error)):
+        await mirrors.etag()
+    assert mirrors.gcs.requests == []
+
+
+@pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
+async def test_that_the_second_lacks_it_does_not_mean_that_there_is_none(mirrors: Mirrors, error: ReadError) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error = error
+    mirrors.gcs.objects = {GCS_BUCKET: {}}
+    with pytest.raises(type(error), match="gcs does not have it"):
+        await mirrors.read(etag)
+    with pytest.raises(type(error), match="gcs does not have it"):
+        await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")
+
+
+async def test_what_is_in_another_bucket_of_the_second_is_found(mirrors: Mirrors) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error = AWAY
+    mirrors.gcs.objects = {"idc-open-idc1": mirrors.gcs.objects[GCS_BUCKET]}
+    assert await mirrors.read(etag) == CONTENT
+    assert [found.key for found in (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects] == [KEY]
+
+
+async def test_both_are_named_if_neither_answers(mirrors: Mirrors) -> None:
+    mirrors.aws.error, mirrors.gcs.error = Unreachable("aws: refused"), Stalled("gcs: nothing came")
+    with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
+        await mirrors.etag()
+    with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
+        await mirrors.read('"aws-2"')
+
+
+@pytest.mark.parametrize("breaks_at", [1, 2])
+@pytest.mark.parametrize("recovers", [False, True])
+async def test_a_listing_goes_on_in_the_other_mirror(mirrors: Mirrors, breaks_at: int, recovers: bool) -> None:
+    keys = [f"{SERIES}/{number:04}.dcm" for number in range(2500)]
+    for mirror, etag in ((mirrors.aws, '"aws-2"'), (mirrors.gcs, '"gcs-1"')):
+        mirror.objects[mirror.bucket].clear()
+        for key in keys:
+            mirror.hold(key, b"x", etag)
+    found, token, pages = [], None, 0
+    while pages == 0 or token is not None:
+        if pages == breaks_at:
+            mirrors.aws.error = AWAY
+        elif recovers:
+            mirrors.aws.error = None
+        objects, token = await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/", token)
+        found += objects
+        pages += 1
+    assert [info.key for info in found] == keys
+    first = breaks_at * 1000
+    assert [info.etag for info in found] == ['"aws-2"'] * first + ['gcs:"gcs-1"'] * (2500 - first)
+
+
+async def test_the_second_has_enough_of_the_time(mirrors: Mirrors, autojump_clock: trio.testing.MockClock) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.seconds, mirrors.gcs.seconds = 1000, 0.4
+    with trio.fail_after(3):
+        assert await mirrors.read(etag) == CONTENT
+    assert trio.current_time() == pytest.approx(1.5 + 3 * 0.4, abs=0.1)
+    mirrors.gcs.seconds = 1000
+    with trio.fail_after(3), pytest.raises(Stalled, match=r"aws: no complete answer .*gcs: no complete answer"):
+        await mirrors.read(etag)
+
+
+async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
+    mirrors: Mirrors, autojump_clock: trio.testing.MockClock, warnings_logged: WarningsLogged
+) -> None:
+    guarded: list[ObjectStore] = [
+        BreakerStore(RetryingStore(FailingStore(mirrors.aws, repeat(AWAY))), "aws"),
+        BreakerStore(RetryingStore(mirrors.gcs), "gcs"),
+    ]
+    members = [Member(parse_mirror(name), store) for name, store in zip(("aws", "gcs"), guarded, strict=True)]
+    outcomes: list[object] = []
+    async with FailoverStore(members) as store:
+        # One after the other the first one is found to be away; bytes come all the time.
+        for _ in range(8):
+            assert await store.get(AWS_BUCKET, KEY, 0, 9, '"aws-2"') == CONTENT[:9]
+        warnings_logged.take("mirror aws is away")
+        before = trio.current_time()
+        assert await store.get(AWS_BUCKET, KEY, 0, 9, '"aws-2"') == CONTENT[:9]
+        assert trio.current_time() == pytest.approx(before, abs=0.01)
+        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, '"aws-2"', outcomes.append)
+        await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == [CONTENT[:9]]
+
+
+async def test_bytes_are_told_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error = AWAY
+    told: list[tuple[int, int]] = []
+
+    def arriving(buffer: memoryview, filled: int) -> None:
+        assert buffer[:filled] == CONTENT[:filled]
+        told.append((id(buffer.obj), filled))
+
+    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), etag, arriving) == CONTENT
+    # Each from its beginning to its end, and not in turns.
+    buffers = [buffer for buffer, _ in told]
+    assert sum(one != other for one, other in pairwise(buffers)) == len(set(buffers)) - 1 == 1
+    for buffer in set(buffers):
+        counts = [filled for which, filled in told if which == buffer]
+        assert counts == sorted(counts)
+        assert counts[-1] == len(CONTENT)
+
+
+async def test_the_second_mirrors_own_names_lead_back(mirrors: Mirrors) -> None:
+    members = [Member(parse_mirror("gcs"), mirrors.gcs), Member(parse_mirror("aws"), mirrors.aws)]
+    store = FailoverStore(members)
+    mirrors.gcs.error = AWAY
+    (found,) = (await store.list_page(GCS_BUCKET, KEY)).objects
+    assert found.etag == 'aws:"aws-2"'
+    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.etag) == CONTENT[:9]
+
+
+async def test_what_is_remembered_of_etags_is_bounded(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idcfs.store.failover.REMEMBERED_ETAGS", 5)
+    mirrors.aws.error = AWAY
+    for number in range(20):
+        key = f"{SERIES}/{number}.dcm"
+        mirrors.aws.hold(key, CONTENT, '"aws-2"')
+        mirrors.gcs.hold(key, CONTENT, '"gcs-1"')
+        assert await mirrors.store.get(AWS_BUCKET, key, 0, 9, '"aws-2"') == CONTENT[:9]
+    assert len(mirrors.store._etags) == 5

@@ -1,0 +1,205 @@
+"""Connections that stall: given up or overtaken early, within the time that a request has."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from idcfs.errors import NotFound, Stalled
+from idcfs.store.base import ObjectStore
+from idcfs.store.retry import RetryingStore
+from idcfs.store.s3 import S3Store
+from tests.raw_server import http
+from tests.s3_stores import s3_store
+
+ETAG = '"0123456789abcdef"'
+LENGTH = 100_000
+
+TIMEOUT = 6.0
+"""Seconds; a sixth of it is a stall, and after some 0.4 s a head is asked for again."""
+
+STALL = TIMEOUT / 6
+
+
+def answer(letter: bytes) -> bytes:
+    headers = {"Content-Length": str(LENGTH), "Content-Range": f"bytes 0-{LENGTH - 1}/{LENGTH}", "ETag": ETAG}
+    return http("206 Partial Content", headers, letter * LENGTH)
+
+
+LISTING = http(
+    "200 OK",
+    {},
+    b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>p/a</Key><Size>7</Size>"
+    b"<LastModified>2024-01-02T03:04:05.678Z</LastModified><ETag>&quot;e&quot;</ETag></Contents></ListBucketResult>",
+)
+
+Behaviour = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+async def silence(stream: trio.SocketStream) -> None:
+    # Returns when the client gives up.
+    await stream.receive_some()
+
+
+def right(letter: bytes = b"r") -> Behaviour:
+    return lambda stream: stream.send_all(answer(letter))
+
+
+def late(seconds: float, letter: bytes) -> Behaviour:
+    async def behave(stream: trio.SocketStream) -> None:
+        await trio.sleep(seconds)
+        await stream.send_all(answer(letter))
+
+    return behave
+
+
+def dripping(start: int, whole: bytes) -> Behaviour:
+    """The first bytes at once, the rest one after the other."""
+
+    async def behave(stream: trio.SocketStream) -> None:
+        await stream.send_all(whole[:start])
+        for at in range(start, len(whole)):
+            await trio.sleep(STALL / 10)
+            await stream.send_all(whole[at : at + 1])
+
+    return behave
+
+
+async def slow(stream: trio.SocketStream) -> None:
+    whole = answer(b"r")
+    for at in range(0, len(whole), 2500):
+        await stream.send_all(whole[at : at + 2500])
+        await trio.sleep(STALL / 10)
+
+
+async def half(stream: trio.SocketStream) -> None:
+    await stream.send_all(answer(b"h")[: LENGTH // 2])
+    await silence(stream)
+
+
+class Script:
+    """A server whose connections do one thing each, the last of which all others do."""
+
+    def __init__(self, port: int, behaviours: list[Behaviour]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.behaviours = behaviours
+        self.requests: list[bytes] = []
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        head = b""
+        try:
+            while b"\r\n\r\n" not in head:
+                received = await stream.receive_some()
+                if not received:
+                    return
+                head += received
+            at = min(len(self.requests), len(self.behaviours) - 1)
+            self.requests.append(head)
+            await self.behaviours[at](stream)
+        except trio.BrokenResourceError:
+            pass
+
+
+@asynccontextmanager
+async def served(*behaviours: Behaviour, seconds: float = TIMEOUT) -> AsyncIterator[tuple[Script, S3Store]]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    server = Script(listener.socket.getsockname()[1], list(behaviours))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, server.handle, [listener])
+        async with s3_store(server.url, workers=1, timeout=seconds) as store:
+            # The worker takes a while to start, which is not what is measured here.
+            store.start()
+            with pytest.raises(NotFound):
+                await store.list_page("", "refused before anything is sent")
+            yield server, store
+        nursery.cancel_scope.cancel()
+
+
+async def get(store: ObjectStore) -> bytes:
+    return bytes(await store.get("bucket", "k", 0, LENGTH, ETAG))
+
+
+async def test_a_request_without_an_answer_is_sent_again_and_overtaken() -> None:
+    async with served(silence, right()) as (server, store):
+        with trio.fail_after(TIMEOUT):
+            assert await get(store) == b"r" * LENGTH
+        assert len(server.requests) == 2
+        assert server.requests[0] == server.requests[1]
+
+
+async def test_a_listing_without_an_answer_is_sent_again_and_overtaken() -> None:
+    async with served(silence, lambda stream: stream.send_all(LISTING)) as (server, store):
+        with trio.fail_after(TIMEOUT):
+            (found,) = (await store.list_page("bucket", "p/")).objects
+        assert found.key == "p/a"
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("first", [late(0.5 * STALL, b"a"), late(0.7 * STALL, b"a"), late(2, b"a")])
+async def test_two_answers_are_not_mixed(first: Behaviour) -> None:
+    async with served(first, late(0.1 * STALL, b"b"), right(b"c")) as (server, store):
+        with trio.fail_after(TIMEOUT):
+            assert await get(store) in (b"a" * LENGTH, b"b" * LENGTH)
+        await trio.sleep(2)
+        assert await get(store) == b"c" * LENGTH
+        assert len(server.requests) == 3
+
+
+STALLING = {
+    "after half of the body": half,
+    "one byte of a body at a time": dripping(len(answer(b"")) - LENGTH + 2000, answer(b"d")),
+    "one byte of a head at a time": dripping(2, answer(b"d")),
+    "one byte of all at a time": dripping(0, answer(b"d")),
+}
+
+
+@pytest.mark.parametrize("behaviour", STALLING.values(), ids=STALLING)
+async def test_a_connection_that_stalls_is_given_up_early(behaviour: Behaviour) -> None:
+    async with served(behaviour) as (_, store):
+        with trio.fail_after(2.5 * STALL), pytest.raises(Stalled, match="next to nothing came for 1 seconds") as raised:
+            await get(store)
+        assert store._workers._subject in str(raised.value)
+
+
+@pytest.mark.parametrize("behaviour", STALLING.values(), ids=STALLING)
+async def test_what_stalled_is_asked_again_within_the_deadline(behaviour: Behaviour) -> None:
+    # Heads are sent again before that.
+    async with served(behaviour, behaviour, right()) as (_, store):
+        with trio.fail_after(TIMEOUT):
+            assert await get(RetryingStore(store)) == b"r" * LENGTH
+
+
+@pytest.mark.parametrize("behaviour", [silence, *STALLING.values()], ids=["silence", *STALLING])
+@pytest.mark.parametrize("seconds", [1.5, 3.0])
+async def test_a_mirror_that_only_stalls_is_told_of_within_a_short_deadline(
+    behaviour: Behaviour, seconds: float
+) -> None:
+    async with served(behaviour, seconds=seconds) as (server, store):
+        with trio.fail_after(seconds), pytest.raises(Stalled, match="next to nothing"):
+            await get(RetryingStore(store))
+        assert len(server.requests) >= 2
+
+
+async def test_a_slow_mirror_is_waited_for() -> None:
+    async with served(slow) as (server, store):
+        with trio.fail_after(2 * TIMEOUT):
+            assert await get(store) == b"r" * LENGTH
+        assert len(server.requests) == 1
+
+
+async def test_bodies_that_stall_do_not_keep_others_waiting() -> None:
+    async with served(*[half] * 30, right()) as (server, store), trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(stalled, store)
+        with trio.fail_after(20):
+            while len(server.requests) < 30:  # noqa: ASYNC110  # the server calls nobody
+                await trio.sleep(0.01)
+        with trio.fail_after(0.9 * STALL):
+            assert await get(store) == b"r" * LENGTH
+        nursery.cancel_scope.cancel()
+
+
+async def stalled(store: S3Store) -> None:
+    with pytest.raises(Stalled):
+        await get(store)
