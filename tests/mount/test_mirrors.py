@@ -5,6 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,3 +190,37 @@ def test_a_mount_can_be_made_while_its_mirror_is_away(commands: Commands, folder
         assert sorted(os.listdir(by_uuid(point, first))) == sorted(os.listdir(original[first]))
         assert checksums(by_uuid(point, first)) == checksums(original[first])
         assert number_of(lambda: os.listdir(by_uuid(point, second))) == errno.EHOSTUNREACH
+
+
+STUCK = 300
+"""Readers that wait for the mirror at once."""
+
+
+def test_readers_that_wait_for_the_mirror_keep_nobody_else_waiting(commands: Commands, folder_mirror: Path) -> None:
+    cached = mirror_series(folder_mirror)[CT]
+    crowded = next(uuid for uuid, folder in mirror_series(folder_mirror).items() if len(list(folder.iterdir())) == 1)
+    bucket = commands.home / "many" / "idc-open-data"
+    (bucket / crowded).mkdir(parents=True)
+    (bucket / CT).symlink_to(cached)
+    for number in range(STUCK):
+        (bucket / crowded / f"{number:08x}.dcm").write_bytes(bytes(1000))
+    with serving(FaultyServer(bucket.parent)) as server:
+        flags = ("--mirror", server.url, "--timeout", "12")
+        with commands.mounted(commands.home / "idc", *flags) as point:
+            assert checksums(by_uuid(point, CT)) == checksums(cached)
+            names = os.listdir(by_uuid(point, crowded))
+        with commands.mounted(commands.home / "idc", *flags) as point, ThreadPoolExecutor(STUCK) as readers:
+            server.body_fault = never_answer
+            files = [by_uuid(point, crowded) / name for name in names]
+            stuck = [readers.submit(number_of, file.read_bytes) for file in files]
+            time.sleep(1)
+            began = time.monotonic()
+            assert checksums(by_uuid(point, CT)) == checksums(cached)
+            assert len(os.listdir(point / "nlst")) == 26410
+            assert time.monotonic() - began < 1
+            assert not any(reader.done() for reader in stuck)
+            # Each is answered, and in time.
+            assert {reader.result() for reader in stuck} <= {errno.ETIMEDOUT, errno.EHOSTUNREACH}
+            assert time.monotonic() - began < 12
+            server.body_fault = None
+            assert once_recovered(files[0].read_bytes) == bytes(1000)
