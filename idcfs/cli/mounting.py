@@ -24,7 +24,7 @@ UNMOUNT_WAIT = 10.0
 
 @main.command(short_help="Mount IDC on a folder.")
 @click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
-@click.option("--mirror", metavar="WHERE", help="aws (default), gcs, http(s)://host[:port], or a folder.")
+@click.option("--mirror", metavar="WHERE", help="aws (default), gcs, aws,gcs, http(s)://host[:port], or a folder.")
 @click.option(
     "--cache-size", metavar="SIZE", help="Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB."
 )

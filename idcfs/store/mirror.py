@@ -121,7 +121,7 @@ def parse_mirror(word: str) -> Mirror:
 def _several(word: str, words: list[str]) -> Mirror:
     for part in words:
         if part not in _INTERCHANGEABLE:
-            problem = f"{part!r} cannot stand in for them" if part else "a word is missing"
+            problem = f"{part!r} cannot stand in for others" if part else "a word is missing"
             raise UsageError(f"mirror {word!r}: {problem}; only aws and gcs hold the same objects, so use aws,gcs")
     if len(set(words)) < len(words):
         raise UsageError(f"mirror {word!r} names a mirror twice; use aws,gcs or gcs,aws")

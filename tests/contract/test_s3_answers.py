@@ -1,5 +1,6 @@
 """What `S3Store` makes of answers that S3 should not give, and of servers that give none."""
 
+import hashlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -108,6 +109,7 @@ async def test_a_whole_object_that_was_asked_for_whole() -> None:
 UNTRUSTED_PARTS = {
     "range before": part(Content_Range="bytes 4-8/100"),
     "range longer": part(Content_Range="bytes 5-10/100"),
+    "range beyond the object": part(Content_Range="bytes 5-9/9"),
     "range missing": part(Content_Range=None),
     "range garbled": part(Content_Range="5-9"),
     "longer body": part(b"678901"),
@@ -194,6 +196,14 @@ async def test_what_a_listing_says() -> None:
     assert b"fetch-owner" not in server.requests[1]
 
 
+async def test_a_listing_may_say_what_it_is_of() -> None:
+    rest = f"<IsTruncated>false</IsTruncated><Prefix>{PREFIX}</Prefix><KeyCount>1</KeyCount>"
+    encoded = URL + f"<Prefix>{PREFIX.replace('/', '%2F')}</Prefix>"
+    for answer in (listing(f"{PREFIX}a", rest=rest), listing(f"{PREFIX}a", rest=encoded)):
+        async with served(answer) as (_, store):
+            assert len((await list_page(store)).objects) == 1
+
+
 async def test_keys_that_were_not_encoded_are_not_decoded() -> None:
     async with served(listing(f"{PREFIX}a+b%2B")) as (_, store):
         assert [found.key for found in (await list_page(store)).objects] == [f"{PREFIX}a+b%2B"]
@@ -214,6 +224,10 @@ UNTRUSTED_LISTINGS = {
     "unknown encoding": listing(f"{PREFIX}a", rest=URL.replace("url", "rot13")),
     "truncated, no token": listing(f"{PREFIX}a", rest="<IsTruncated>true</IsTruncated>"),
     "no word on truncation": listing(f"{PREFIX}a", rest=""),
+    "of another prefix": listing(rest="<IsTruncated>false</IsTruncated><Prefix>other/</Prefix>"),
+    "fewer keys than it says": listing(f"{PREFIX}a", rest="<IsTruncated>false</IsTruncated><KeyCount>2</KeyCount>"),
+    "a count that is none": listing(f"{PREFIX}a", rest="<IsTruncated>false</IsTruncated><KeyCount>x</KeyCount>"),
+    "endless": http("200 OK", {}, b"<ListBucketResult>" + b" " * (17 << 20)),
     "document type": listing(f"{PREFIX}a", before='<!DOCTYPE x [<!ENTITY e "e">]>'),
     "error with status 200": http("200 OK", {}, b"<Error><Code>InternalError</Code></Error>"),
     "cut short": http("200 OK", {}, listing(f"{PREFIX}a").partition(b"\r\n\r\n")[2][:-9]),
@@ -320,6 +334,55 @@ async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str
         with pytest.raises(ReadError) as raised:
             await store.get("bucket", "k", 0, LONG, ETAG, arriving)
         assert len(str(raised.value)) < 1000, "a log is no place for what a server has sent"
+
+
+WHOLE = bytes(range(256)) * 2000
+MD5 = hashlib.md5(WHOLE).hexdigest()
+WRONG = WHOLE[:-1] + b"x"
+
+
+def whole(body: bytes, etag: str = f'"{MD5}"', size: int | str = len(WHOLE), **headers: str) -> bytes:
+    """An answer to the request for all of an object."""
+    told = {"ETag": etag, "Content-Range": f"bytes 0-{len(WHOLE) - 1}/{size}"}
+    return http("206 Partial Content", told | {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+async def get_whole(store: S3Store, etag: str = f'"{MD5}"') -> bytes:
+    return bytes(await store.get("bucket", "k", 0, len(WHOLE), etag))
+
+
+async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
+    no_ranges = http("200 OK", {"ETag": f'"{MD5}"', "Content-Length": str(len(WHOLE))}, WRONG)
+    async with served(whole(WHOLE)) as (server, store):
+        assert await get_whole(store) == WHOLE
+        told: list[int] = []
+        for answer in (whole(WRONG), no_ranges, whole(WRONG, x_amz_server_side_encryption="AES256")):
+            server.answer = answer
+            with pytest.raises(Untrusted, match=MD5):
+                await store.get("bucket", "k", 0, len(WHOLE), f'"{MD5}"', lambda buffer, filled: told.append(filled))
+        assert not told, "these may be wrong bytes"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        whole(WRONG, size=len(WHOLE) + 1),
+        whole(WRONG, size="*"),
+        whole(WRONG, x_amz_server_side_encryption="aws:kms"),
+        whole(WRONG, x_amz_server_side_encryption="aws:kms:dsse"),
+        whole(WRONG, x_amz_server_side_encryption_customer_algorithm="AES256"),
+    ],
+    ids=["a part", "a part of who knows what", "KMS", "two keys of KMS", "a customer's key"],
+)
+async def test_an_etag_that_is_no_md5_of_what_came_is_not_compared(answer: bytes) -> None:
+    async with served(answer) as (_, store):
+        assert await get_whole(store) == WRONG
+
+
+@pytest.mark.parametrize("etag", [f'"{MD5}-1"', f'"{MD5.upper()}"', f'W/"{MD5}"', f'"{MD5}0"'])
+async def test_other_etags_are_no_md5s(etag: str) -> None:
+    async with served(whole(WRONG, etag)) as (_, store):
+        assert await get_whole(store, etag) == WRONG
 
 
 async def test_a_mirror_that_drips_is_given_up_in_the_end() -> None:
