@@ -297,8 +297,10 @@ def _translate(error: Exception, what: str) -> ReadError:
         return _refusal(reason, what)
     if isinstance(reason or error, ClientPayloadError):
         return Untrusted(f"{what}: the body ended early")
-    # aiohttp quotes all of an answer that is no HTTP.
-    text = str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH]
+    # aiohttp quotes all of an answer that is no HTTP, in several lines; a log is no place for what a server sends.
+    text = " ".join(str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH].split())
+    if not text.isprintable():
+        text = ascii(text)
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
         return Unreachable(f"{what}: {text}")
     return Untrusted(f"{what}: {type(error).__name__}: {text}")

@@ -250,6 +250,24 @@ async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
     await check(get, answer, Unreachable)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x1b[2J\nWARNING all is well\r\n\r\n",
+        part(ETag='"\x1b[2J"'),
+        part(Content_Range="bytes \x1b[2J"),
+        b"HTTP/1.1 200 \x1b[2J\r\nContent-Length: x\x1b[2J\r\n\r\n",
+        listing(f"{PREFIX}a\x1b[2J"),
+    ],
+)
+@pytest.mark.parametrize("ask", [get, list_page])
+async def test_what_a_server_sends_cannot_write_into_a_log(ask: Ask, answer: bytes) -> None:
+    async with served(answer) as (_, store):
+        with pytest.raises(ReadError) as raised:
+            await ask(store)
+        assert str(raised.value).isprintable()
+
+
 async def test_a_refused_connection() -> None:
     async with raw_server() as server:
         pass
