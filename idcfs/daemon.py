@@ -148,7 +148,7 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, settings.timeout, arena.size)
         arena.reclaim = fetcher.forget_oldest
         prefetcher = Prefetcher(fetcher, listings, pages, nursery)
-        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, arena.size, order.following)
+        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, settings.timeout, arena.size, order.following)
         caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}
         control = Control(catalogue, mirror, caches, metrics, breakers)
         results = Results(catalogue, settings)

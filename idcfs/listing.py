@@ -9,10 +9,10 @@ same listing at the same time wait for one request.
 import bisect
 import functools
 import logging
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import trio
@@ -183,7 +183,7 @@ class Listings:
         candidates = self._mirror.candidates(series.bucket)
         for bucket in candidates:
             try:
-                objects = await self._list(bucket, series)
+                found = await self._list(bucket, series)
             except NotFound:
                 continue
             except AccessDenied:
@@ -191,24 +191,24 @@ class Listings:
                 if bucket == candidates[0]:
                     raise
                 continue
-            if objects:
+            if len(found):
                 break
         else:
             raise SeriesMissing(f"series {series.uuid} is in no bucket of mirror {self._mirror.word}")
         self._metrics.listings_fetched += 1
-        batch = _batch(objects, bucket)
-        if _is_short(series, len(objects), sum(info.size for info in objects)):
+        batch = found.batch(bucket)
+        if _is_short(series, len(found), sum(found.sizes)):
             # Kept in memory only: this mount stays with it, the next one asks again.
             await self._cache.delete(self._key(row))
             log.warning(
                 "series %s: bucket %s lists %d instances, the index says %s",
-                series.uuid, bucket, len(objects), series.instances or f"{series.size / 1e6:g} MB",
+                series.uuid, bucket, len(found), series.instances or f"{series.size / 1e6:g} MB",
             )  # fmt: skip
         else:
             await self._cache.put(self._key(row), _pack(batch))
         return _listing(batch)
 
-    async def _list(self, bucket: str, series: Series) -> list[ObjectInfo]:
+    async def _list(self, bucket: str, series: Series) -> "_Instances":
         """All instances; once more from the start if the pages do not fit together, or one cannot be trusted."""
         try:
             return await self._list_once(bucket, series)
@@ -216,40 +216,36 @@ class Listings:
             log.debug("%s; listing the series again", error)
             return await self._list_once(bucket, series)
 
-    async def _list_once(self, bucket: str, series: Series) -> list[ObjectInfo]:
+    async def _list_once(self, bucket: str, series: Series) -> "_Instances":
         folder = f"{series.uuid}/"
-        objects: list[ObjectInfo] = []
+        found = _Instances(folder)
         if series.instances > FAN_OUT_INSTANCES:
-            parts: list[list[ObjectInfo]] = [[] for _ in range(16)]
-
-            async def list_part(number: int) -> None:
-                parts[number] = await self._list_prefix(bucket, f"{folder}{number:x}")
-
             try:
                 async with trio.open_nursery() as nursery:
                     for number in range(16):
-                        nursery.start_soon(list_part, number)
+                        nursery.start_soon(self._list_prefix, bucket, f"{folder}{number:x}", found)
             except ExceptionGroup as group:
                 raise first_error(group) from None
-            objects = [found for part in parts for found in part]
-        if len(objects) < max(series.instances, 1):
+        if len(found) < max(series.instances, 1):
             # Names that are no hexadecimal digits, or a series that is not as large as the index says.
-            objects = await self._list_prefix(bucket, folder)
-        return _instances(objects, folder)
+            found = _Instances(folder)
+            await self._list_prefix(bucket, folder, found)
+        found.check()
+        return found
 
-    async def _list_prefix(self, bucket: str, prefix: str) -> list[ObjectInfo]:
-        objects: list[ObjectInfo] = []
-        token: str | None = None
+    async def _list_prefix(self, bucket: str, prefix: str, found: "_Instances") -> None:
+        last, token = "", None
         for _ in range(PAGES):
             page = await self._store.list_page(bucket, prefix, token)
-            if objects and page.objects and page.objects[0].key <= objects[-1].key:
+            if page.objects and page.objects[0].key <= last:
                 raise Untrusted(f"listing {bucket}/{prefix}: a page repeats keys of the one before")
-            objects += page.objects
+            found.add(page.objects)
             token = page.token
             if token is None:
-                return objects
+                return
             if not page.objects:
                 raise Untrusted(f"listing {bucket}/{prefix}: an empty page that is not the last")
+            last = page.objects[-1].key
         raise Untrusted(f"listing {bucket}/{prefix}: more than {PAGES} pages")
 
 
@@ -261,35 +257,52 @@ def _is_short(series: Series, count: int, size: int) -> bool:
     return size + 10_000 < series.size * 0.95
 
 
-def _instances(objects: list[ObjectInfo], folder: str) -> list[ObjectInfo]:
-    """The objects directly in *folder* that are instances, with their names for keys.
+class _Instances:
+    """The instances in a series' *folder*, from pages in any order; columns, as the largest has 91,980."""
 
-    A series' folder holds `*.dcm` only, so other objects (a folder's marker) are left out.
-    """
-    found = []
-    for info in objects:
-        name = info.key.removeprefix(folder)
-        if name == info.key or "/" in name or "\0" in name or len(name.encode()) > 255:
-            raise Untrusted(f"listing {folder}: {name!r} is no name of an instance")
-        if name.endswith(_SUFFIX) and not name.startswith("."):
-            found.append(ObjectInfo(name, info.size, info.etag, info.modified_ns))
-    if len({info.key for info in found}) < len(found):
-        raise Untrusted(f"listing {folder}: an instance is listed twice")
-    return found
+    def __init__(self, folder: str) -> None:
+        self.sizes = array("Q")
+        self._folder = folder
+        self._names: list[bytes] = []
+        self._modified = array("q")
+        self._etags: list[bytes] = []
 
+    def __len__(self) -> int:
+        return len(self._names)
 
-def _batch(objects: list[ObjectInfo], bucket: str) -> pa.RecordBatch:
-    # S3 lists in the order of UTF-8 bytes, but what is searched later had better be sorted for sure.
-    names = sorted((info.key.encode(), at) for at, info in enumerate(objects))
-    ordered = [objects[at] for _, at in names]
-    columns: list[list[Any]] = [
-        [name for name, _ in names],
-        [info.size for info in ordered],
-        [info.modified_ns for info in ordered],
-        [info.etag.encode() for info in ordered],
-    ]
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
-    return pa.record_batch(arrays, schema=_SCHEMA.with_metadata({"bucket": bucket}))
+    def add(self, objects: list[ObjectInfo]) -> None:
+        """Add those of a page that are instances.
+
+        A series' folder holds `*.dcm` only, so other objects (a folder's marker) are left out.
+
+        Raises:
+            Untrusted: a key is no name of an instance.
+        """
+        for info in objects:
+            name = info.key.removeprefix(self._folder)
+            if name == info.key or "/" in name or "\0" in name or len(name.encode()) > 255:
+                raise Untrusted(f"listing {self._folder}: {name!r} is no name of an instance")
+            if name.endswith(_SUFFIX) and not name.startswith("."):
+                self._names.append(name.encode())
+                self.sizes.append(info.size)
+                self._modified.append(info.modified_ns)
+                self._etags.append(info.etag.encode())
+
+    def check(self) -> None:
+        """Raise `Untrusted` if an instance is listed twice."""
+        if len(set(self._names)) < len(self._names):
+            raise Untrusted(f"listing {self._folder}: an instance is listed twice")
+
+    def batch(self, bucket: str) -> pa.RecordBatch:
+        """The columns, in the order of names, and the bucket that they were found in."""
+        # S3 lists in the order of UTF-8 bytes, but what is searched later had better be sorted for sure.
+        order = sorted(range(len(self)), key=self._names.__getitem__)
+        columns: list[Sequence[bytes] | Sequence[int]] = [self._names, self.sizes, self._modified, self._etags]
+        arrays = [
+            pa.array(map(column.__getitem__, order), kind, size=len(order))
+            for column, kind in zip(columns, _SCHEMA.types, strict=True)
+        ]
+        return pa.record_batch(arrays, schema=_SCHEMA.with_metadata({"bucket": bucket}))
 
 
 def _listing(batch: pa.RecordBatch) -> Listing:

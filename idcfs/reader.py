@@ -10,7 +10,7 @@ import trio
 
 from idcfs import readahead
 from idcfs.entry import Buffer
-from idcfs.errors import IdcfsError, ReadError
+from idcfs.errors import DeadlineExceeded, IdcfsError, ReadError
 from idcfs.fetcher import Fetcher
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
@@ -18,6 +18,9 @@ from idcfs.prefetcher import Prefetcher
 from idcfs.readahead import Extent, ListingOf
 
 log = logging.getLogger(__name__)
+
+_GRACE = 1.0
+"""Seconds more than its timeout that a read may take, so that the error of what it waits for is heard."""
 
 _PART = 64 << 10
 """Bytes up to which a part of a block is read from the disk by itself; the rest of it is seldom wanted then."""
@@ -34,6 +37,7 @@ class Reader:
         prefetcher: fetches what will be read.
         listings: where instances are looked up.
         nursery: runs what is done ahead of readers.
+        timeout: seconds that a read may take, whatever it waits for.
         memory: bytes of the arena that everything goes through.
         next_series: the series that stands after another in the tree that is being read.
     """
@@ -45,6 +49,7 @@ class Reader:
         listings: Listings,
         metrics: Metrics,
         nursery: trio.Nursery,
+        timeout: float,
         memory: int,
         next_series: Callable[[int], int | None] = lambda series: None,
     ) -> None:
@@ -53,6 +58,7 @@ class Reader:
         self._listings = listings
         self._metrics = metrics
         self._nursery = nursery
+        self._timeout = timeout
         self._next_series = next_series
         self._read_up_to: dict[Extent, int] = {}
         self._policy = readahead.ReadAhead(self, int(memory * readahead.MEMORY_PART))
@@ -63,6 +69,7 @@ class Reader:
         Raises:
             ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
         """
+        deadline = trio.current_time() + self._timeout + _GRACE
         listing = self._listings.peek(series) or await self._listings.get(series)
         size = listing.sizes[instance]
         stop = min(offset + length, size)
@@ -80,7 +87,7 @@ class Reader:
                     self._fetcher.begin(extent)
                 self._fetch_ahead(wanted)
                 wanted = []
-                extent, data = await self._obtain(extent, stop, listing)
+                extent, data = await self._obtain_by(deadline, extent, stop, listing)
                 piece = memoryview(data)[first:last]
             pieces.append(piece)
             if extent.length == size and self._kernel_has_all(extent, offset, stop):
@@ -145,6 +152,14 @@ class Reader:
         if self._fetcher.has(head) or self._policy.wants_head(series, instance, stop):
             return [head]
         return [whole]
+
+    async def _obtain_by(self, deadline: float, extent: Extent, stop: int, listing: Listing) -> tuple[Extent, Buffer]:
+        """As `_obtain`, until a time of trio's clock: a read may wait for several extents, one after the other."""
+        try:
+            with trio.fail_at(deadline):
+                return await self._obtain(extent, stop, listing)
+        except trio.TooSlowError:
+            raise DeadlineExceeded(f"no answer within {self._timeout:g} seconds") from None
 
     async def _obtain(self, extent: Extent, stop: int, listing: Listing) -> tuple[Extent, Buffer]:
         """The bytes of an extent that is read up to *stop*, or a head on the disk that is enough for that."""

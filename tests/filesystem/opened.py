@@ -121,7 +121,7 @@ async def open_filesystem(
         order = SeriesOrder(catalogue)
         fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, seconds, arena.size)
         prefetcher = Prefetcher(fetcher, listings, pages, nursery)
-        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, arena.size, order.following)
+        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, seconds, arena.size, order.following)
         control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
         settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
         registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)

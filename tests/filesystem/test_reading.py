@@ -1,7 +1,7 @@
 import itertools
 import tempfile
 from collections.abc import Callable
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -189,6 +189,17 @@ async def test_a_store_that_never_answers(cache: Path, index: Index, store: Memo
     async with open_filesystem(cache, index, never, seconds=0.2) as opened:
         with pytest.raises(DeadlineExceeded):
             await opened.read(file_of(SMALL))
+
+
+async def test_a_read_of_many_blocks_takes_no_longer_than_one(cache: Path, index: Index, store: MemoryStore) -> None:
+    slow = FailingStore(store, chain([None], repeat(0.9)))
+    async with open_filesystem(cache, index, slow, seconds=1) as opened:
+        await opened.names(path_of(SLIDE))
+        began = trio.current_time()
+        with pytest.raises(DeadlineExceeded):
+            # In no order that is known, so nothing is fetched ahead.
+            await opened.read(file_of(SLIDE), 7 * BLOCK, 8 * BLOCK)
+        assert trio.current_time() - began < 3
 
 
 def move(store: MemoryStore, row: Row, bucket: str) -> None:
