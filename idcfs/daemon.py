@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import resource
-import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +27,7 @@ from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.control import Control
+from idcfs.ending import Ending
 from idcfs.errors import MountFailed
 from idcfs.extent_cache import ExtentCache, open_extent_cache
 from idcfs.fetcher import Fetcher
@@ -39,6 +39,7 @@ from idcfs.page_cache import PageCache, open_page_cache
 from idcfs.prefetcher import Prefetcher
 from idcfs.reader import Reader
 from idcfs.series_order import SeriesOrder
+from idcfs.stacks import write_on_signal
 from idcfs.store.base import ObjectStore
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
@@ -70,39 +71,53 @@ Tell = Callable[[dict[str, Any]], None]
 """Takes ``{"step": text}`` as the start goes on, and ``{"ready": facts}`` when the mount answers."""
 
 
-async def serve(settings: Settings, mountpoint: Path, tell: Tell, bytes_folder: Path | None = None) -> None:
+async def serve(settings: Settings, mountpoint: Path, tell: Tell, demo: bool = False) -> None:
     """Mount and serve until the mount ends.
 
     Args:
         settings: the mount's.
         mountpoint: an absolute path that `mountpoint.prepare` has accepted.
         tell: called as the start goes on.
-        bytes_folder: where objects and listings are kept, if not in the cache folder.
+        demo: serve the sample instead of the mirror; its bytes and listings are kept no longer than the mount.
 
     Raises:
         UsageError, IndexUnusable, CacheUnusable, MountFailed: the mount cannot be made.
+        KeyboardInterrupt: SIGINT came before the mount answered.
     """
     # Each view that is open has a file for each of its levels.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    ending = Ending(mountpoint)
     async with trio.open_nursery() as nursery:
-        starting = trio.CancelScope()
-        nursery.start_soon(_end_on_signal, starting)
-        with starting:
-            folder = bytes_folder or settings.cache_dir
-            async with _open_filesystem(settings, folder, lambda step: tell({"step": step})) as opened:
-                await _mount(opened.adapter, mountpoint, settings, lambda: _be_ready(opened, mountpoint, tell))
-        nursery.cancel_scope.cancel()
-
-
-async def _end_on_signal(starting: trio.CancelScope) -> None:
-    """SIGTERM, SIGINT and SIGHUP end a mount that serves by unmounting it, and one that does not yet by giving up."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for _ in signals:
-            if pyfuse3.trio_token is None:
-                starting.cancel()
+        nursery.start_soon(ending.obey)
+        nursery.start_soon(write_on_signal)
+        with ending.starting:
+            if demo:
+                await _serve_demo(settings, ending, mountpoint, tell)
             else:
-                pyfuse3.terminate()
+                await _serve(settings, settings.cache_dir, ending, mountpoint, tell)
+        nursery.cancel_scope.cancel()
+    ending.check()
+
+
+async def _serve(settings: Settings, bytes_folder: Path, ending: Ending, mountpoint: Path, tell: Tell) -> None:
+    def be_ready() -> None:
+        ending.ready()
+        _be_ready(opened, mountpoint, tell)
+
+    async with _open_filesystem(settings, bytes_folder, lambda step: tell({"step": step})) as opened:
+        await _mount(opened.adapter, mountpoint, settings, ending, be_ready)
+
+
+async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell: Tell) -> None:
+    from idcfs.demo import write_demo_mirror
+
+    tell({"step": "writing the sample mirror"})
+    index = find_index(settings.index)
+    with tempfile.TemporaryDirectory(prefix="idcfs-demo-") as folder:
+        mirror = Path(folder) / "mirror"
+        await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
+        await _serve(replace(settings, mirror=str(mirror)), Path(folder) / "cache", ending, mountpoint, tell)
 
 
 class _Opened(NamedTuple):
@@ -116,8 +131,9 @@ class _Opened(NamedTuple):
 
 def _be_ready(opened: _Opened, mountpoint: Path, tell: Tell) -> None:
     tell({"ready": opened.facts})
-    with contextlib.suppress(StopIteration):
-        opened.pages.start(mountpoints.daemon_limits(mountpoint) / "abort")
+    limits = mountpoints.daemon_limits(mountpoint)
+    if limits is not None:
+        opened.pages.start(limits / "abort")
     if isinstance(opened.source, S3Store):
         # Not before the mount answers, which would then take longer.
         opened.source.start()
@@ -208,7 +224,9 @@ def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
     }
 
 
-async def _mount(adapter: Adapter, mountpoint: Path, settings: Settings, ready: Callable[[], None]) -> None:
+async def _mount(
+    adapter: Adapter, mountpoint: Path, settings: Settings, ending: Ending, ready: Callable[[], None]
+) -> None:
     options = {"fsname=idcfs", f"subtype={mountpoints.SUBTYPE}"}
     if settings.allow_other:
         # The kernel then checks the modes that are shown, which keeps files as read-only as they look.
@@ -218,10 +236,11 @@ async def _mount(adapter: Adapter, mountpoint: Path, settings: Settings, ready: 
     except RuntimeError as error:
         raise MountFailed(f"{mountpoint}: the kernel refused the mount ({error})") from error
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell_when_answering, mountpoint, ready)
-            await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
-            nursery.cancel_scope.cancel()
+        with ending.mounted(pyfuse3.terminate):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell_when_answering, mountpoint, ready)
+                await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
+                nursery.cancel_scope.cancel()
     finally:
         _notify("STOPPING=1")
         pyfuse3.close()
@@ -237,11 +256,13 @@ async def _tell_when_answering(mountpoint: Path, ready: Callable[[], None]) -> N
 
 def _raise_limits(mountpoint: Path) -> None:
     """Let more requests wait in the background, where this user may say so."""
+    folder = mountpoints.daemon_limits(mountpoint)
+    if folder is None:
+        return
     try:
-        folder = mountpoints.daemon_limits(mountpoint)
         (folder / "max_background").write_text(str(MAX_BACKGROUND))
         (folder / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
-    except (OSError, StopIteration) as error:
+    except OSError as error:
         log.debug("the kernel's limits stay as they are: %s", error)
 
 
@@ -253,19 +274,3 @@ def _notify(state: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.connect("\0" + address[1:] if address.startswith("@") else address)
         notify.send(state.encode())
-
-
-async def serve_demo(settings: Settings, mountpoint: Path, tell: Tell) -> None:
-    """Mount the sample mirror; its bytes and listings live in a cache of their own that goes with the mount.
-
-    Raises:
-        As `serve`.
-    """
-    from idcfs.demo import write_demo_mirror
-
-    tell({"step": "writing the sample mirror"})
-    index = find_index(settings.index)
-    with tempfile.TemporaryDirectory(prefix="idcfs-demo-") as folder:
-        mirror = Path(folder) / "mirror"
-        await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
-        await serve(replace(settings, mirror=str(mirror)), mountpoint, tell, Path(folder) / "cache")

@@ -174,7 +174,12 @@ def unmount(path: Path, lazy: bool = False) -> None:
         raise MountFailed(f"{path} is not unmounted ({reason}); close what uses it (fuser -vm {path}), or add --lazy")
 
 
-def daemon_limits(path: Path) -> Path:
+def device(path: Path) -> str | None:
+    """The number of the device that is mounted on *path*, as major:minor."""
+    return next((mount.device for mount in reversed(mounts()) if mount.path == path), None)
+
+
+def daemon_limits(path: Path) -> Path | None:
     """The folder of /sys in which the kernel keeps the limits of the FUSE connection mounted on *path*."""
-    device = next(mount.device for mount in reversed(mounts()) if mount.path == path)
-    return Path("/sys/fs/fuse/connections") / device.partition(":")[2]
+    number = device(path)
+    return None if number is None else Path("/sys/fs/fuse/connections") / number.partition(":")[2]

@@ -23,6 +23,8 @@ LAYERS: dict[str, set[str]] = {
     "flights": {"errors"},
     "failures": {"errors"},
     "mountpoint": {"errors"},
+    "ending": {"errors", "mountpoint"},
+    "stacks": set(),
     "arena": set(),
     "worker": {"arena", "errors"},
     "entry": set(),
@@ -53,9 +55,9 @@ LAYERS: dict[str, set[str]] = {
     },
     "fuse": {"errors", "filesystem", "metrics", "node"},
     "daemon": {
-        "arena", "cache", "catalog", "cohorts", "config", "control", "demo", "errors", "extent_cache", "fetcher",
-        "filesystem", "fuse", "listing", "metrics", "mountpoint", "page_cache", "prefetcher", "reader", "series_order",
-        "store",
+        "arena", "cache", "catalog", "cohorts", "config", "control", "demo", "ending", "errors", "extent_cache",
+        "fetcher", "filesystem", "fuse", "listing", "metrics", "mountpoint", "page_cache", "prefetcher", "reader",
+        "series_order", "stacks", "store",
     },
     "cli": {
         "catalog", "cohorts", "config", "daemon", "demo", "entries", "errors", "layout", "mountpoint", "store",

@@ -10,6 +10,7 @@ import logging.handlers
 import os
 import signal
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,9 +29,14 @@ def serve(settings: Settings, path: Path, demo: bool, tell: Tell) -> None:
     from idcfs import daemon
 
     try:
-        trio.run(daemon.serve_demo if demo else daemon.serve, settings, path, tell)
+        trio.run(daemon.serve, settings, path, tell, demo)
     except ExceptionGroup as group:
         raise errors.first_error(group) from group
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        # Ctrl-C in the first moments, when it is Python that takes the signal.
+        raise KeyboardInterrupt from group
 
 
 def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, tell: Tell) -> None:
@@ -70,9 +76,7 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
-        # What libraries and children print as they die is worth having.
-        os.dup2(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
-        handler = logging.handlers.RotatingFileHandler(log_file, maxBytes=1 << 20, backupCount=1)
+        handler = _LogFile(log_file, maxBytes=1 << 20, backupCount=1)
         log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
         logging.basicConfig(level=level, format=log_format, handlers=[handler])
         os.set_inheritable(send, False)
@@ -96,6 +100,15 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
     finally:
         logging.shutdown()
         os._exit(code)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """The daemon's log, which is its standard error too: what libraries and children print as they die is worth it."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        os.dup2(stream.fileno(), 2)
+        return stream
 
 
 def _log_file(path: Path) -> Path:

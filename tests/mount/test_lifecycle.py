@@ -1,0 +1,226 @@
+"""How a mount starts, ends and goes on when something of it dies."""
+
+import contextlib
+import errno
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounting import Commands, mirror_series, status
+from tests.processes import children_of, is_running
+
+PATIENCE = 30
+
+
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def point(commands: Commands, folder_mirror: Path) -> Iterator[Path]:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        yield point
+
+
+@pytest.fixture
+def original(folder_mirror: Path) -> Path:
+    """The largest file of the mirror."""
+    files = [file for series in mirror_series(folder_mirror).values() for file in series.iterdir()]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def mounted(point: Path, original: Path) -> Path:
+    """The same file in a mount."""
+    return point / ".idc" / "by-uuid" / original.parent.name / original.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_unmounts_and_leaves_nothing(point: Path, number: int) -> None:
+    daemon = status(point)["pid"]
+    workers = children_of(daemon)
+    os.kill(daemon, number)
+    until(lambda: not is_running(daemon))
+    assert not os.path.ismount(point)
+    assert os.listdir(point) == []
+    until(lambda: not any(map(is_running, workers)))
+
+
+def test_who_has_a_file_open_may_read_it_to_its_end(point: Path, original: Path) -> None:
+    daemon = status(point)["pid"]
+    with open(mounted(point, original), "rb", buffering=0) as file:
+        os.kill(daemon, signal.SIGTERM)
+        time.sleep(0.5)
+        assert file.readall() == original.read_bytes()
+        assert os.path.ismount(point)
+    until(lambda: not is_running(daemon))
+    assert not os.path.ismount(point)
+
+
+@contextlib.contextmanager
+def left_open(path: Path) -> Iterator[int]:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(file)
+
+
+def test_who_never_closes_a_file_is_left_behind(commands: Commands, folder_mirror: Path, original: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        daemon = status(point)["pid"]
+        with left_open(mounted(point, original)) as file:
+            os.kill(daemon, signal.SIGTERM)
+            until(lambda: not is_running(daemon))
+            assert not os.path.ismount(point)
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                os.read(file, 100)
+        assert os.listdir(point) == []
+        # Nothing is in the way of the next.
+        with commands.mounted(point, "--mirror", folder_mirror):
+            assert mounted(point, original).read_bytes() == original.read_bytes()
+
+
+def test_more_signals_end_it_at_once_and_break_nothing(point: Path) -> None:
+    daemon = status(point)["pid"]
+    with left_open(point / ".idc" / "status.json"):
+        for _ in range(20):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(daemon, signal.SIGTERM)
+            time.sleep(0.02)
+        until(lambda: not is_running(daemon), 4)
+    assert not os.path.ismount(point)
+
+
+@pytest.fixture
+def temporary(commands: Commands) -> Path:
+    """Where the commands put temporary files."""
+    folder = commands.home / "temporary"
+    folder.mkdir()
+    commands.environment["TMPDIR"] = str(folder)
+    return folder
+
+
+def test_a_demo_that_is_ended_leaves_no_temporary_folder(commands: Commands, temporary: Path) -> None:
+    with commands.mounted(commands.home / "idc", "--demo") as point:
+        daemon = status(point)["pid"]
+        assert list(temporary.iterdir())
+        os.kill(daemon, signal.SIGTERM)
+        until(lambda: not is_running(daemon))
+        assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_is_interrupted_says_so_and_leaves_nothing(
+    commands: Commands, temporary: Path, number: signal.Signals
+) -> None:
+    point = commands.home / "idc"
+    for delay in [0.3, *(random.Random(number).uniform(0.3, 2.5) for _ in range(7))]:
+        starting = commands.start(
+            "idcfs", "mount", "--foreground", "--demo", point, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            time.sleep(delay)
+            starting.send_signal(number)
+            out, said = starting.communicate(timeout=PATIENCE)
+        finally:
+            starting.kill()
+            commands.run("fusermount3", "-uzq", point)
+        if "Mounted" in out:
+            assert starting.returncode == 0, said
+        elif number == signal.SIGINT:
+            assert (starting.returncode, said.splitlines()[-1]) == (130, "idcfs: interrupted")
+        elif starting.returncode != -signal.SIGTERM:
+            # Else it came before there was anything to take back.
+            assert starting.returncode == 4
+            assert said.splitlines()[-1] == f"idcfs: {point}: SIGTERM came before the mount answered"
+        assert "Traceback" not in said
+        assert list(temporary.iterdir()) == []
+        assert not os.path.ismount(point)
+
+
+def test_a_background_start_that_is_interrupted_leaves_nothing(commands: Commands, temporary: Path) -> None:
+    point = commands.home / "idc"
+    starting = commands.start("idcfs", "mount", "--demo", point, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert starting.stderr is not None
+        assert "sample" in starting.stderr.readline()
+        starting.send_signal(signal.SIGINT)
+        assert starting.wait(PATIENCE) == 130
+    finally:
+        starting.kill()
+        starting.communicate()
+    assert list(temporary.iterdir()) == []
+    assert not os.path.ismount(point)
+
+
+def test_stacks_are_written_on_demand(commands: Commands, point: Path) -> None:
+    daemon = status(point)["pid"]
+    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
+    for times in (1, 2):
+        os.kill(daemon, signal.SIGUSR1)
+        until(lambda times=times: log.read_text().count("idcfs.stacks: tasks:") == times)  # type: ignore[misc]
+    written = log.read_text()
+    assert "Current thread" in written
+    assert "in main" in written
+    assert "_pyfuse3" in written or "pyfuse3" in written
+    assert len(written) < 100_000, "what is the same is told once"
+    assert status(point)["pid"] == daemon
+
+
+def read_while_killing(point: Path, files: list[Path], program: str, every: float) -> None:
+    """Read files and see that their bytes are right, while workers are killed again and again."""
+    daemon = status(point)["pid"]
+    is_read = threading.Event()
+    killed: set[int] = set()
+
+    def kill() -> None:
+        while not is_read.wait(every):
+            for worker in children_of(daemon, program):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+                    killed.add(worker)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        for file in files:
+            assert mounted(point, file).read_bytes() == file.read_bytes()
+            time.sleep(0.02)
+    finally:
+        is_read.set()
+        killing.join()
+    assert len(killed) > 1
+    assert status(point)["pid"] == daemon
+
+
+def test_a_fetch_worker_that_is_killed_is_replaced_and_asked_again(
+    commands: Commands, s3_mirror: str, folder_mirror: Path
+) -> None:
+    files = [file for series in mirror_series(folder_mirror).values() for file in sorted(series.iterdir())[:12]]
+    with commands.mounted(commands.home / "idc", "--mirror", s3_mirror) as point:
+        read_while_killing(point, files, "idcfs.store.worker", 1.5)
+        assert status(point)["errors"] == {}
+
+
+def test_a_cache_worker_that_is_killed_is_replaced_and_missed_by_nobody(
+    commands: Commands, folder_mirror: Path
+) -> None:
+    files = [file for series in mirror_series(folder_mirror).values() for file in sorted(series.iterdir())[:12]]
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        read_while_killing(point, files, "idcfs.cache_worker", 0.15)
+        assert status(point)["errors"] == {}
+        assert status(point)["cache"]["objects"]["failure"] is None
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        for file in files:
+            assert mounted(point, file).read_bytes() == file.read_bytes()
