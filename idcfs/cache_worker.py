@@ -2,7 +2,8 @@
 
     python -m idcfs.cache_worker OPTIONS
 
-OPTIONS is JSON: `folder`, `limit`, and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
+OPTIONS is JSON: `folder`, `limit`, `swept` (cache folders in which files that nobody knows are looked for, some time
+after the start), and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
 answers are lines of JSON on the socket; values are in the arena. A request has an `id` and
 
     get      key, length, at        answered with `found`; the value is then in the arena at `at`, and in the entry of
@@ -19,20 +20,24 @@ went into passing Python's lock. Reads go beside them in threads. After the end 
 kept is still kept.
 """
 
+import contextlib
 import json
 import mmap
 import os
 import select
 import signal
 import socket
+import sqlite3
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from idcfs import upkeep
 from idcfs.entries import Entries, reason_of
 from idcfs.errors import CacheUnusable
 
@@ -45,6 +50,12 @@ BATCH_BYTES = 8 << 20
 """Bytes written in one transaction: some 10 ms, for which other writers wait."""
 
 NICENESS = 10
+
+SWEEP_AFTER = 10.0
+"""Seconds after the start: what is done first is what somebody waits for."""
+
+SWEEP_PAUSE = 0.02
+"""Seconds between two folders of files: a sweep of a large cache takes some seconds, and little of any of them."""
 
 Request = dict[str, Any]
 
@@ -152,6 +163,18 @@ class CacheWorker:
             return
 
 
+def _sweep(folders: list[Path], entries: Entries, wait: float) -> None:
+    """Remove what processes that were killed have left, now and when the database was replaced."""
+    while True:
+        time.sleep(wait)
+        for folder in folders:
+            # Who is asked for entries finds out what is wrong with the folder, and says so.
+            with contextlib.suppress(OSError, sqlite3.Error):
+                upkeep.sweep(folder, lambda: time.sleep(SWEEP_PAUSE))
+        entries.replaced.wait()
+        entries.replaced.clear()
+
+
 def main() -> None:
     """Run as a process."""
     # Both are for the file system, at whose end there may be something left to write.
@@ -163,6 +186,8 @@ def main() -> None:
     connection = socket.socket(fileno=options["socket"])
     arena = memoryview(mmap.mmap(options["arena"], options["arena_size"]))
     entries = Entries(Path(options["folder"]), options["limit"])
+    sweeping = [Path(folder) for folder in options["swept"]], entries, SWEEP_AFTER
+    threading.Thread(target=_sweep, args=sweeping, daemon=True).start()
     CacheWorker(entries, arena, connection).serve()
     entries.close()
     # A thread of diskcache's may be left.

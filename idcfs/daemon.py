@@ -149,8 +149,10 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             open_catalogue(settings.cache_dir, find_index(settings.index), settings.layout, settings.idc_version, tell)
         )
         arena = stack.enter_context(Arena(settings.memory))
-        objects = await stack.enter_async_context(open_extent_cache(folder / "objects", settings.cache_limit, arena))
-        lists = await stack.enter_async_context(open_cache(folder / "listings", LISTING_CACHE_BYTES))
+        folders = folder / "objects", folder / "listings"
+        extents = open_extent_cache(folders[0], settings.cache_limit, arena, swept=folders)
+        objects = await stack.enter_async_context(extents)
+        lists = await stack.enter_async_context(open_cache(folders[1], LISTING_CACHE_BYTES))
         pages = await stack.enter_async_context(open_page_cache(arena))
         sources = [_source(member, arena, settings.timeout) for member in mirror.members or [mirror]]
         breakers = _guarded(sources, mirror)

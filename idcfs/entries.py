@@ -34,8 +34,11 @@ USES_NOTED_EVERY = 10.0
 _NOTE_TIMEOUT = 0.2
 """Seconds that noting uses waits for a busy database, since a reader may be waiting."""
 
-_INLINE_BYTES = 32 << 10
+INLINE_BYTES = 32 << 10
 """Values below this are in the database, others in files: diskcache's own bound, with the header counted."""
+
+LARGEST_BYTES = 64 << 20
+"""More than any value: the largest listing takes a fifth of it."""
 
 _FILES_IN_FOLDER = 256
 """Files that a thread puts into a folder before it takes another."""
@@ -71,7 +74,7 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         if type(value) is not Entry or read:
             raise EntryRefused("a value that is no entry")
         size = len(value.header) + len(value.value)
-        if size < _INLINE_BYTES:
+        if size < INLINE_BYTES:
             return 0, diskcache.core.MODE_RAW, None, b"".join(value)
         name = self._write_file(value)
         self._thread.files.append(name)
@@ -123,17 +126,17 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         """A value, or the file that it is in."""
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
-        if mode != diskcache.core.MODE_BINARY or not _is_file_name(filename):
+        if mode != diskcache.core.MODE_BINARY or not is_file_name(filename):
             raise EntryRefused(f"a value of mode {mode} in file {filename!r}")
         return open(os.path.join(self._directory, filename), "rb", buffering=0)  # the caller's
 
     def remove(self, file_path: Any) -> None:
         """Remove a value's file."""
-        if _is_file_name(file_path):
+        if is_file_name(file_path):
             super().remove(file_path)
 
 
-def _is_file_name(name: Any) -> bool:
+def is_file_name(name: Any) -> bool:
     """Whether this is a name that diskcache gives files; SQLite's columns hold values of any type."""
     return type(name) is str and _FILE_NAME.fullmatch(name) is not None
 
@@ -274,6 +277,11 @@ class Entries:
 def reason_of(error: Exception) -> str:
     """Why a call failed, for people."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def is_sound(key: str, entry: BinaryIO, size: int) -> bool:
+    """Whether an entry of *size* bytes is what was put under *key*."""
+    return size <= LARGEST_BYTES and entry_form.unpack(key, entry, size, bytearray) is not None
 
 
 def is_in_use(folder: Path) -> bool:

@@ -91,14 +91,14 @@ class EntryDatabase:
             with self._unless_locked(kind):
                 yield cache
         except sqlite3.DatabaseError as error:
-            if _code(error) in _DAMAGE or str(error).startswith("no such"):
+            if is_damage(error):
                 self._replace(cache, error)
             raise
 
     def check_place(self) -> None:
         """Open another database if the one that is open was removed, or replaced by another process."""
         cache = self.opened()
-        if _identity(self._folder) != self._identity:
+        if identity(self._folder) != self._identity:
             self._replace(cache)
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class EntryDatabase:
         with self._opening:
             if self._cache is cache:
                 if error is not None:
-                    self._set_aside(self._identity, error)
+                    set_aside(self._folder, self._identity, error)
                 self._cache = None
                 self.replaced.set()
         self.opened()
@@ -125,7 +125,7 @@ class EntryDatabase:
         with contextlib.suppress(OSError):
             # Shared by all who use the cache; a file system that has no locks goes without.
             fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        before = _identity(self._folder)
+        before = identity(self._folder)
         try:
             cache = self._open_database()
         except OSError:
@@ -133,9 +133,9 @@ class EntryDatabase:
         except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
             if isinstance(error, sqlite3.Error) and _code(error) in _NOT_DAMAGE:
                 raise
-            self._set_aside(before, error)
+            set_aside(self._folder, before, error)
             cache = self._open_database()
-        self._identity = _identity(self._folder)
+        self._identity = identity(self._folder)
         return cache
 
     def _open_database(self) -> diskcache.Cache:
@@ -150,16 +150,6 @@ class EntryDatabase:
             "eviction_policy": "least-recently-stored",
         }
         return diskcache.Cache(str(self._folder), timeout=SQLITE_TIMEOUT, disk=self._disk, **settings)
-
-    def _set_aside(self, identity: Identity | None, error: Exception) -> None:
-        """Give a damaged database another name, unless another process has done so."""
-        if identity is None or identity != _identity(self._folder):
-            return
-        log.warning("cache folder %s: its database is damaged (%s); a new one takes its place", self._folder, error)
-        os.replace(self._folder / NAME, self._folder / DAMAGED_NAME)
-        for name in (f"{NAME}-wal", f"{NAME}-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._folder / name)
 
     @contextlib.contextmanager
     def _unless_locked(self, kind: str) -> Iterator[None]:
@@ -176,12 +166,29 @@ class EntryDatabase:
             raise DatabaseLocked(message) from error
 
 
+def set_aside(folder: Path, damaged: Identity | None, error: Exception) -> None:
+    """Give the *damaged* database another name, unless another process has done so; who uses it notices."""
+    if damaged is None or damaged != identity(folder):
+        return
+    log.warning("cache folder %s: its database is damaged (%s); a new one takes its place", folder, error)
+    os.replace(folder / NAME, folder / DAMAGED_NAME)
+    for name in (f"{NAME}-wal", f"{NAME}-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder / name)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error says that the database is damaged, or not one of a cache."""
+    return _code(error) in _DAMAGE or str(error).startswith("no such")
+
+
 def open_lock(folder: Path) -> int:
     """A descriptor of the file that whoever uses the cache in *folder* has locked."""
     return os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
-def _identity(folder: Path) -> Identity | None:
+def identity(folder: Path) -> Identity | None:
+    """Which file the database of a cache folder is; None if there is none."""
     try:
         found = os.stat(folder / NAME)
     except FileNotFoundError:

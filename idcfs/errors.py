@@ -26,6 +26,10 @@ class CacheUnusable(IdcfsError):
     """The cache folder cannot be used at all."""
 
 
+class DamageFound(IdcfsError):
+    """A check of the cache found damage, and left it."""
+
+
 class CatalogueDamaged(IdcfsError):
     """A catalogue file does not hold what its checksum says; building it again repairs it."""
 

@@ -8,7 +8,7 @@ asked until another one has found out that the disk answers.
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +220,21 @@ class ExtentCache:
 
 
 @contextlib.asynccontextmanager
-async def open_extent_cache(folder: Path, limit: int, arena: Arena) -> AsyncIterator[ExtentCache]:
-    """Open the cache in *folder*, created if missing, which may take up to *limit* bytes; values go through *arena*.
+async def open_extent_cache(
+    folder: Path, limit: int, arena: Arena, swept: Sequence[Path] = ()
+) -> AsyncIterator[ExtentCache]:
+    """Open a cache.
+
+    Args:
+        folder: where it is; created if missing.
+        limit: bytes that it may take.
+        arena: where values go through.
+        swept: cache folders, of others too, in which the worker looks for what killed processes have left.
 
     Raises:
         CacheUnusable: the folder cannot be written.
     """
-    options = {"folder": str(folder), "limit": limit}
+    options = {"folder": str(folder), "limit": limit, "swept": [str(each) for each in swept]}
     async with Workers(1, "idcfs.cache_worker", options, arena, str(folder)) as workers, trio.open_nursery() as nursery:
         refused = None
         cache = ExtentCache(folder, limit, arena, workers, nursery)

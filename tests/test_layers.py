@@ -30,9 +30,11 @@ LAYERS: dict[str, set[str]] = {
     "entry": set(),
     "entry_database": set(),
     "entries": {"entry", "entry_database", "errors"},
+    "upkeep": {"entries", "entry_database"},
+    "printable": set(),
     "cache_health": set(),
     "cache": {"cache_health", "entries", "entry", "errors"},
-    "cache_worker": {"entries", "errors"},
+    "cache_worker": {"entries", "errors", "upkeep"},
     "extent_cache": {"arena", "cache_health", "entry", "errors", "worker"},
     "page_worker": set(),
     "page_cache": {"arena", "entry", "errors", "worker"},
@@ -60,7 +62,8 @@ LAYERS: dict[str, set[str]] = {
         "series_order", "stacks", "store",
     },
     "cli": {
-        "catalog", "cohorts", "config", "daemon", "demo", "entries", "errors", "layout", "mountpoint", "store",
+        "catalog", "cohorts", "config", "daemon", "demo", "entries", "errors", "layout", "mountpoint", "printable",
+        "store", "upkeep",
     },
 }  # fmt: skip
 """What each module, or package of modules, may import of idcfs."""
@@ -78,6 +81,8 @@ WHO_MAY_IMPORT = {
 """What is outside, and has one place inside."""
 
 SYNCHRONOUS = {
+    "printable",
+    "upkeep",
     "cache_health",
     "cache_worker",
     "entries",

@@ -206,6 +206,7 @@ class Catalogue:
                 try:
                     view = View(folder, self._batches)
                 except CatalogueDamaged:
+                    await self._need_contents()
                     await self._build_view(key)
                     view = View(folder, self._batches)
             self._views[generation] = view
@@ -217,6 +218,7 @@ class Catalogue:
         if not path.exists():
             async with self._opening, self._lock():
                 if not path.exists():
+                    await self._need_contents()
                     await self._run_build(self._specification("attributes", self.folder))
         return path
 
@@ -253,6 +255,13 @@ class Catalogue:
             return False
         self.contents, self._series = contents, series
         return True
+
+    async def _need_contents(self) -> None:
+        """Build the series table again if somebody removed it under this mount; what is open goes on."""
+        if not (self.folder / "contents.json").exists():
+            removed = self._series
+            await self._rebuild()
+            removed.close()
 
     async def _rebuild(self) -> None:
         """Build the series table and the main view in a new folder and put it in the old one's place."""

@@ -4,13 +4,20 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from idcfs import errors
-from idcfs.cli.group import main, size_text
+from idcfs.cli.group import counted, main, size_text
 from idcfs.config import load_settings
+from idcfs.printable import printable
+
+PARTS = ("objects", "listings", "catalogue")
+"""What is in a cache folder."""
 
 
 @main.group()
@@ -25,7 +32,7 @@ def cache_info(cache_dir: str | None, as_json: bool) -> None:
     """Say where the cache is and what it takes."""
     settings = load_settings({"cache_dir": cache_dir})
     folder = settings.cache_dir
-    parts = {name: _disk_use(folder / name) for name in ("objects", "listings", "catalogue")}
+    parts = {name: _disk_use(folder / name) for name in PARTS}
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "limit": settings.cache_limit, "bytes": parts}, indent=2))
         return
@@ -53,7 +60,7 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
 
     if any(is_in_use(folder / name) for name in ("objects", "listings")):
         raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (idcfs status says where)")
-    before = sum(_disk_use(folder / name) for name in ("objects", "listings", "catalogue"))
+    before = sum(_disk_use(folder / name) for name in PARTS)
     for name in ["objects", "listings", *(["catalogue"] if catalogue else [])]:
         try:
             shutil.rmtree(folder / name)
@@ -61,5 +68,51 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
             continue
         except OSError as error:
             raise errors.CacheUnusable(f"{folder / name}: {error.strerror}; remove it yourself") from error
-    after = sum(_disk_use(folder / name) for name in ("objects", "listings", "catalogue"))
+    after = sum(_disk_use(folder / name) for name in PARTS)
     click.echo(f"{size_text(before - after)} freed in {folder}")
+
+
+@cache.command("verify")
+@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
+@click.option("--repair", is_flag=True, help="Drop what is damaged, and files that nobody knows.")
+def cache_verify(cache_dir: str | None, repair: bool) -> None:
+    """Look for damage in all of the cache; also while idcfs is mounted.
+
+    Whatever idcfs reads from the cache it checks anyway, so this is for those who want to know, or whose disk fails.
+    What is dropped is fetched or built again when it is needed.
+    """
+    folder = load_settings({"cache_dir": cache_dir}).cache_dir
+    found = 0
+    for name in PARTS:
+        look = _verify_catalogue if name == "catalogue" else _verify_entries
+        try:
+            for what, why in look(folder / name, name, repair):
+                found += 1
+                click.echo(f"{name}: {printable(what)}: {printable(why)}")
+        except (OSError, sqlite3.Error) as error:
+            raise errors.CacheUnusable(f"{folder / name}: {error}; it could not be checked") from error
+    if found and not repair:
+        raise errors.DamageFound(
+            f"{counted(found, 'damaged part')} in {folder}; drop them: idcfs cache verify --repair"
+        )
+    click.echo(f"{folder}: {counted(found, 'damaged part')} dropped" if found else f"{folder}: no damage")
+
+
+def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str]]:
+    from idcfs import upkeep
+
+    with click.progressbar(length=upkeep.count(folder), label=name, file=sys.stderr) as progress:
+        yield from upkeep.check(folder, repair, progress.update)
+
+
+def _verify_catalogue(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str]]:
+    from idcfs.catalog import check
+
+    with click.progressbar(check.files(folder), label=name, file=sys.stderr) as files:
+        for path in files:
+            why = check.damage(path)
+            if why is None:
+                continue
+            if repair and not check.drop(folder, path):
+                why += "; it is being built, so it stays"
+            yield str(path.relative_to(folder)), why

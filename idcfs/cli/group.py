@@ -15,6 +15,7 @@ EXIT_CODES: dict[type[errors.IdcfsError], int] = {
     errors.CacheUnusable: 5,
     errors.CohortsUnusable: 5,
     errors.NoSpace: 5,
+    errors.DamageFound: 7,
     errors.QueryRefused: 6,
     errors.QueryTooLong: 6,
     errors.QueryTooCostly: 6,
@@ -51,7 +52,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 something else went wrong, 2 a wrong flag or setting, 3 the IDC index cannot be
     used, 4 the mount cannot be made or ended, 5 the cache folder or the cohort folder cannot be used,
-    6 the query is refused, 130 interrupted.
+    6 the query is refused, 7 the cache is damaged, 130 interrupted.
     """
 
 

@@ -419,7 +419,8 @@ def test_a_refused_query_says_where(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["mount"], ["unmount"], ["status"], ["cache"], ["query"], ["cohort"], ["demo-mirror"]]
+    "command",
+    [[], ["mount"], ["unmount"], ["status"], ["cache"], ["cache", "verify"], ["query"], ["cohort"], ["demo-mirror"]],
 )
 def test_help_everywhere(commands: Commands, command: list[str]) -> None:
     done = commands.idcfs(*command, "--help")

@@ -183,6 +183,8 @@ def test_all_of_the_cache_may_be_removed_under_a_mount(commands: Commands, folde
         assert is_read(commands, point, fresh)
         assert is_read(commands, point, kept)
         assert len(os.listdir(point / "nlst")) == 26410
+        assert os.listdir(point / ".idc" / "versions" / "v1")
+        assert "nlst" in (point / "nlst" / ".idc" / "info.json").read_text()
         facts = status(point)
         assert [facts["cache"][name]["failure"] for name in ("objects", "listings")] == [None, None]
         assert facts["cache"]["objects"]["entries"]

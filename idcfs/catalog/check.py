@@ -1,0 +1,77 @@
+"""Looks for damage in catalogues on disk, beside those who use them; synchronous, takes seconds."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from idcfs.catalog.description import read_description
+from idcfs.catalog.table import BATCH_ROWS, BatchCache, Table
+from idcfs.errors import CacheUnusable, CatalogueDamaged
+
+_BATCH_BYTES = 1 << 20
+"""Bytes of batches that are kept: none is looked at twice."""
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of the catalogues in *folder* that can be checked."""
+    found = (path for suffix in ("json", "arrow", "parquet") for path in folder.rglob(f"*.{suffix}"))
+    # What has a dot in its folder's name is being built.
+    return sorted(path for path in found if not any("." in part for part in path.relative_to(folder).parts[:-1]))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file of a catalogue; None if nothing is, or it is gone."""
+    try:
+        if path.suffix == ".json":
+            read_description(path)
+        elif path.suffix == ".arrow":
+            table = Table(path, BatchCache(_BATCH_BYTES))
+            with contextlib.closing(table):
+                for row in range(0, len(table), BATCH_ROWS):
+                    table.value(0, row)
+        else:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for number in range(file.num_row_groups):
+                    file.read_row_group(number)
+    except (CatalogueDamaged, CacheUnusable) as error:
+        reason = str(error)
+    except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        reason = f"{path} is not readable: {error}"
+    else:
+        return None
+    return reason if path.exists() else None
+
+
+def drop(folder: Path, path: Path) -> bool:
+    """Remove the part of a catalogue in *folder* that a damaged file belongs to; whether nobody is building there.
+
+    A mount that uses it goes on, and builds it again when it meets the damage or looks for the file.
+    """
+    catalogue, *inside = path.relative_to(folder).parts
+    with _locked(folder / f"{catalogue}.lock") as is_locked:
+        if not is_locked:
+            return False
+        if inside[0] in {"views", "cohorts"}:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        elif path.suffix == ".parquet":
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder / catalogue, ignore_errors=True)
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(file)

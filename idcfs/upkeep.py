@@ -1,0 +1,216 @@
+"""Looking after a cache folder beside those who use it: what is damaged, and what nobody knows; blocks.
+
+A few rows, or one value, are in memory at a time. Whatever is found is looked at again before it is told or removed,
+because entries come and go meanwhile.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from idcfs import entry_database
+from idcfs.entries import INLINE_BYTES, is_file_name, is_sound
+
+ORPHAN_SECONDS = 3600.0
+"""Age from which a file that the database does not know belongs to nobody: one is written in some milliseconds."""
+
+_ROWS_AT_ONCE = 64
+
+_LOCK_SECONDS = 10.0
+"""Seconds to wait for those who write."""
+
+_COLUMNS = (
+    # What is planted could be of any length.
+    "rowid, CASE WHEN length(key) < 4096 THEN key END, raw, "
+    "CASE WHEN length(filename) > 64 THEN '' ELSE filename END, "
+    f"CASE WHEN typeof(value) = 'blob' AND length(value) < {INLINE_BYTES} THEN value END"
+)
+_COUNTS_ARE_RIGHT = (
+    "SELECT (SELECT value FROM Settings WHERE key = 'count') IS (SELECT count(*) FROM Cache)"
+    " AND (SELECT value FROM Settings WHERE key = 'size') IS (SELECT coalesce(sum(size), 0) FROM Cache)"
+)
+_COUNT_AGAIN = (
+    "UPDATE Settings SET value = (SELECT count(*) FROM Cache) WHERE key = 'count'",
+    "UPDATE Settings SET value = (SELECT coalesce(sum(size), 0) FROM Cache) WHERE key = 'size'",
+)
+_FOLDER_NAME = re.compile("[0-9a-f]{2}")
+
+
+class Finding(NamedTuple):
+    """Something that is wrong; *what* may hold anything that a planted database does."""
+
+    what: str
+    why: str
+
+
+class Row(NamedTuple):
+    """An entry as the database has it; columns hold values of any type."""
+
+    number: int
+    key: Any
+    raw: Any
+    file_name: Any
+    value: Any
+
+
+def count(folder: Path) -> int:
+    """How many entries the database knows; 0 if it cannot be read."""
+    with contextlib.suppress(sqlite3.Error), _connect(folder) as base:
+        return int(base.execute("SELECT count(*) FROM Cache").fetchone()[0])
+    return 0
+
+
+def check(folder: Path, repair: bool, checked: Callable[[int], None] = lambda rows: None) -> Iterator[Finding]:
+    """Look at all entries of the cache in *folder*.
+
+    Args:
+        folder: which may be in use.
+        repair: drop what is found.
+        checked: told how many more entries were looked at.
+    """
+    if not (folder / entry_database.NAME).exists():
+        yield from _unknown(folder, (), repair)
+        return
+    identity = entry_database.identity(folder)
+    try:
+        with _connect(folder) as base:
+            (sound,) = base.execute("PRAGMA quick_check(1)").fetchone()
+            if sound != "ok":
+                raise sqlite3.DatabaseError(sound.splitlines()[-1])
+            yield from _damaged(folder, base, repair, checked)
+            if not base.execute(_COUNTS_ARE_RIGHT).fetchone()[0]:
+                yield Finding(entry_database.NAME, "its count or size is not that of its entries")
+                if repair:
+                    _count_again(base)
+            yield from _unknown(folder, _known(base), repair)
+    except sqlite3.DatabaseError as error:
+        # Those of other kinds speak of the disk, or of others who use the database.
+        if isinstance(error, sqlite3.OperationalError) and not entry_database.is_damage(error):
+            raise
+        yield Finding(entry_database.NAME, f"the database is damaged ({error}); its entries are lost")
+        if repair:
+            entry_database.set_aside(folder, identity, error)
+
+
+def sweep(folder: Path, pause: Callable[[], None]) -> int:
+    """Remove the files that the database does not know, and count its entries again; how many files there were.
+
+    Args:
+        folder: which may be in use.
+        pause: called after each folder of files, so that others get their turn.
+    """
+    if not (folder / entry_database.NAME).exists():
+        return 0
+    with _connect(folder) as base:
+        if not base.execute(_COUNTS_ARE_RIGHT).fetchone()[0]:
+            _count_again(base)
+        return sum(1 for _ in _unknown(folder, _known(base), True, pause))
+
+
+def _connect(folder: Path) -> "contextlib.closing[sqlite3.Connection]":
+    return contextlib.closing(sqlite3.connect(folder / entry_database.NAME, _LOCK_SECONDS, isolation_level=None))
+
+
+def _count_again(base: sqlite3.Connection) -> None:
+    for statement in ("BEGIN IMMEDIATE", *_COUNT_AGAIN, "COMMIT"):
+        base.execute(statement)
+
+
+def _damaged(folder: Path, base: sqlite3.Connection, repair: bool, checked: Callable[[int], None]) -> Iterator[Finding]:
+    last = -(1 << 63)
+    while rows := _rows(base, "rowid > ? ORDER BY rowid LIMIT ?", last, _ROWS_AT_ONCE):
+        for row in rows:
+            last = row.number
+            why = _wrong(folder, row)
+            # Unless it was dropped, or replaced, meanwhile.
+            if why is None or _rows(base, "rowid = ?", row.number) != [row]:
+                continue
+            yield Finding(str(row.key), why)
+            if repair:
+                sql = "DELETE FROM Cache WHERE rowid = ? AND (filename IS ? OR length(filename) > 64)"
+                base.execute(sql, (row.number, row.file_name))
+                _remove(folder, row.file_name)
+        checked(len(rows))
+
+
+def _rows(base: sqlite3.Connection, condition: str, *values: int) -> list[Row]:
+    return [Row(*found) for found in base.execute(f"SELECT {_COLUMNS} FROM Cache WHERE {condition}", values)]
+
+
+def _wrong(folder: Path, row: Row) -> str | None:
+    """What is wrong with an entry, if anything is."""
+    if type(row.key) is not str or row.raw != 1:
+        return "its key is no text"
+    if row.file_name is None:
+        if isinstance(row.value, bytes) and is_sound(row.key, io.BytesIO(row.value), len(row.value)):
+            return None
+        return "it does not match its checksum"
+    if not is_file_name(row.file_name):
+        return "its file would be elsewhere"
+    try:
+        with open(folder / row.file_name, "rb", buffering=0) as file:
+            if is_sound(row.key, file, os.fstat(file.fileno()).st_size):
+                return None
+    except FileNotFoundError:
+        return "its file is missing"
+    except OSError as error:
+        return f"its file cannot be read ({error.strerror})"
+    return "it does not match its checksum"
+
+
+def _known(base: sqlite3.Connection) -> Iterator[str]:
+    """The names of the files that the database knows, in order; SQLite sorts them on disk if they are many."""
+    sql = "SELECT filename FROM Cache WHERE typeof(filename) = 'text' ORDER BY filename"
+    return (name for (name,) in base.execute(sql))
+
+
+def _unknown(
+    folder: Path, known: Iterator[str] | tuple[()], repair: bool, pause: Callable[[], None] = lambda: None
+) -> Iterator[Finding]:
+    """The old files that are not among the *known* ones, which are in order as the files are."""
+    names = iter(known)
+    # Before the files: what comes later is young.
+    name = next(names, None)
+    for file in _files(folder, pause):
+        while name is not None and name < file:
+            name = next(names, None)
+        if name != file and _age(folder / file) > ORPHAN_SECONDS:
+            yield Finding(file, "the database does not know this file")
+            if repair:
+                _remove(folder, file)
+
+
+def _files(folder: Path, pause: Callable[[], None]) -> Iterator[str]:
+    for upper in _listed(folder):
+        for lower in _listed(folder / upper) if _FOLDER_NAME.fullmatch(upper) else ():
+            yield from filter(is_file_name, (f"{upper}/{lower}/{name}" for name in _listed(folder / upper / lower)))
+            pause()
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove(folder: Path, name: Any) -> None:
+    if is_file_name(name):
+        with contextlib.suppress(OSError):
+            os.unlink(folder / name)
+            # As diskcache does; others may have put more into it.
+            os.rmdir((folder / name).parent)
+            os.rmdir((folder / name).parent.parent)

@@ -1,0 +1,138 @@
+"""`idcfs cache verify`, beside a live mount and without; what killed processes left goes with the next start."""
+
+import os
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mounting import Commands, mirror_series
+
+OLD = time.time() - 10 * 3600
+
+SOUND, DAMAGED, UNUSABLE = 0, 7, 5
+
+
+def read_all(point: Path, mirror: Path) -> None:
+    for uuid, series in mirror_series(mirror).items():
+        for file in series.iterdir():
+            assert (point / ".idc" / "by-uuid" / uuid / file.name).read_bytes() == file.read_bytes()
+
+
+def values(folder: Path) -> list[Path]:
+    return sorted((folder / "objects").rglob("*.val"))
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def cache(commands: Commands, folder_mirror: Path) -> Path:
+    """A cache folder that was filled."""
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        read_all(point, folder_mirror)
+    return commands.home / ".cache" / "idcfs"
+
+
+def verify(commands: Commands, code: int, *flags: str) -> list[str]:
+    done = commands.idcfs("cache", "verify", *flags)
+    assert done.returncode == code, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_damage_is_named_and_dropped_beside_a_live_mount(commands: Commands, cache: Path, folder_mirror: Path) -> None:
+    assert verify(commands, SOUND) == [f"{cache}: no damage"]
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        first, second, *_ = values(cache)
+        flip(first)
+        second.unlink()
+        lost = cache / "objects" / "ab" / "cd" / ("0" * 28 + ".val")
+        lost.parent.mkdir(parents=True, exist_ok=True)
+        lost.touch()
+        os.utime(lost, (OLD, OLD))
+        with sqlite3.connect(cache / "listings" / "cache.db") as base:
+            base.execute("UPDATE Cache SET value = x'00' WHERE rowid = (SELECT min(rowid) FROM Cache)")
+        base.close()
+        found = verify(commands, DAMAGED)
+        assert len(found) == 4
+        assert sum(".dcm/" in line for line in found) == 2
+        assert sum(line.startswith("listings: ") for line in found) == 1
+        assert [line for line in found if "does not know" in line] == [
+            f"objects: ab/cd/{lost.name}: the database does not know this file"
+        ]
+        assert verify(commands, DAMAGED) == found
+        assert verify(commands, SOUND, "--repair") == [*found, f"{cache}: 4 damaged parts dropped"]
+        assert verify(commands, SOUND) == [f"{cache}: no damage"]
+        read_all(point, folder_mirror)
+    assert verify(commands, SOUND) == [f"{cache}: no damage"]
+
+
+def test_a_damaged_catalogue_is_dropped_and_built_again(commands: Commands, cache: Path, folder_mirror: Path) -> None:
+    for path in (cache / "catalogue").rglob("*"):
+        if path.is_file():
+            # The fixture's are linked to those of other tests.
+            data = path.read_bytes()
+            path.unlink()
+            path.write_bytes(data)
+    level = next((cache / "catalogue").glob("*/views/*/level3.arrow"))
+    (attributes,) = (cache / "catalogue").glob("*/attributes.parquet")
+    (series,) = (cache / "catalogue").glob("*/series.arrow")
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        flip(level, level.stat().st_size // 2)
+        flip(attributes, 100_000)
+        found = verify(commands, DAMAGED)
+        assert ["attributes.parquet" in found[0], "level3.arrow" in found[1], len(found)] == [True, True, 2]
+        verify(commands, SOUND, "--repair")
+        assert not level.exists()
+        assert not attributes.exists()
+        read_all(point, folder_mirror)
+        assert "nlst" in (point / "nlst" / ".idc" / "info.json").read_text()
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        assert len(os.listdir(point)) == 180
+    assert verify(commands, SOUND) == [f"{cache}: no damage"]
+    flip(series, 50_000)
+    assert len(verify(commands, DAMAGED)) == 1
+    verify(commands, SOUND, "--repair")
+    assert not series.exists()
+
+
+def test_a_name_that_was_planted_reaches_no_terminal(commands: Commands, cache: Path) -> None:
+    with sqlite3.connect(cache / "objects" / "cache.db") as base:
+        base.execute("UPDATE Cache SET key = ? WHERE rowid = 1", ("\x1b]0;mine\x07\nobjects: all is well\u202e",))
+    base.close()
+    found = verify(commands, DAMAGED)
+    assert [line for line in found if "mine" in line] == [
+        "objects: \\x1b]0;mine\\x07\\nobjects: all is well\\u202e: it does not match its checksum"
+    ]
+
+
+def test_what_is_no_cache(commands: Commands) -> None:
+    assert verify(commands, SOUND, "--cache-dir", str(commands.home / "none")) == [f"{commands.home}/none: no damage"]
+    assert not (commands.home / "none").exists()
+
+
+def test_what_killed_processes_left_is_swept_after_the_start(
+    commands: Commands, cache: Path, folder_mirror: Path
+) -> None:
+    before = values(cache)
+    lost = cache / "objects" / "ab" / "cd" / ("0" * 28 + ".val")
+    listing = cache / "listings" / "ab" / "cd" / lost.name
+    young = lost.with_name("1" * 28 + ".val")
+    for file in (lost, young, listing):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(before[0], file)
+    for file in (lost, listing):
+        os.utime(file, (OLD, OLD))
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        assert lost.exists(), "the start does not wait for it"
+        deadline = time.monotonic() + 40
+        while lost.exists() or listing.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        read_all(point, folder_mirror)
+    assert values(cache) == sorted([*before, young])

@@ -1,0 +1,198 @@
+import contextlib
+import os
+import pickle
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from idcfs import upkeep
+from idcfs.entries import Entries
+from tests.conftest import WarningsLogged
+
+LIMIT = 1 << 28
+SMALL = b"small"
+LARGE = bytes(range(256)) * 400
+OLD = time.time() - 10 * upkeep.ORPHAN_SECONDS
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Entries]:
+    entries = Entries(folder, LIMIT)
+    entries.open()
+    try:
+        yield entries
+    finally:
+        entries.close()
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> Iterator[Entries]:
+    with opened(tmp_path) as entries:
+        entries.put_many([(f"key{number}", LARGE if number % 2 else SMALL) for number in range(200)])
+        yield entries
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.val"))
+
+
+def change(folder: Path, sql: str, *values: object) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "cache.db")) as base, base:
+        base.execute(sql, values)
+
+
+def check(folder: Path, repair: bool = False) -> list[upkeep.Finding]:
+    return list(upkeep.check(folder, repair))
+
+
+def orphan(folder: Path, content: bytes = LARGE, changed: float = OLD) -> Path:
+    file = folder / "ab" / "cd" / f"{len(files(folder)):028x}.val"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    os.utime(file, (changed, changed))
+    return file
+
+
+def flip(folder: Path) -> None:
+    data = bytearray(files(folder)[0].read_bytes())
+    data[5000] ^= 1
+    files(folder)[0].write_bytes(data)
+
+
+def flip_inside(folder: Path) -> None:
+    change(folder, "UPDATE Cache SET value = x'00' WHERE key = 'key4'")
+
+
+def lose_file(folder: Path) -> None:
+    files(folder)[0].unlink()
+
+
+def plant_key(folder: Path) -> None:
+    change(folder, "UPDATE Cache SET key = ?, raw = 0 WHERE key = 'key3'", pickle.dumps("key"))
+
+
+def plant_name(folder: Path) -> None:
+    # What it then does not know any more is found, too, when it is old.
+    change(folder, "UPDATE Cache SET filename = '../../outside' WHERE key = 'key3'")
+
+
+def plant_long_values(folder: Path) -> None:
+    change(folder, "UPDATE Cache SET value = zeroblob(100000000) WHERE key = 'key4'")
+
+
+def plant_long_name(folder: Path) -> None:
+    change(folder, "UPDATE Cache SET filename = replace(hex(zeroblob(1000)), '00', '../') WHERE key = 'key4'")
+
+
+DAMAGES = [flip, flip_inside, lose_file, plant_key, plant_name, plant_long_values, plant_long_name]
+
+
+def test_nothing_is_found_where_nothing_is_wrong(entries: Entries, tmp_path: Path) -> None:
+    told: list[int] = []
+    orphan(tmp_path, changed=time.time())
+    assert list(upkeep.check(tmp_path, True, told.append)) == []
+    assert sum(told) == upkeep.count(tmp_path) == 200
+    assert upkeep.sweep(tmp_path, lambda: None) == 0
+    assert len(files(tmp_path)) == 101, "what is being written is young"
+    assert all(entries.get(f"key{number}") is not None for number in range(200))
+
+
+def test_where_there_is_no_cache_nothing_is_found(tmp_path: Path) -> None:
+    assert check(tmp_path / "none", True) == []
+    assert upkeep.count(tmp_path / "none") == 0
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damage_is_found_and_only_that_is_dropped(
+    entries: Entries, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    outside = tmp_path.parent.parent / "outside"
+    damage(tmp_path)
+    (found,) = check(tmp_path)
+    assert check(tmp_path) == [found], "looking changes nothing"
+    assert check(tmp_path, repair=True) == [found]
+    assert check(tmp_path) == []
+    values = [entries.get(f"key{number}") for number in range(200)]
+    assert sum(value is not None for value in values) == 199
+    assert entries.usage()[0] == 199
+    assert not outside.exists()
+    entries.put_many([("key3", SMALL)])
+    assert check(tmp_path) == []
+
+
+def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(entries: Entries, tmp_path: Path) -> None:
+    lost = orphan(tmp_path)
+    beside = files(tmp_path)[-1].with_name("f" * 28 + ".val")
+    beside.write_bytes(b"half of")
+    os.utime(beside, (OLD, OLD))
+    (tmp_path / "ab" / "cd" / "notes.txt").touch()
+    assert [found.what for found in check(tmp_path)] == [
+        str(file.relative_to(tmp_path)) for file in sorted([lost, beside])
+    ]
+    assert upkeep.sweep(tmp_path, lambda: None) == 2
+    assert len(files(tmp_path)) == 100
+    assert [path.name for path in (tmp_path / "ab" / "cd").iterdir()] == ["notes.txt"]
+    assert check(tmp_path) == []
+
+
+def test_wrong_counts_are_set_right(entries: Entries, tmp_path: Path) -> None:
+    for wrong in ("value = value + 10", "value = 'x'"):
+        for key in ("count", "size"):
+            change(tmp_path, f"UPDATE Settings SET {wrong} WHERE key = '{key}'")
+            assert len(check(tmp_path, repair=True)) == 1
+            assert check(tmp_path) == []
+            change(tmp_path, f"UPDATE Settings SET {wrong} WHERE key = '{key}'")
+            upkeep.sweep(tmp_path, lambda: None)
+            assert check(tmp_path) == []
+    assert entries.usage()[0] == 200
+
+
+def test_a_damaged_database_is_set_aside_under_who_uses_it(
+    entries: Entries, tmp_path: Path, warnings_logged: WarningsLogged
+) -> None:
+    change(tmp_path, "PRAGMA user_version = 1")
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as base:
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = bytearray((tmp_path / "cache.db").read_bytes())
+    data[8192:] = b"\xa5" * (len(data) - 8192)
+    (tmp_path / "cache.db").write_bytes(data)
+    (found,) = check(tmp_path)
+    assert "damaged" in found.why
+    check(tmp_path, repair=True)
+    warnings_logged.take("damaged")
+    entries.put_many([("new", LARGE)])
+    assert bytes(entries.get("new") or b"") == LARGE
+    for file in files(tmp_path):
+        os.utime(file, (OLD, OLD))
+    # Those of the old one.
+    assert len(check(tmp_path, repair=True)) == 100
+    assert bytes(entries.get("new") or b"") == LARGE
+    assert check(tmp_path) == []
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(known=st.sets(st.integers(0, 300)), there=st.sets(st.integers(0, 300)))
+def test_exactly_what_is_old_and_unknown_is_swept(
+    tmp_path_factory: pytest.TempPathFactory, known: set[int], there: set[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    with opened(folder):
+        pass
+
+    def name(number: int) -> str:
+        return f"{number % 3:02x}/{number % 5:02x}/{number:028x}.val"
+
+    for number in known:
+        change(folder, "INSERT INTO Cache (key, raw, filename) VALUES (?, 1, ?)", str(number), name(number))
+    for number in there:
+        (folder / name(number)).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name(number)).touch()
+        os.utime(folder / name(number), (OLD, OLD))
+    assert upkeep.sweep(folder, lambda: None) == len(there - known)
+    assert {int(file.stem, 16) for file in files(folder)} == there & known
