@@ -72,6 +72,7 @@ class Settings:
     index: Path | None = None
     xattr: bool = False
     allow_other: bool = False
+    allow_other_cohorts: bool = False
     query_memory: int = 3 << 30
     query_timeout: float = 60.0
 
@@ -163,7 +164,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
                 return seconds
             case "idc_version":
                 return int(str(value))
-            case "xattr" | "allow_other":
+            case "xattr" | "allow_other" | "allow_other_cohorts":
                 return _parse_bool(value)
             case "layout" if value == "":
                 return ""

@@ -175,7 +175,8 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         if settings.xattr:
             tell("preparing extended attributes")
             await catalogue.attributes_file()
-        yield _Opened(Adapter(filesystem, metrics, settings.xattr), _facts(catalogue, mirror), sources[0], pages)
+        adapter = Adapter(filesystem, metrics, settings.xattr, settings.allow_other_cohorts)
+        yield _Opened(adapter, _facts(catalogue, mirror), sources[0], pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
             await fetcher.finish_writing()
         nursery.cancel_scope.cancel()

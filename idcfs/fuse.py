@@ -101,17 +101,19 @@ class Adapter(pyfuse3.Operations):
     Args:
         filesystem: what answers them.
         xattr: whether extended attributes are told; without, the kernel is told once that there are none.
+        all_write: whether every user who may reach the mount may write what can be written.
     """
 
     supports_dot_lookup = False
 
-    def __init__(self, filesystem: FileSystem, metrics: Metrics, xattr: bool) -> None:
+    def __init__(self, filesystem: FileSystem, metrics: Metrics, xattr: bool, all_write: bool = False) -> None:
         super().__init__()
         self.filesystem = filesystem
         self._metrics = metrics
         self._xattr = xattr
         self._entry = EntryAttributes()
         self._owner = os.getuid(), os.getgid()
+        self._write_mode = 0o222 if all_write else stat.S_IWUSR
 
     def fail(self, error: Exception) -> NoReturn:
         """Count an error, log it if a person should know, and raise the FUSEError for it."""
@@ -131,7 +133,7 @@ class Adapter(pyfuse3.Operations):
         entry.st_ino = node.inode
         entry.st_mode = stat.S_IFDIR | 0o555 if node.is_folder else stat.S_IFREG | 0o444
         if node.writable:
-            entry.st_mode |= stat.S_IWUSR
+            entry.st_mode |= self._write_mode
         entry.st_nlink = node.links
         entry.st_size = node.size
         entry.st_blocks = (node.size + 511) // 512

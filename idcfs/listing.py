@@ -23,6 +23,7 @@ from idcfs.catalog.table import Strings, column_of
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Untrusted, first_error
 from idcfs.flights import Flights
 from idcfs.metrics import Metrics
+from idcfs.printable import printable
 from idcfs.store.base import ObjectInfo, ObjectStore
 from idcfs.store.mirror import Mirror
 
@@ -280,7 +281,8 @@ class _Instances:
         """
         for info in objects:
             name = info.key.removeprefix(self._folder)
-            if name == info.key or "/" in name or "\0" in name or len(name.encode()) > 255:
+            # A control character in a name would reach terminals, and end lines of lists of files.
+            if name == info.key or "/" in name or name != printable(name) or len(name.encode()) > 255:
                 raise Untrusted(f"listing {self._folder}: {name!r} is no name of an instance")
             if name.endswith(_SUFFIX) and not name.startswith("."):
                 self._names.append(name.encode())

@@ -32,6 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "entries": {"entry", "entry_database", "errors"},
     "upkeep": {"entries", "entry_database"},
     "printable": set(),
+    "private": {"errors"},
     "cache_health": set(),
     "cache": {"cache_health", "entries", "entry", "errors"},
     "cache_worker": {"entries", "errors", "upkeep"},
@@ -41,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "catalog": {"errors", "inode", "layout"},
     "store": {"arena", "errors", "worker"},
     "demo": {"errors"},
-    "listing": {"cache", "catalog", "errors", "flights", "metrics", "store"},
+    "listing": {"cache", "catalog", "errors", "flights", "metrics", "printable", "store"},
     "series_order": {"catalog"},
     "fetcher": {
         "entry", "errors", "extent_cache", "failures", "flights", "listing", "metrics", "readahead", "store",
@@ -63,7 +64,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "cli": {
         "catalog", "cohorts", "config", "daemon", "demo", "entries", "errors", "layout", "mountpoint", "printable",
-        "store", "upkeep",
+        "private", "store", "upkeep",
     },
 }  # fmt: skip
 """What each module, or package of modules, may import of idcfs."""
@@ -81,6 +82,7 @@ WHO_MAY_IMPORT = {
 """What is outside, and has one place inside."""
 
 SYNCHRONOUS = {
+    "private",
     "printable",
     "upkeep",
     "cache_health",

@@ -18,6 +18,8 @@ import platformdirs
 
 from idcfs import errors
 from idcfs.config import Settings
+from idcfs.printable import printable
+from idcfs.private import check_folder
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -77,8 +79,7 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
         handler = _LogFile(log_file, maxBytes=1 << 20, backupCount=1)
-        log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        logging.basicConfig(level=level, format=log_format, handlers=[handler])
+        log_to(handler, "%(asctime)s %(levelname)s %(name)s: %(message)s", level)
         os.set_inheritable(send, False)
         pipe = [send]
 
@@ -102,6 +103,20 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
         os._exit(code)
 
 
+class _Formatter(logging.Formatter):
+    """What servers say, and what is planted, cannot move a terminal's cursor or pass for a line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        first, *more = super().format(record).split("\n")
+        return "\n".join([printable(first), *(f"    {printable(line)}" for line in more)])
+
+
+def log_to(handler: logging.Handler, form: str, level: int) -> None:
+    """Have everything that is logged from *level* on written by *handler*."""
+    handler.setFormatter(_Formatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 class _LogFile(logging.handlers.RotatingFileHandler):
     """The daemon's log, which is its standard error too: what libraries and children print as they die is worth it."""
 
@@ -119,8 +134,8 @@ def _log_file(path: Path) -> Path:
     file = folder / f"{shorten(name, MAX_COMPONENT_BYTES - len('.log.1'), str(path))}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with file.open("a"):
-            pass
+        check_folder(folder, "log folder", "XDG_STATE_HOME", errors.CacheUnusable)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         raise errors.CacheUnusable(f"log file {file}: {error.strerror}; set XDG_STATE_HOME to a folder") from error
     return file

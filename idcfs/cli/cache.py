@@ -12,12 +12,9 @@ from pathlib import Path
 import click
 
 from idcfs import errors
-from idcfs.cli.group import counted, main, size_text
+from idcfs.cli.group import PARTS, counted, main, size_text
 from idcfs.config import load_settings
 from idcfs.printable import printable
-
-PARTS = ("objects", "listings", "catalogue")
-"""What is in a cache folder."""
 
 
 @main.group()

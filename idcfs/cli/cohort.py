@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, counted, main, size_text
+from idcfs.cli.group import SqlCommand, check_folders, counted, main, size_text
 from idcfs.config import Settings, load_settings
+from idcfs.private import UMASK
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Answer(NamedTuple):
 @main.group()
 def cohort() -> None:
     """Make, show and remove cohorts: folders that a query or a manifest defines."""
+    os.umask(UMASK)
 
 
 def _named(command: _Command) -> _Command:
@@ -94,7 +96,7 @@ def create(name: str, sql: str | None, file: Path | None, manifest: Path | None,
       idcfs cohort create mine --manifest manifest.s5cmd
     """  # noqa: D301  # click's mark for text that it must not wrap is a real backspace
     text = _text(sql, file, manifest)
-    settings = load_settings(flags)
+    settings = _settings(flags)
     name = _checked(name)
     folder = _folder(settings)
     try:
@@ -119,7 +121,7 @@ def create(name: str, sql: str | None, file: Path | None, manifest: Path | None,
 def edit(name: str, sql: str | None, file: Path | None, manifest: Path | None, **flags: Any) -> None:
     """Put another query or manifest in the place of the cohort NAME's, in your editor if none is given."""
     text = _text(sql, file, manifest)
-    settings = load_settings(flags)
+    settings = _settings(flags)
     before = _read(settings, name)
     if text is None:
         text = _edited(name, before)
@@ -161,7 +163,7 @@ def _edited(name: str, text: bytes) -> bytes | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool, **flags: Any) -> None:
     """Print the query of the cohort NAME and what is in it."""
-    settings = load_settings(flags)
+    settings = _settings(flags)
     text = _read(settings, name)
     answer = _evaluate(settings, name)
     if as_json:
@@ -179,7 +181,7 @@ def show(name: str, as_json: bool, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_cohorts(as_json: bool, **flags: Any) -> None:
     """List the cohorts: what is known of each, and the first line of its query. Evaluates nothing."""
-    settings = load_settings(flags)
+    settings = _settings(flags)
     folder = _folder(settings)
     found: dict[str, bytes] = {}
     for name in folder.names():
@@ -228,7 +230,7 @@ def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
 @_named
 def delete(name: str, **flags: Any) -> None:
     """Remove the cohort NAME. Its query is gone; what it showed stays where it was in IDC."""
-    settings = load_settings(flags)
+    settings = _settings(flags)
     _read(settings, name)
     _folder(settings).delete(name)
 
@@ -240,6 +242,12 @@ def _checked(name: str) -> str:
         return check_name(name.encode(errors="surrogateescape"))
     except errors.ReadError as error:
         raise errors.UsageError(str(error)) from error
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    settings = load_settings(flags)
+    check_folders(settings)
+    return settings
 
 
 def _folder(settings: Settings) -> Any:

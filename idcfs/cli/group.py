@@ -7,6 +7,12 @@ from typing import Any, NoReturn
 import click
 
 from idcfs import __version__, errors
+from idcfs.config import Settings
+from idcfs.printable import printable
+from idcfs.private import check_folder
+
+PARTS = ("objects", "listings", "catalogue")
+"""What is in a cache folder."""
 
 EXIT_CODES: dict[type[errors.IdcfsError], int] = {
     errors.UsageError: 2,
@@ -38,7 +44,9 @@ class _Group(click.Group):
 
 
 def _fail(error: errors.IdcfsError) -> NoReturn:
-    click.echo(f"idcfs: {error}", err=True)
+    # A refused query has lines that say where it is wrong.
+    lines = [printable(line) for line in str(error).split("\n")]
+    click.echo("idcfs: " + "\n".join(lines), err=True)
     sys.exit(EXIT_CODES.get(type(error), 1))
 
 
@@ -54,6 +62,18 @@ def main() -> None:
     used, 4 the mount cannot be made or ended, 5 the cache folder or the cohort folder cannot be used,
     6 the query is refused, 7 the cache is damaged, 130 interrupted.
     """
+
+
+def check_folders(settings: Settings) -> None:
+    """Make sure that nobody else can change what is believed.
+
+    Raises:
+        CacheUnusable, CohortsUnusable: somebody can.
+    """
+    for folder in (settings.cache_dir, *(settings.cache_dir / name for name in PARTS)):
+        check_folder(folder, "cache folder", "--cache-dir", errors.CacheUnusable)
+    # A colleague's cohorts can be shown.
+    check_folder(settings.cohort_dir, "cohort folder", "--cohort-dir", errors.CohortsUnusable, may_be_foreign=True)
 
 
 class SqlCommand(click.Command):

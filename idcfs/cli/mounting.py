@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import click
 
 from idcfs import mountpoint as mountpoints
-from idcfs.cli.background import serve, serve_in_background
-from idcfs.cli.group import main
+from idcfs.cli.background import log_to, serve, serve_in_background
+from idcfs.cli.group import check_folders, main
 from idcfs.cli.status import read_status
 from idcfs.config import Settings, load_settings
 from idcfs.errors import UsageError
+from idcfs.private import UMASK
 
 DEFAULT_MOUNTPOINT = Path("~/idc")
 
@@ -39,6 +41,9 @@ UNMOUNT_WAIT = 10.0
 @click.option("--query-timeout", metavar="SECONDS", help="How long a cohort's query may take. Default: 60.")
 @click.option("--xattr/--no-xattr", default=None, help="Show index columns as extended attributes user.idc.*.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users of this machine read the mount.")
+@click.option(
+    "--allow-other-cohorts/--no-allow-other-cohorts", default=None, help="Let them make and change cohorts, too."
+)
 @click.option("--demo", is_flag=True, help="Serve a small synthetic sample; no network.")
 @click.option("--recover", is_flag=True, help="Replace a mount whose daemon is gone.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
@@ -56,6 +61,7 @@ def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, 
       idcfs mount --mirror gcs --cache-size 100GB /data/idc
       idcfs mount --layout %collection_id/%PatientID/%Modality_%SeriesInstanceUID /data/idc
     """  # noqa: D301  # click's mark for text that it must not wrap is a real backspace
+    os.umask(UMASK)
     path = mountpoints.absolute(mountpoint or DEFAULT_MOUNTPOINT)
     settings = load_settings(flags)
     settings = _checked(settings, path)
@@ -64,7 +70,7 @@ def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, 
         tell = functools.partial(_tell, path)
         level = logging.DEBUG if debug else logging.INFO
         if foreground:
-            logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+            log_to(logging.StreamHandler(), "%(levelname)s %(name)s: %(message)s", level)
             serve(settings, path, demo, tell)
         else:
             serve_in_background(settings, path, demo, level, tell)
@@ -85,6 +91,7 @@ def _checked(settings: Settings, path: Path) -> Settings:
     ):
         if folder is not None and mountpoints.absolute(folder).is_relative_to(path):
             raise UsageError(f"{what} {folder} is inside the mountpoint {path}; choose one outside")
+    check_folders(settings)
     mirror.check()
     find_index(settings.index)
     return settings if mirror.folder is None else replace(settings, mirror=str(mirror.folder))

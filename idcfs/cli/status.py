@@ -12,6 +12,7 @@ import click
 from idcfs import errors
 from idcfs import mountpoint as mountpoints
 from idcfs.cli.group import main, size_text
+from idcfs.printable import printable
 
 ANSWER_TIMEOUT = 5.0
 """Seconds in which a mount that is well says how it is, even on a busy machine."""
@@ -92,6 +93,6 @@ def _print_status(path: str, facts: dict[str, Any]) -> None:
             text = f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}, {cache['entries']:,} entries"
             table.add_row(f"cache of {name}", text)
             if cache["failure"]:
-                table.add_row("", f"not working: {cache['failure']}")
+                table.add_row("", f"not working: {printable(cache['failure'])}")
         table.add_row("errors", ", ".join(f"{kind} {n:,}" for kind, n in facts["errors"].items()) or "none")
     Console(markup=False).print(table)

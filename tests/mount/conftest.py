@@ -37,6 +37,9 @@ def catalogue_folder(world_readable: Path) -> Path:
     with commands.mounted(point, "--cache-dir", cache, "--mirror", str(world_readable)):
         # Attributes too, so that no later test waits for them.
         (point / "nlst" / ".idc" / "info.json").read_bytes()
+    for path in (cache / "catalogue").rglob("*"):
+        # Other users' caches are given links to them.
+        path.chmod(0o755 if path.is_dir() else 0o644)
     return cache / "catalogue"
 
 

@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[Any, Any, Any, tuple[Any, Any, Any]]] = {
     "index": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
     "xattr": ("true", "off", True, (True, False, True)),
     "allow_other": ("true", "0", True, (True, False, True)),
+    "allow_other_cohorts": ("true", "0", True, (True, False, True)),
 }
 
 
@@ -129,7 +130,7 @@ def test_bad_flags_and_variables_are_told_by_their_names(file: Path) -> None:
     [
         (b"cache_size = ", "cannot be read"),
         (b"\xff", "cannot be read"),
-        (b"cachesize = 1", "cachesize is no setting; the settings are allow_other, cache_dir"),
+        (b"cachesize = 1", "cachesize is no setting; the settings are allow_other, allow_other_cohorts, cache_dir"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line(content: bytes, message: str, file: Path) -> None:

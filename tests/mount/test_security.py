@@ -1,0 +1,195 @@
+"""What other users, servers and planted files cannot do; see docs/security.md."""
+
+import errno
+import os
+import ssl
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import give_catalogue
+from tests.mount.test_bad_mirror import CT, FaultyServer, number_of
+from tests.mounting import ORDINARY_USER, Commands, checksums, mirror_series
+
+SMALL = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga_luad'"
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+
+
+def refused(commands: Commands, *arguments: str | Path) -> str:
+    done = commands.idcfs(*arguments)
+    assert done.returncode == 5, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_all_that_is_written_is_for_its_owner_only(someone: Commands, folder_mirror: Path) -> None:
+    point = someone.home / "idc"
+    with someone.mounted(point, "--mirror", folder_mirror):
+        someone.run("sh", "-c", f"cat {point}/.idc/by-uuid/{CT}/* >/dev/null; cat {point}/nlst/.idc/info.json")
+        someone.run("mkdir", point / "cohorts" / "mine")
+        someone.run("sh", "-c", f'echo "{SMALL}" > {point}/cohorts/mine/.query; ls {point}/cohorts/mine')
+    someone.idcfs("cohort", "create", "other", SMALL)
+    folders = [someone.home / name for name in (".cache", ".local")]
+    paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    assert {path.suffix for path in paths} >= {".db", ".val", ".arrow", ".parquet", ".log", ".sql", ".json", ".lock"}
+    for path in paths:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        assert mode & 0o077 == 0, f"{path} has mode {mode:o}"
+
+
+@needs_root
+@pytest.mark.parametrize("part", [".", "objects", "listings", "catalogue"])
+def test_a_cache_folder_that_others_can_change_is_refused(commands: Commands, folder_mirror: Path, part: str) -> None:
+    cache = commands.home / "cache"
+    (cache / part).mkdir(parents=True, exist_ok=True)
+    command = ("mount", "--mirror", folder_mirror, "--cache-dir", cache, commands.home / "idc")
+    for mode in (0o770, 0o707, 0o1777):
+        (cache / part).chmod(mode)
+        folder = cache / part
+        assert refused(commands, *command) == (
+            f"idcfs: cache folder {folder} can be changed by other users; take that back: chmod go-w {folder}"
+        )
+    (cache / part).chmod(0o700)
+    os.chown(cache / part, ORDINARY_USER, ORDINARY_USER)
+    line = refused(commands, *command)
+    assert line == (
+        f"idcfs: cache folder {cache / part} belongs to user nobody; choose one of your own with --cache-dir"
+    )
+    assert refused(commands, "cohort", "list", "--cache-dir", cache) == line
+    assert list(cache.rglob("*")) == ([] if part == "." else [cache / part])
+    assert not (commands.home / "idc").exists()
+
+
+@needs_root
+def test_an_ordinary_user_believes_root_and_nobody_else(
+    someone: Commands, catalogue_folder: Path, folder_mirror: Path
+) -> None:
+    if someone.user is None:
+        pytest.skip("root is told apart above")
+    give_catalogue(someone, catalogue_folder)
+    cache = someone.home / ".cache" / "idcfs"
+    os.chown(cache, 4242, 4242)
+    cache.chmod(0o755)
+    assert "belongs to user 4242" in refused(someone, "mount", "--mirror", folder_mirror, someone.home / "idc")
+    os.chown(cache, 0, 0)
+    (cache / "objects").mkdir()
+    (cache / "listings").mkdir()
+    for name in ("objects", "listings"):
+        os.chown(cache / name, ORDINARY_USER, ORDINARY_USER)
+    with someone.mounted(someone.home / "idc", "--mirror", folder_mirror) as point:
+        assert someone.run("ls", point).returncode == 0
+
+
+def test_a_cohort_folder_that_others_can_change_is_refused(commands: Commands, folder_mirror: Path) -> None:
+    queries = commands.home / "queries"
+    queries.mkdir()
+    queries.chmod(0o775)
+    for command in (
+        ("mount", "--mirror", folder_mirror, "--cohort-dir", queries, commands.home / "idc"),
+        ("cohort", "create", "mine", SMALL, "--cohort-dir", queries),
+    ):
+        assert refused(commands, *command) == (
+            f"idcfs: cohort folder {queries} can be changed by other users; take that back: chmod go-w {queries}"
+        )
+
+
+def test_a_log_that_somebody_else_planted_is_not_written(commands: Commands, folder_mirror: Path) -> None:
+    log = commands.home / ".local" / "state" / "idcfs" / "log"
+    log.mkdir(parents=True)
+    victim = commands.home / "victim"
+    victim.write_text("mine")
+    (log / f"{str(commands.home / 'idc').strip('/').replace('/', '-')}.log").symlink_to(victim)
+    assert "log file" in refused(commands, "mount", "--mirror", folder_mirror, commands.home / "idc")
+    log.chmod(0o777)
+    assert "log folder" in refused(commands, "mount", "--mirror", folder_mirror, commands.home / "idc")
+    assert victim.read_text() == "mine"
+
+
+@needs_root
+def test_others_change_cohorts_only_if_they_are_let(commands: Commands, folder_mirror: Path) -> None:
+    other = Commands(commands.home, ORDINARY_USER)
+    flags = ("--mirror", folder_mirror, "--allow-other", "--allow-other-cohorts")
+    with commands.mounted(commands.home / "idc", *flags) as point:
+        cohort = point / "cohorts" / "theirs"
+        script = f'mkdir {cohort} && echo "{SMALL}" > {cohort}/.query && ls {cohort}'
+        assert other.run("bash", "-c", script).stdout == "tcga_luad\n"
+        for script in (f"mkdir {point}/new", f"rmdir {point}/nlst", f"touch {cohort}/tcga_luad/x"):
+            assert other.run("bash", "-c", script).returncode != 0
+        assert other.run("rmdir", cohort).returncode == 0
+
+
+@pytest.fixture
+def server(folder_mirror: Path) -> Iterator[FaultyServer]:
+    with FaultyServer(folder_mirror) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def certify(server: FaultyServer, folder: Path, name: str) -> Path:
+    """Have a server speak TLS under a certificate that nobody has signed."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "1"]
+    subprocess.run(
+        [*command, "-addext", f"subjectAltName={name}", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return certificate
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"), [("IP:127.0.0.1", False), ("DNS:elsewhere.example", True), ("IP:127.0.0.1", True)]
+)
+def test_a_server_is_believed_only_under_a_certificate_that_is_signed_and_its_own(
+    commands: Commands, server: FaultyServer, name: str, trusted: bool
+) -> None:
+    certificate = certify(server, commands.home, name)
+    if trusted:
+        commands.environment["AWS_CA_BUNDLE"] = str(certificate)
+    url = server.url.replace("http:", "https:")
+    with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "5") as point:
+        series = point / ".idc" / "by-uuid" / CT
+        if name == "IP:127.0.0.1" and trusted:
+            assert checksums(series) == checksums(mirror_series(server.mirror)[CT])
+        else:
+            assert number_of(lambda: os.listdir(series)) == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize("evil", ["\x1b]0;mine\x07.dcm", "a\n2030-01-01 CRITICAL idcfs: b.dcm", "\u202emcd.a.dcm"])
+def test_a_name_from_a_server_reaches_no_folder_and_no_log_as_it_is(
+    commands: Commands, server: FaultyServer, evil: str
+) -> None:
+    def rename(key: str) -> str:
+        return key.removesuffix(".dcm") + evil
+
+    server.listing_fault = lambda handler: handler.send(200, handler.listing(rename))
+    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point:
+        assert number_of(lambda: os.listdir(point / ".idc" / "by-uuid" / CT)) == errno.EIO
+    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
+    text = log.read_text()
+    assert f"{CT}/" in text
+    assert not any(character in text for character in "\x1b\x07\u202e")
+    assert not any(line.startswith("2030") for line in text.splitlines())
+
+
+def test_headers_from_a_server_reach_no_log_as_they_are(commands: Commands, server: FaultyServer) -> None:
+    evil = "\x1b[2J\x9b\x07"
+    server.body_fault = lambda handler: handler.send(206, b"x", {"ETag": f'"{evil}"', "Content-Range": evil})
+    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point:
+        series = point / ".idc" / "by-uuid" / CT
+        assert number_of((series / os.listdir(series)[0]).read_bytes) in {errno.EIO, errno.ESTALE, errno.EHOSTUNREACH}
+    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
+    text = log.read_text()
+    assert not any(character in text for character in "\x1b\x9b\x07"), repr(text)
