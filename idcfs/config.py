@@ -16,6 +16,7 @@ from typing import Any
 
 import platformdirs
 
+from idcfs.crawlers import KNOWN
 from idcfs.errors import UsageError
 from idcfs.layout import DEFAULT_TEMPLATE
 
@@ -58,7 +59,8 @@ class Settings:
     fetched, read ahead and not yet written to the cache; `timeout` is in seconds; `cohort_dir` is where
     the texts of cohorts are; `index` is a folder with the index's parquet files (None: the installed package's),
     `idc_version` the version whose tree is shown (None: the index's own); `query_memory` (bytes) and `query_timeout`
-    (seconds) bound a user's SQL.
+    (seconds) bound a user's SQL; `refuse` are the names of programs that get no listing of a series and no file, with
+    commas between them.
     """
 
     mirror: str = "aws"
@@ -73,6 +75,7 @@ class Settings:
     xattr: bool = False
     allow_other: bool = False
     allow_other_cohorts: bool = False
+    refuse: str = ",".join(KNOWN)
     query_memory: int = 3 << 30
     query_timeout: float = 60.0
 
@@ -166,7 +169,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
                 return int(str(value))
             case "xattr" | "allow_other" | "allow_other_cohorts":
                 return _parse_bool(value)
-            case "layout" if value == "":
+            case "layout" | "refuse" if value == "":
                 return ""
             case _:
                 return _parse_text(value)

@@ -27,6 +27,7 @@ from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.control import Control
+from idcfs.crawlers import Crawlers
 from idcfs.ending import Ending
 from idcfs.errors import MountFailed
 from idcfs.extent_cache import ExtentCache, open_extent_cache
@@ -175,7 +176,8 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         if settings.xattr:
             tell("preparing extended attributes")
             await catalogue.attributes_file()
-        adapter = Adapter(filesystem, metrics, settings.xattr, settings.allow_other_cohorts)
+        crawlers = Crawlers(filter(None, (name.strip() for name in settings.refuse.split(","))))
+        adapter = Adapter(filesystem, metrics, settings.xattr, settings.allow_other_cohorts, crawlers)
         yield _Opened(adapter, _facts(catalogue, mirror), sources[0], pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
             await fetcher.finish_writing()

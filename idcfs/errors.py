@@ -106,6 +106,10 @@ class AccessDenied(ReadError):
     """The mirror refuses the object (HTTP 403)."""
 
 
+class CrawlerRefused(ReadError):
+    """A program that reads every file it finds asks for what a mirror would have to be asked for."""
+
+
 class Unreachable(ReadError):
     """The mirror cannot be reached, or answers that it cannot serve (5xx, 429, a broken connection)."""
 

@@ -139,10 +139,18 @@ class FileSystem:
                 row = view.series_row(address.group)
                 for ahead in self._order.entered(row, address.generation, address.group):
                     # Each starts when this waits for its own.
-                    self._reader.list_ahead(ahead)
+                    self._listings.begin(ahead)
                 await self._listings.get(row)
         self.remember(inode)
         return inode
+
+    def is_of_mirror(self, inode: int) -> bool:
+        """Whether a mirror may have to be asked for what is in a folder, or for a file's bytes."""
+        address = self._unpack(inode)
+        if isinstance(address, FileAddress):
+            return True
+        view = self._catalogue.view(address.generation)
+        return address.facet == Facet.FOLDER and view is not None and address.level == view.depth
 
     def release_folder(self, handle: int) -> None:
         """Forget a handle of a folder."""

@@ -16,6 +16,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from idcfs import errors
+from idcfs.crawlers import Crawlers
 from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem
 from idcfs.metrics import Metrics
 from idcfs.node import Node
@@ -40,6 +41,7 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.ReadOnly: errno.EROFS,
     errors.NoSuchAttribute: pyfuse3.ENOATTR,
     errors.AccessDenied: errno.EACCES,
+    errors.CrawlerRefused: errno.EACCES,
     errors.Unreachable: errno.EHOSTUNREACH,
     errors.Stalled: errno.ETIMEDOUT,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
@@ -102,15 +104,25 @@ class Adapter(pyfuse3.Operations):
         filesystem: what answers them.
         xattr: whether extended attributes are told; without, the kernel is told once that there are none.
         all_write: whether every user who may reach the mount may write what can be written.
+        crawlers: programs that get nothing for which a mirror would be asked.
     """
 
     supports_dot_lookup = False
 
-    def __init__(self, filesystem: FileSystem, metrics: Metrics, xattr: bool, all_write: bool = False) -> None:
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        metrics: Metrics,
+        xattr: bool,
+        all_write: bool = False,
+        crawlers: Crawlers | None = None,
+    ) -> None:
         super().__init__()
         self.filesystem = filesystem
         self._metrics = metrics
         self._xattr = xattr
+        self._crawlers = crawlers or Crawlers(())
+        self._refused: set[str] = set()
         self._entry = EntryAttributes()
         self._owner = os.getuid(), os.getgid()
         self._write_mode = 0o222 if all_write else stat.S_IWUSR
@@ -123,11 +135,20 @@ class Adapter(pyfuse3.Operations):
             self._metrics.errors[type(error).__name__] += 1
         if type(error) not in ERRNOS:
             log.error("a request failed", exc_info=error)
-        elif number in _ORDINARY:
+        elif number in _ORDINARY or isinstance(error, errors.CrawlerRefused):
             log.debug("%s", error)
         else:
             log.warning("%s: %s", errno.errorcode[number], error)
         raise FUSEError(number) from None
+
+    def _refuse_crawlers(self, inode: int, ctx: RequestContext) -> None:
+        crawler = self._crawlers.find(ctx.pid)
+        if crawler is None or not self.filesystem.is_of_mirror(inode):
+            return
+        if crawler not in self._refused:
+            self._refused.add(crawler)
+            log.info("%s reads every file it finds, and is refused; --refuse says what is", crawler)
+        raise errors.CrawlerRefused(f"{crawler} is refused")
 
     def _fill(self, entry: EntryAttributes, node: Node) -> EntryAttributes:
         entry.st_ino = node.inode
@@ -177,6 +198,7 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """Open a folder."""
+        self._refuse_crawlers(inode, ctx)
         return await self.filesystem.open_folder(inode)
 
     @answered
@@ -213,6 +235,7 @@ class Adapter(pyfuse3.Operations):
         if flags & (_WRITES | os.O_TRUNC):
             append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
             return FileInfo(fh=await self.filesystem.cohort_files.open_draft(inode, append, truncate), direct_io=True)
+        self._refuse_crawlers(inode, ctx)
         handle = await self.filesystem.open(inode)
         is_object = handle == inode
         return FileInfo(fh=handle, keep_cache=is_object, direct_io=not is_object)

@@ -101,6 +101,7 @@ class Listings:
         self._cache = cache
         self._series = series
         self._metrics = metrics
+        self._nursery = nursery
         self._flights = Flights[int, Listing](nursery, timeout)
         self._refreshes = Flights[int, Listing](nursery, timeout)
         # Inode numbers are places in a listing, so one that may not be found the same again stays.
@@ -131,6 +132,11 @@ class Listings:
         if row in self._remembered:
             self._remembered.move_to_end(row)
         return listing
+
+    def begin(self, row: int) -> None:
+        """Have a series listed that somebody may come to; what goes wrong with it is for who does."""
+        if self.peek(row) is None and row not in self._flights:
+            self._nursery.start_soon(self._flights.fly, row, lambda: self._load(row))
 
     async def refresh(self, row: int, shown: Listing) -> Listing:
         """A listing newer than *shown*, because an object was not as that says. May wait for the network.

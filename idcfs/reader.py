@@ -10,7 +10,7 @@ import trio
 
 from idcfs import readahead
 from idcfs.entry import Buffer
-from idcfs.errors import DeadlineExceeded, IdcfsError, ReadError
+from idcfs.errors import DeadlineExceeded, ReadError
 from idcfs.fetcher import Fetcher
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
@@ -188,23 +188,8 @@ class Reader:
         """Start fetching what the policy expects to be read next."""
         for ahead in wanted:
             if isinstance(ahead, ListingOf):
-                self.list_ahead(ahead.series)
+                self._listings.begin(ahead.series)
         self._prefetcher.fetch(ahead for ahead in wanted if isinstance(ahead, Extent))
 
     async def _fetch_behind(self, wanted: list[Extent | ListingOf]) -> None:
         self._fetch_ahead(wanted)
-
-    def list_ahead(self, series: int) -> None:
-        """Have a series listed that will be looked at soon."""
-        if self._listings.peek(series) is None:
-            self._nursery.start_soon(self._list_quietly, series)
-
-    async def _list_quietly(self, series: int) -> None:
-        try:
-            await self._listings.get(series)
-        except IdcfsError:
-            # Whoever comes to read this asks again and is told.
-            return
-        except Exception:
-            # The same, but nobody expected it; let through, it would end the mount.
-            log.exception("listing ahead failed")

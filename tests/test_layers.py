@@ -19,7 +19,8 @@ LAYERS: dict[str, set[str]] = {
     "metrics": set(),
     "node": set(),
     "layout": {"errors"},
-    "config": {"errors", "layout"},
+    "crawlers": set(),
+    "config": {"crawlers", "errors", "layout"},
     "flights": {"errors"},
     "failures": {"errors"},
     "mountpoint": {"errors"},
@@ -56,9 +57,10 @@ LAYERS: dict[str, set[str]] = {
         "catalog", "cohort_files", "cohorts", "control", "entry", "errors", "inode", "listing", "metrics", "node",
         "reader", "series_order",
     },
-    "fuse": {"errors", "filesystem", "metrics", "node"},
+    "fuse": {"crawlers", "errors", "filesystem", "metrics", "node"},
     "daemon": {
-        "arena", "cache", "catalog", "cohorts", "config", "control", "demo", "ending", "errors", "extent_cache",
+        "arena", "cache", "catalog", "cohorts", "config", "control", "crawlers", "demo", "ending", "errors",
+        "extent_cache",
         "fetcher", "filesystem", "fuse", "listing", "metrics", "mountpoint", "page_cache", "prefetcher", "reader",
         "series_order", "stacks", "store",
     },
@@ -82,6 +84,7 @@ WHO_MAY_IMPORT = {
 """What is outside, and has one place inside."""
 
 SYNCHRONOUS = {
+    "crawlers",
     "private",
     "printable",
     "upkeep",

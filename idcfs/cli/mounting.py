@@ -44,6 +44,7 @@ UNMOUNT_WAIT = 10.0
 @click.option(
     "--allow-other-cohorts/--no-allow-other-cohorts", default=None, help="Let them make and change cohorts, too."
 )
+@click.option("--refuse", metavar="PROGRAMS", help="Names of crawlers, with commas between. Default: known indexers.")
 @click.option("--demo", is_flag=True, help="Serve a small synthetic sample; no network.")
 @click.option("--recover", is_flag=True, help="Replace a mount whose daemon is gone.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")

@@ -1,15 +1,18 @@
 """What a mirror may list that no mirror should, and what is remembered of listings."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from idcfs import listing as listings
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, NotFound, Untrusted
+from idcfs.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
-from tests.filesystem.opened import open_filesystem, path_of
+from tests.filesystem.opened import GatedStore, open_filesystem, path_of
 from tests.filesystem.rows import LARGE, MANY, SMALL, SPACES
 from tests.index_factory import fill_store, instances
 from tests.memory_store import MemoryStore
@@ -163,3 +166,33 @@ async def test_what_is_remembered_is_bounded_and_comes_back_from_disk(
         asked = len(store.requests)
         assert len(await opened.names(path_of(SMALL))) == 3
         assert len(store.requests) == asked
+
+
+async def test_who_opens_one_series_after_the_other_has_a_few_listed_ahead(cache: Path, index: Index) -> None:
+    store = GatedStore()
+    async with open_filesystem(cache, index, store, layout="") as opened:
+        names = await opened.names("")
+        folders = [await opened.node(name) for name in names if name != "cohorts"]
+
+        async def open_at_gate(number: int) -> None:
+            with contextlib.suppress(NotFound):
+                await opened.filesystem.open_folder(folders[number].inode)
+
+        asked: list[int] = []
+        async with trio.open_nursery() as nursery:
+            for number in (0, 2, 3):
+                nursery.start_soon(open_at_gate, number)
+                await until_quiet(store)
+                asked.append(len({request.key[:36] for request in store.requests}))
+            store.gate.set()
+        assert asked[:2] == [2, 4], "one ahead of each"
+        assert asked[2] == min(4 + LISTED_AHEAD, len(folders)), "the next one in order makes a walk"
+        await until_quiet(store)
+
+
+async def until_quiet(store: MemoryStore) -> None:
+    """Wait until a store is asked nothing more."""
+    before = -1
+    while len(store.requests) != before:
+        before = len(store.requests)
+        await trio.sleep(0.1)

@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[Any, Any, Any, tuple[Any, Any, Any]]] = {
     "index": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
     "xattr": ("true", "off", True, (True, False, True)),
     "allow_other": ("true", "0", True, (True, False, True)),
+    "refuse": ('"find"', "find,fd", "", ("find", "find,fd", "")),
     "allow_other_cohorts": ("true", "0", True, (True, False, True)),
 }
 
