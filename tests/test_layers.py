@@ -41,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "page_worker": set(),
     "page_cache": {"arena", "entry", "errors", "worker"},
     "catalog": {"errors", "inode", "layout"},
-    "store": {"arena", "errors", "worker"},
+    "store": {"arena", "errors", "printable", "worker"},
     "demo": {"errors"},
     "listing": {"cache", "catalog", "errors", "flights", "metrics", "printable", "store"},
     "series_order": {"catalog"},

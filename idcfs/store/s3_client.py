@@ -25,6 +25,7 @@ from botocore.exceptions import HTTPClientError
 from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
+from idcfs.printable import printable
 from idcfs.store.base import MD5_ETAG, ListPage
 from idcfs.store.list_parser import check_keys, parse_listing
 from idcfs.store.watch import FIRST, HEDGE, Watch
@@ -298,9 +299,7 @@ def _translate(error: Exception, what: str) -> ReadError:
     if isinstance(reason or error, ClientPayloadError):
         return Untrusted(f"{what}: the body ended early")
     # aiohttp quotes all of an answer that is no HTTP, in several lines; a log is no place for what a server sends.
-    text = " ".join(str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH].split())
-    if not text.isprintable():
-        text = ascii(text)
+    text = printable(" ".join(str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH].split()))
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
         return Unreachable(f"{what}: {text}")
     return Untrusted(f"{what}: {type(error).__name__}: {text}")
