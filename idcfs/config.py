@@ -66,7 +66,7 @@ class Settings:
     mirror: str = "aws"
     cache_dir: Path = field(default_factory=default_cache_folder)
     cache_size: int | None = None
-    memory: int = 128 << 20
+    memory: int = 112 << 20
     cohort_dir: Path = field(default_factory=default_cohort_folder)
     timeout: float = 30.0
     layout: str = DEFAULT_TEMPLATE

@@ -36,7 +36,7 @@ UNMOUNT_WAIT = 10.0
 @click.option("--idc-version", metavar="N", help="Show the tree of an earlier IDC version.")
 @click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
 @click.option("--timeout", metavar="SECONDS", help="How long one read may wait for the network. Default: 30.")
-@click.option("--memory", metavar="SIZE", help="Memory for what is fetched and read ahead. Default: 128MiB.")
+@click.option("--memory", metavar="SIZE", help="Memory for what is fetched and read ahead. Default: 112MiB.")
 @click.option("--query-memory", metavar="SIZE", help="Memory that a cohort's query may take. Default: 3GiB.")
 @click.option("--query-timeout", metavar="SECONDS", help="How long a cohort's query may take. Default: 60.")
 @click.option("--xattr/--no-xattr", default=None, help="Show index columns as extended attributes user.idc.*.")

@@ -32,7 +32,7 @@ from idcfs.store.watch import FIRST, HEDGE, Watch
 
 _ERROR_BODY_BYTES = 64 * 1024
 _MESSAGE_LENGTH = 500
-_BUFFER_BYTES = 64 << 10
+_BUFFER_BYTES = 32 << 10
 """aiohttp stops reading a connection at twice this, while the body waits for its turn."""
 
 _BODIES = 8
