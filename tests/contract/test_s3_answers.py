@@ -1,7 +1,6 @@
 """What `S3Store` makes of answers that S3 should not give, and of servers that give none."""
 
 import hashlib
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import trio
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
 from idcfs.store.base import ListPage, ObjectInfo
 from idcfs.store.s3 import S3Store
-from tests.certificates import write_certificate
+from tests.certificates import server_with, write_certificate
 from tests.raw_server import RawServer, http, raw_server
 from tests.s3_stores import s3_store
 
@@ -227,7 +226,6 @@ UNTRUSTED_LISTINGS = {
     "of another prefix": listing(rest="<IsTruncated>false</IsTruncated><Prefix>other/</Prefix>"),
     "fewer keys than it says": listing(f"{PREFIX}a", rest="<IsTruncated>false</IsTruncated><KeyCount>2</KeyCount>"),
     "a count that is none": listing(f"{PREFIX}a", rest="<IsTruncated>false</IsTruncated><KeyCount>x</KeyCount>"),
-    "endless": http("200 OK", {}, b"<ListBucketResult>" + b" " * (17 << 20)),
     "document type": listing(f"{PREFIX}a", before='<!DOCTYPE x [<!ENTITY e "e">]>'),
     "error with status 200": http("200 OK", {}, b"<Error><Code>InternalError</Code></Error>"),
     "cut short": http("200 OK", {}, listing(f"{PREFIX}a").partition(b"\r\n\r\n")[2][:-9]),
@@ -243,6 +241,11 @@ UNTRUSTED_LISTINGS = {
 @pytest.mark.parametrize("answer", UNTRUSTED_LISTINGS.values(), ids=UNTRUSTED_LISTINGS.keys())
 async def test_listings_that_cannot_be_trusted(answer: bytes) -> None:
     await check(list_page, answer, Untrusted)
+
+
+async def test_a_page_that_is_larger_than_any_is_not_read_to_its_end() -> None:
+    answer = listing(f"{PREFIX}a", rest="<IsTruncated>false</IsTruncated>" + " " * (17 << 20))
+    await check(list_page, answer, Untrusted, match="more than 16777216 bytes")
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 200 OK\r\nETag"])
@@ -477,9 +480,7 @@ async def test_certificates_are_verified_with_the_users_authorities(
 ) -> None:
     for variable in CA_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate)
-    async with raw_server(tls) as server:
+    async with raw_server(server_with(certificate)) as server:
         server.answer = part()
         async with s3_store(server.url, workers=1) as store:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):

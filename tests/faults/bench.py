@@ -1,14 +1,13 @@
 """Runs a case: real mounts of a small tree over a server that has the case's fault, and what programs are told."""
 
 import functools
-import ssl
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.certificates import write_certificate
+from tests.certificates import server_with, write_certificate
 from tests.faults.cases import CELLS, RIGHT, Case, Cell, Mirror, Operation, cases
 from tests.faults.programs import Outcome, do, outcome
 from tests.faults.server import GET, FaultServer
@@ -43,13 +42,16 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._series = {cell: series(f"{cell.operation.name}-{cell.state}".lower()) for cell in CELLS}
+        # What is cold comes first in the tree, what only lists before what reads: the series that follows one that is
+        # opened is listed ahead.
+        ordered = sorted(CELLS, key=lambda cell: (cell.is_cached, cell.operation.reads))
+        self._series = {cell: series(f"{at:02}-{cell.operation.name.lower()}") for at, cell in enumerate(ordered)}
         rows = [one.row for one in self._series.values()]
         make_index(folder / "index", rows)
         self._objects = {f"{bucket}/{key}": data for bucket, key, data in objects(rows)}
         self._certificate = write_certificate(folder / "certificate.pem")
-        self._tls = _server_with(self._certificate)
-        untrusted = _server_with(write_certificate(folder / "untrusted.pem"))
+        self._tls = server_with(self._certificate)
+        untrusted = server_with(write_certificate(folder / "untrusted.pem"))
         self._cases = {case.name: case for case in cases(untrusted)}
 
     def run(self, name: str) -> Result:
@@ -113,9 +115,3 @@ class Bench:
                 time.sleep(0.1)
                 found[cell] = outcome(again)
         return found
-
-
-def _server_with(certificate: Path) -> ssl.SSLContext:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate)
-    return tls

@@ -296,6 +296,7 @@ def shake_hands_as(tls: ssl.SSLContext) -> Callable[[Connection], Awaitable[None
 
 
 STALLED_READS = Fault(stall_before_headers, frozenset({GET}))
+REFUSED_READS = body(lambda exchange: Answer("412 Precondition Failed", {}))
 LOGIN_PAGE = Answer("200 OK", {"Content-Type": "text/html"}, b"<html>Sign in to use this network</html>")
 BROKEN = errors("EIO", "EHOSTUNREACH")
 """Told by how much had come when the connection broke, which is chance."""
@@ -354,7 +355,7 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("no ETag", with_headers(ETag=""), errors("EIO")),
         Case("another ETag for later ranges", body(other_etag_later), errors("EIO"), FIRST_BLOCK_IS_RIGHT),
         Case("the whole object for a range", body(whole_object), errors("EIO"), FIRST_BLOCK_IS_RIGHT),
-        Case("412, though nothing changed", body(lambda e: Answer("412 Precondition Failed", {})), errors("EIO")),
+        Case("412, though nothing changed", REFUSED_READS, errors("EIO")),
         # Listings.
         Case("a listing that is no XML", page(lambda e: Answer("200 OK", {}, b"\x00\xff not XML")), errors("EIO")),
         Case("a listing cut in the middle", page(lambda e: replace(e.right, body=e.right.body[:300])), errors("EIO")),
@@ -374,24 +375,3 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("keys out of order", keys(lambda there: there[::-1]), errors("EIO")),
         Case("sizes that are no numbers", edited(b"<Size>", b"<Size>-"), errors("EIO")),
     ]  # fmt: skip
-
-
-_STALLS = (
-    "a TLS handshake that stalls", "a stall before the headers", "a stall in the headers", "a stall in the body",
-    "one byte a second",
-)  # fmt: skip
-
-NOT_YET: dict[tuple[str, Cell], str] = {
-    **{
-        (name, Cell(operation, False)): "the kernel asks again for what it failed to read, and each time waits as long"
-        for name in _STALLS
-        for operation in (Operation.SMALL, Operation.WHOLE, Operation.MMAP)
-    },
-    **{
-        (name, Cell(operation, False)): "ESTALE is told, though the object is as it was listed"
-        for name in ("another ETag", "another ETag for later ranges", "412, though nothing changed")
-        for operation in (Operation.SMALL, Operation.WHOLE)
-        if (name, operation) != ("another ETag for later ranges", Operation.SMALL)
-    },
-}
-"""What is not so yet, and why."""

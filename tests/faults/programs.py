@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tests.faults.cases import RIGHT, Operation
 from tests.faults.tree import LARGE, SMALL, Series
+from tests.index_factory import instances
 
 HEADER = 4096
 
@@ -66,6 +67,13 @@ def read_small(point: Path, series: Series) -> str:
     name, content = series.instance(SMALL)
     with open(series.folder(point) / name, "rb", buffering=0) as file:
         return _same(file.read(HEADER), content[:HEADER])
+
+
+def read_all(point: Path, series: Series) -> str:
+    """Read every file of a series."""
+    folder = series.folder(point)
+    found = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    return RIGHT if found == dict(instances(series.row)) else "wrong"
 
 
 def _read_map(path: Path, content: bytes) -> str:

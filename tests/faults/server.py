@@ -30,6 +30,11 @@ _START_SECONDS = 10
 _MODIFIED = "2026-01-02T03:04:05.000Z"
 
 
+def md5_etag(data: bytes) -> str:
+    """S3's ETag of an object that was uploaded in one part."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
 class Request(NamedTuple):
     """What a client asks for: LIST of a prefix, or GET of bytes *start* to *stop* of a key."""
 
@@ -139,6 +144,7 @@ class FaultServer:
         objects: what it serves.
         tls: makes it speak TLS.
         page_keys: keys in a page of a listing.
+        etag: gives the ETag of an object.
         requests: how many of each kind have come.
         port: where it listens.
     """
@@ -146,6 +152,7 @@ class FaultServer:
     objects: Mapping[str, bytes]
     tls: ssl.SSLContext | None = None
     page_keys: int = 1000
+    etag: Callable[[bytes], str] = md5_etag
     requests: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -195,16 +202,17 @@ class FaultServer:
         return listing(
             [(key, self.objects[f"{request.bucket}/{key}"]) for key in found[: self.page_keys]],
             found[self.page_keys - 1] if len(found) > self.page_keys else None,
+            etag=self.etag,
         )
 
     def _object(self, request: Request) -> Answer:
         data = self.objects.get(f"{request.bucket}/{request.key}")
         if data is None:
             return Answer("404 Not Found", {}, b"<Error><Code>NoSuchKey</Code></Error>")
-        if request.etag not in ("", etag(data)):
+        if request.etag not in ("", self.etag(data)):
             return Answer("412 Precondition Failed", {})
         stop = min(request.stop, len(data))
-        headers = {"ETag": etag(data), "Content-Range": f"bytes {request.start}-{stop - 1}/{len(data)}"}
+        headers = {"ETag": self.etag(data), "Content-Range": f"bytes {request.start}-{stop - 1}/{len(data)}"}
         return Answer("206 Partial Content", headers, data[request.start : stop])
 
     # In the loop.
@@ -277,7 +285,12 @@ def parsed(head: bytes) -> Request:
     return Request(GET, bucket, key, "", int(start), int(last) + 1, headers.get("if-match", ""))
 
 
-def listing(entries: list[tuple[str, bytes]], token: str | None = None, truncated: str | None = None) -> Answer:
+def listing(
+    entries: list[tuple[str, bytes]],
+    token: str | None = None,
+    truncated: str | None = None,
+    etag: Callable[[bytes], str] = md5_etag,
+) -> Answer:
     """A page of a listing: of keys and what is under them, with the *token* of the next page.
 
     What is said of whether there is one follows from the token unless *truncated* says it.
@@ -294,8 +307,3 @@ def listing(entries: list[tuple[str, bytes]], token: str | None = None, truncate
         f"<IsTruncated>{truncated}</IsTruncated>{following}{contents}</ListBucketResult>"
     )
     return Answer("200 OK", {"Content-Type": "application/xml"}, body.encode())
-
-
-def etag(data: bytes) -> str:
-    """S3's ETag of an object that was stored at once."""
-    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'

@@ -8,7 +8,7 @@ writes it there anew; a test holds the document against it.
 import re
 from pathlib import Path
 
-from tests.faults.cases import CELLS, NOT_YET, RIGHT, Case, Cell, Operation, cases
+from tests.faults.cases import CELLS, RIGHT, Case, Cell, Operation, cases
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
@@ -16,25 +16,21 @@ _BEGIN, _END = "<!-- python -m tests.faults.table writes this -->\n", "<!-- to h
 
 
 def table() -> str:
-    """The rows, the notes below them, and how many cells there are."""
+    """The rows, and how many cells there are."""
     found = cases()
-    reasons = list(dict.fromkeys(NOT_YET.values()))
     rows = [
         ["what goes wrong", *(operation.value for operation in Operation)],
         ["---"] * (1 + len(Operation)),
-        *([case.name, *(_told(case, operation, reasons) for operation in Operation)] for case in found),
+        *([case.name, *(_told(case, operation) for operation in Operation)] for case in found),
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [f"<sup>{number}</sup> Not yet: {reason}." for number, reason in enumerate(reasons, 1)]
     figures = f"{len(found)} faults, each with and without the cache: {len(found) * len(CELLS)} cells."
-    return "\n".join([*lines, "", *(f"{note}\n" for note in notes), figures, ""])
+    return "\n".join([*lines, "", figures, ""])
 
 
-def _told(case: Case, operation: Operation, reasons: list[str]) -> str:
-    cell = Cell(operation, is_cached=False)
-    words = " or ".join("works" if told == RIGHT else told for told in sorted(case.expected(cell)))
-    reason = NOT_YET.get((case.name, cell))
-    return words if reason is None else f"{words} <sup>{reasons.index(reason) + 1}</sup>"
+def _told(case: Case, operation: Operation) -> str:
+    expected = case.expected(Cell(operation, is_cached=False))
+    return " or ".join("works" if told == RIGHT else told for told in sorted(expected))
 
 
 def with_table(text: str) -> str:

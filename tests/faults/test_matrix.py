@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.bench import RECOVERY, TIMEOUT, Bench, Result
-from tests.faults.cases import CELLS, NOT_YET, RIGHT, Case, Cell, cases
+from tests.faults.cases import CELLS, RIGHT, Case, Cell, cases
 
 GRACE = 2
 """Seconds more that a program may wait: this machine is busy with several mounts."""
@@ -35,13 +35,10 @@ def results(
         pool.shutdown(cancel_futures=True)
 
 
-def parameters(case: Case, cell: Cell) -> object:
-    reason = NOT_YET.get((case.name, cell))
-    marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-    return pytest.param(case, cell, marks=marks, id=f"{case.name}: {cell}")
-
-
-@pytest.mark.parametrize(("case", "cell"), [parameters(case, cell) for case in CASES.values() for cell in CELLS])
+@pytest.mark.parametrize(
+    ("case", "cell"),
+    [pytest.param(case, cell, id=f"{case.name}: {cell}") for case in CASES.values() for cell in CELLS],
+)
 def test_a_fault(results: Mapping[str, Future[Result]], case: Case, cell: Cell) -> None:
     result = results[case.name].result()
     during, after = result.during[cell], result.after[cell]

@@ -37,6 +37,6 @@ class Series(NamedTuple):
         return next(instance for instance in instances(self.row) if len(instance.content) == size)
 
 
-def series(name: str) -> Series:
+def series(name: str, bucket: str = "idc-open-data") -> Series:
     """The series with a name."""
-    return Series(Row(collection=name, patient="patient", sizes=SIZES))
+    return Series(Row(collection=name, patient="patient", sizes=SIZES, bucket=bucket))
