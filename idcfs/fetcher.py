@@ -12,7 +12,7 @@ import trio
 
 from idcfs import readahead
 from idcfs.entry import Buffer
-from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Untrusted
 from idcfs.extent_cache import ExtentCache
 from idcfs.failures import Failures
 from idcfs.flights import Flights
@@ -316,14 +316,26 @@ class Fetcher:
             # Meanwhile the object came under another ETag; two storings must not be mixed.
 
     async def _fetch(self, extent: Extent, listing: Listing, arriving: Arriving | None) -> tuple[Buffer, Listing]:
-        """The bytes of an extent, and the listing that they were asked for under."""
+        """The bytes of an extent, and the listing that they were asked for under.
+
+        Raises:
+            Untrusted: the mirror refuses under an ETag what it lists under it.
+            ObjectChanged: the object changes faster than it can be listed.
+        """
         try:
             return await self._get_anywhere(extent, listing, arriving), listing
         except ObjectChanged:
-            # The same size means the same object, stored anew.
             fresh = await self._listings.refresh(extent.series, listing)
+        is_as_listed = fresh.etags[extent.instance] == listing.etags[extent.instance]
+        if not is_as_listed:
+            # The same size means the same object, stored anew.
             await self._drop_others(extent, fresh)
+        try:
             return await self._get_anywhere(extent, fresh, arriving), fresh
+        except ObjectChanged as error:
+            if is_as_listed:
+                raise Untrusted(f"listed anew, it is as it was: {error}") from error
+            raise
 
     async def _get_anywhere(self, extent: Extent, listing: Listing, arriving: Arriving | None) -> Buffer:
         """From the bucket that was listed, or its siblings: objects have moved under unchanged names."""

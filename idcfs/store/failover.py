@@ -88,11 +88,14 @@ class FailoverStore:
             try:
                 return await member.store.get(own_bucket, key, start, stop, own_etag, arriving)
             except ObjectChanged:
-                if is_certain:
-                    self._etags.pop((member.mirror.word, key, etag), None)
+                listed = await self._learn(member, own_bucket, key, stop, etag)
+                if is_certain and listed != own_etag:
                     raise
-            own_etag = await self._learn(member, own_bucket, key, stop, etag)
-            return await member.store.get(own_bucket, key, start, stop, own_etag, arriving)
+            try:
+                return await member.store.get(own_bucket, key, start, stop, listed, arriving)
+            except ObjectChanged as error:
+                # Another mirror may do better.
+                raise Untrusted(f"mirror {member.mirror.word} refuses what it lists: {error}") from error
 
         return await self._ask_each(ask, bucket)
 

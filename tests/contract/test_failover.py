@@ -26,11 +26,12 @@ AWAY = Unreachable("refused")
 
 
 class Mirror(MemoryStore):
-    """A store whose failures can be set; `error` is raised by each call."""
+    """A store whose failures can be set; `error` is raised by each call, `error_of_get` by each that wants bytes."""
 
     def __init__(self, bucket: str) -> None:
         super().__init__()
         self.error: ReadError | None = None
+        self.error_of_get: ReadError | None = None
         self.seconds = 0.0
         self.bucket = bucket
         self.objects[bucket] = {}
@@ -48,8 +49,9 @@ class Mirror(MemoryStore):
     async def get(self, bucket: str, *arguments: object, **keywords: object) -> bytes:
         await trio.sleep(self.seconds)
         data = await super().get(bucket, *arguments, **keywords)  # type: ignore[arg-type]
-        if self.error is not None:
-            raise self.error
+        error = self.error or self.error_of_get
+        if error is not None:
+            raise error
         return data
 
 
@@ -152,6 +154,15 @@ async def test_an_object_that_changes_in_the_first_is_the_first_ones_matter(mirr
     with pytest.raises(ObjectChanged):
         await mirrors.read(etag)
     assert mirrors.gcs.requests == []
+
+
+async def test_a_mirror_that_refuses_what_it_lists_is_stood_in_for(mirrors: Mirrors) -> None:
+    etag = await mirrors.etag()
+    mirrors.aws.error_of_get = ObjectChanged("412")
+    assert await mirrors.read(etag) == CONTENT
+    mirrors.gcs.error_of_get = ObjectChanged("412")
+    with pytest.raises(Untrusted, match=r"aws refuses what it lists.*gcs refuses what it lists"):
+        await mirrors.read(etag)
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no")])

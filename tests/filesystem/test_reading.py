@@ -14,7 +14,7 @@ from idcfs import listing as listings
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
 from idcfs.readahead import BLOCK
-from idcfs.store.base import Arriving
+from idcfs.store.base import Arriving, ListPage
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
@@ -331,9 +331,22 @@ async def test_an_object_that_is_never_what_its_listing_says(cache: Path, index:
     changed = ObjectChanged("another ETag")
     failing = FailingStore(store, [None, changed, None, changed])
     async with open_filesystem(cache, index, failing) as opened:
-        with pytest.raises(ObjectChanged):
+        # It has not changed, so it is the mirror that is wrong.
+        with pytest.raises(Untrusted):
             await opened.read(file_of(MANY, FAR))
         assert await opened.read(file_of(MANY, FAR)) == instances(MANY)[FAR].content
+
+
+async def test_an_object_that_is_stored_anew_whenever_it_is_listed(cache: Path, index: Index) -> None:
+    class Restless(MemoryStore):
+        async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
+            page = await super().list_page(bucket, prefix, token)
+            change(self, SMALL, lambda data: bytes([len(self.requests)]) + data[1:])
+            return page
+
+    async with open_filesystem(cache, index, fill_store(Restless(), ALL)) as opened:
+        with pytest.raises(ObjectChanged):
+            await opened.read(file_of(SMALL))
 
 
 async def test_a_listing_that_cannot_be_asked_again_stays_for_the_next_mount(
