@@ -334,7 +334,7 @@ class Fetcher:
             return await self._get_anywhere(extent, fresh, arriving), fresh
         except ObjectChanged as error:
             if is_as_listed:
-                raise Untrusted(f"listed anew, it is as it was: {error}") from error
+                raise Untrusted(f"the mirror refuses what it lists: {error}") from error
             raise
 
     async def _get_anywhere(self, extent: Extent, listing: Listing, arriving: Arriving | None) -> Buffer:
