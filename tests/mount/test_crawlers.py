@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.test_bad_mirror import CT
+from tests.mount.test_tree import CT
 from tests.mounting import Commands, status
 
 

@@ -1,19 +1,14 @@
 """What other users, servers and planted files cannot do; see docs/security.md."""
 
-import errno
 import os
-import ssl
 import stat
-import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mount.conftest import give_catalogue
-from tests.mount.test_bad_mirror import CT, FaultyServer, number_of
-from tests.mounting import ORDINARY_USER, Commands, checksums, mirror_series
+from tests.mount.test_tree import CT
+from tests.mounting import ORDINARY_USER, Commands
 
 SMALL = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga_luad'"
 
@@ -121,75 +116,3 @@ def test_others_change_cohorts_only_if_they_are_let(commands: Commands, folder_m
         for script in (f"mkdir {point}/new", f"rmdir {point}/nlst", f"touch {cohort}/tcga_luad/x"):
             assert other.run("bash", "-c", script).returncode != 0
         assert other.run("rmdir", cohort).returncode == 0
-
-
-@pytest.fixture
-def server(folder_mirror: Path) -> Iterator[FaultyServer]:
-    with FaultyServer(folder_mirror) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def certify(server: FaultyServer, folder: Path, name: str) -> Path:
-    """Have a server speak TLS under a certificate that nobody has signed."""
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "1"]
-    subprocess.run(
-        [*command, "-addext", f"subjectAltName={name}", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    return certificate
-
-
-@pytest.mark.parametrize(
-    ("name", "trusted"), [("IP:127.0.0.1", False), ("DNS:elsewhere.example", True), ("IP:127.0.0.1", True)]
-)
-def test_a_server_is_believed_only_under_a_certificate_that_is_signed_and_its_own(
-    commands: Commands, server: FaultyServer, name: str, trusted: bool
-) -> None:
-    certificate = certify(server, commands.home, name)
-    if trusted:
-        commands.environment["AWS_CA_BUNDLE"] = str(certificate)
-    url = server.url.replace("http:", "https:")
-    with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "5") as point:
-        series = point / ".idc" / "by-uuid" / CT
-        if name == "IP:127.0.0.1" and trusted:
-            assert checksums(series) == checksums(mirror_series(server.mirror)[CT])
-        else:
-            assert number_of(lambda: os.listdir(series)) == errno.EHOSTUNREACH
-
-
-@pytest.mark.parametrize("evil", ["\x1b]0;mine\x07.dcm", "a\n2030-01-01 CRITICAL idcfs: b.dcm", "\u202emcd.a.dcm"])
-def test_a_name_from_a_server_reaches_no_folder_and_no_log_as_it_is(
-    commands: Commands, server: FaultyServer, evil: str
-) -> None:
-    def rename(key: str) -> str:
-        return key.removesuffix(".dcm") + evil
-
-    server.listing_fault = lambda handler: handler.send(200, handler.listing(rename))
-    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point:
-        assert number_of(lambda: os.listdir(point / ".idc" / "by-uuid" / CT)) == errno.EIO
-    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
-    text = log.read_text()
-    assert f"{CT}/" in text
-    assert not any(character in text for character in "\x1b\x07\u202e")
-    assert not any(line.startswith("2030") for line in text.splitlines())
-
-
-def test_headers_from_a_server_reach_no_log_as_they_are(commands: Commands, server: FaultyServer) -> None:
-    evil = "\x1b[2J\x9b\x07"
-    server.body_fault = lambda handler: handler.send(206, b"x", {"ETag": f'"{evil}"', "Content-Range": evil})
-    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point:
-        series = point / ".idc" / "by-uuid" / CT
-        assert number_of((series / os.listdir(series)[0]).read_bytes) in {errno.EIO, errno.ESTALE, errno.EHOSTUNREACH}
-    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
-    text = log.read_text()
-    assert not any(character in text for character in "\x1b\x9b\x07"), repr(text)
