@@ -31,6 +31,8 @@ def check_folder(folder: Path, what: str, flag: str, error: type[IdcfsError], ma
     except OSError:
         # Whoever uses it says what is wrong.
         return
+    if not stat.S_ISDIR(found.st_mode):
+        return
     if not may_be_foreign and found.st_uid not in {os.geteuid(), 0}:
         raise error(f"{what} {folder} belongs to {_user(found.st_uid)}; choose one of your own with {flag}")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
