@@ -307,6 +307,19 @@ async def test_a_worker_that_does_not_answer_holds_nobody_up_and_is_replaced(
     assert arena.take_now(arena.size - 2 * len(LARGE)) is not None, "those who waited have let go of the memory"
 
 
+async def test_who_only_reads_from_a_worker_that_does_not_answer_is_not_held_up(
+    cache: ExtentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idcfs.extent_cache.ANSWER_SECONDS", 0.3)
+    cache.put("key", LARGE)
+    await cache.finish()
+    with stopped(worker()), trio.fail_after(PATIENCE):
+        assert await value(cache, "key") is None
+        while await value(cache, "key") != LARGE:  # noqa: ASYNC110  # a cache calls nobody
+            await trio.sleep(0.01)
+    assert cache.failure is None
+
+
 async def test_a_caller_who_gives_up_leaves_the_memory_to_the_worker_until_it_answers(
     cache: ExtentCache, arena: Arena
 ) -> None:
