@@ -1,9 +1,31 @@
-"""For all tests: nothing that idcfs logs as a warning or worse goes unnoticed."""
+"""For all tests: nothing that idcfs logs as a warning or worse goes unnoticed; long forms of tests, and what they count.
+
+`--long` has the tests that try something again and again do it more often. What a test records with pytest's
+`record_property` is printed at the end.
+"""
 
 import logging
 from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="try again and again for minutes what else takes seconds")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            if report.user_properties:
+                found = ", ".join(f"{name}: {value}" for name, value in report.user_properties)
+                terminalreporter.write_line(f"{report.nodeid}: {found}")
+
+
+@pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests are to take their time."""
+    return bool(request.config.getoption("--long"))
 
 
 class WarningsLogged(logging.Handler):

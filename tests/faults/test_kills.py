@@ -1,0 +1,170 @@
+"""kill -9 at random moments of mixed reading: nothing wrong stays in the cache, and nothing else stays at all."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import descendants, mentioning
+from tests.faults.tree import series
+from tests.faults.world import Record, World, drop_pages, world
+from tests.processes import children_of, is_running
+
+KILLS = 10
+LONG_KILLS = 200
+
+READERS = 6
+
+LONGEST_LIFE = 0.7
+"""Seconds in which the readers have read everything several times."""
+
+START = 10
+"""Seconds that a start may take on a busy machine; it takes half a second."""
+
+GONE = 10
+"""Seconds until processes whose daemon was killed are gone, on a busy machine."""
+
+
+@pytest.mark.timeout(1800)
+def test_kills_lose_and_leave_nothing(tmp_path: Path, is_long: bool, record_property: Record) -> None:
+    kills = LONG_KILLS if is_long else KILLS
+    seed = random.SystemRandom().getrandbits(32)
+    chance = random.Random(seed)
+    starts, workers = [], 0
+    with world(tmp_path, [series(f"c{number}").row for number in range(8)], "--timeout", "20") as place:
+        for number in range(kills):
+            message = f"seed {seed}, kill {number}"
+            if chance.random() < 0.1:
+                _kill_while_it_starts(place, chance)
+            else:
+                workers += _kill_while_it_is_read(place, chance, message)
+            began = time.monotonic()
+            with place.mounted():
+                starts.append(time.monotonic() - began)
+                assert place.wrong() == [], message
+            _forget_some(place.cache, chance)
+    assert max(starts) < START
+    record_property("kills", f"{kills} of daemons, {workers} of workers, seed {seed}")
+    record_property("longest start after one", f"{max(starts):.1f} s")
+
+
+def _kill_while_it_is_read(place: World, chance: random.Random, message: str) -> int:
+    """Mount, read in many ways, kill; how many workers were killed before."""
+    daemon = _mount(place)
+    try:
+        with _readers(place, chance, message) as stops:
+            time.sleep(chance.uniform(0, LONGEST_LIFE))
+            workers = children_of(daemon) if chance.random() < 0.3 else []
+            if workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+                # Some see the next worker, some do not.
+                time.sleep(chance.uniform(0, LONGEST_LIFE))
+            family = [daemon, *descendants(daemon)]
+            stops.set()
+            os.kill(daemon, signal.SIGKILL)
+        _until_gone(family)
+    finally:
+        place.commands.run("fusermount3", "-uz", place.point)
+    return bool(workers)
+
+
+def _kill_while_it_starts(place: World, chance: random.Random) -> None:
+    """Kill whatever is there of a mount that is being made."""
+    starting = place.commands.start("idcfs", "mount", *place.flags, place.point)
+    try:
+        time.sleep(chance.uniform(0, LONGEST_LIFE))
+        family = [process for found in mentioning(str(place.point)) for process in (found, *descendants(found))]
+        for process in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        _until_gone(family)
+    finally:
+        starting.kill()
+        starting.wait()
+        place.commands.run("fusermount3", "-uzq", place.point)
+
+
+def _mount(place: World) -> int:
+    """Mount; the daemon's process."""
+    done = place.commands.idcfs("mount", *place.flags, place.point)
+    assert done.returncode == 0, done.stderr
+    return int(place.commands.run("grep", "-Po", r'"pid": \K\d+', place.point / ".idc" / "status.json").stdout)
+
+
+def _until_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + GONE
+    while left := [process for process in processes if is_running(process)]:
+        assert time.monotonic() < deadline, f"{left} are still there"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _readers(place: World, chance: random.Random, message: str) -> Iterator[threading.Event]:
+    """Read in many ways at once, and see that it is right; until the event is set errors are wrong too."""
+    stops = threading.Event()
+    wrong: list[str] = []
+    seeds = [chance.getrandbits(32) for _ in range(READERS)]
+
+    def read(own: random.Random) -> None:
+        while not stops.is_set():
+            try:
+                _look(place, own)
+            except OSError as error:
+                if not stops.is_set():
+                    wrong.append(str(error))
+                    return
+            except AssertionError as error:
+                wrong.append(str(error))
+                return
+
+    threads = [threading.Thread(target=read, args=(random.Random(seed),)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    try:
+        yield stops
+    finally:
+        stops.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == [], message
+
+
+def _look(place: World, chance: random.Random) -> None:
+    """One thing that readers do, checked."""
+    folder, names = chance.choice(list(place.folders.items()))
+    path, content = chance.choice(list(place.files.items()))
+    match chance.randrange(4):
+        case 0:
+            assert set(names) <= set(os.listdir(place.point / folder)), folder
+        case 1:
+            assert os.stat(place.point / path).st_size == len(content), path
+        case 2:
+            drop_pages(place.point / path)
+            assert (place.point / path).read_bytes() == content, path
+        case _:
+            with open(place.point / path, "rb", buffering=0) as file:
+                for _ in range(5):
+                    start, length = chance.randrange(len(content)), chance.choice([1, 4096, 200_000])
+                    found = os.pread(file.fileno(), length, start)
+                    assert found == content[start : start + len(found)] and found, (path, start)
+
+
+def _forget_some(cache: Path, chance: random.Random) -> None:
+    """Remove some or all of what is kept, so that there is something to fetch and to write when the next kill comes."""
+    if chance.random() < 0.15:
+        shutil.rmtree(cache)
+        return
+    for name in chance.choice([["objects"], ["objects", "listings"]]):
+        if chance.random() < 0.5:
+            shutil.rmtree(cache / name)
+    for value in cache.glob("objects/*/*/*.val"):
+        if chance.random() < 0.5:
+            value.unlink()
