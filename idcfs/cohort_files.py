@@ -13,6 +13,7 @@ import itertools
 import time
 from typing import NamedTuple
 
+from idcfs import layout
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
 from idcfs.cohorts.folder import check_name
 from idcfs.cohorts.registry import Cohort, Cohorts
@@ -21,7 +22,7 @@ from idcfs.errors import NameRefused, NameTooLong, NotThereNow, QueryTooLong, Re
 from idcfs.inode import Facet, FileAddress, FolderAddress, pack_folder, unpack
 from idcfs.node import Node
 
-COHORTS_NAME = b"cohorts"
+COHORTS_NAME = layout.COHORTS.encode()
 COHORTS = FolderAddress(MAIN_GENERATION, 0, 0, Facet.COHORTS)
 
 _TOO_LONG = f"a query has at most {MAX_TEXT:,} bytes"

@@ -190,11 +190,7 @@ class FileSystem:
         released = self._release_time(address.generation)
         # After all others, so that their numbers stay those of their groups.
         is_end = start <= len(children) < start + ENTRIES_AT_ONCE
-        # A folder of that name in the tree is listed, though hidden by the cohorts.
-        if address == _ROOT and is_end and view.find(0, 0, COHORTS_NAME) is None:
-            last = [(COHORTS_NAME, self.cohort_files.root())]
-        else:
-            last = []
+        last = [(COHORTS_NAME, self.cohort_files.root())] if address == _ROOT and is_end else []
         if not groups:
             return last
         # The groups of a run are numbered one after the other, and so are their inodes.

@@ -22,6 +22,12 @@ MAX_COMPONENT_BYTES = 255
 NO_VALUE = "_"
 """The name of a value that is NULL or empty."""
 
+COHORTS = "cohorts"
+"""The folder at the root of a mount that idcfs adds."""
+
+COHORTS_VALUE = f"%{ord(COHORTS[0]):02X}{COHORTS[1:]}"
+"""The name of a value that would have the name of that folder, at the root."""
+
 PLAIN_COMPONENT = r"[A-Za-z0-9_ ^+=,-][A-Za-z0-9_ .^+=,-]{0,199}"
 """A regular expression for names that need no escaping: all of them are, some others are too."""
 

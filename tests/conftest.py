@@ -1,4 +1,4 @@
-"""For all tests: nothing that idcfs logs as a warning or worse goes unnoticed; long forms of tests, and what they count.
+"""For all tests: no warning that idcfs logs goes unnoticed; long forms of tests, and what they count.
 
 `--long` has the tests that try something again and again do it more often. What a test records with pytest's
 `record_property` is printed at the end.

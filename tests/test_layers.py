@@ -51,7 +51,7 @@ LAYERS: dict[str, set[str]] = {
     "prefetcher": {"entry", "errors", "fetcher", "inode", "listing", "page_cache", "readahead"},
     "reader": {"entry", "errors", "fetcher", "listing", "metrics", "prefetcher", "readahead"},
     "cohorts": {"catalog", "config", "errors", "layout"},
-    "cohort_files": {"catalog", "cohorts", "errors", "inode", "node"},
+    "cohort_files": {"catalog", "cohorts", "errors", "inode", "layout", "node"},
     "control": {"cache", "catalog", "errors", "extent_cache", "inode", "layout", "metrics", "store"},
     "filesystem": {
         "catalog", "cohort_files", "cohorts", "control", "entry", "errors", "inode", "listing", "metrics", "node",

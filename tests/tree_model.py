@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from idcfs.layout import Column, Template, escape, with_suffix
+from idcfs.layout import COHORTS, COHORTS_VALUE, Column, Template, escape, with_suffix
 from tests.index_factory import Row
 
 Path = tuple[bytes, ...]
@@ -12,6 +12,8 @@ Path = tuple[bytes, ...]
 def tree(rows: Iterable[Row], template: Template) -> dict[Path, Row]:
     """The rows by the names of their folders, from the one below the root down to the series' own."""
     placed = [(row, [_component(row, level) for level in template.levels]) for row in rows]
+    for _, path in placed:
+        path[0] = COHORTS_VALUE if path[0] == COHORTS else path[0]
     for digits in (8, 36):
         times = Counter(tuple(path) for _, path in placed)
         for row, path in placed:

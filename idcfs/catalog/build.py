@@ -20,7 +20,16 @@ from idcfs.catalog.index import REPAIR
 from idcfs.catalog.table import TableWriter
 from idcfs.catalog.worker import Tell, serve
 from idcfs.errors import IndexUnusable, UsageError
-from idcfs.layout import PLAIN_COMPONENT, Column, Template, escape, parse_template, with_suffix
+from idcfs.layout import (
+    COHORTS,
+    COHORTS_VALUE,
+    PLAIN_COMPONENT,
+    Column,
+    Template,
+    escape,
+    parse_template,
+    with_suffix,
+)
 
 SERIES_SCHEMA = pa.schema(
     [("uuid", pa.binary()), ("bucket", pa.uint8()), ("instances", pa.uint32()), ("bytes", pa.uint64())]
@@ -223,6 +232,7 @@ def build_view(
     connection.unregister("series_rows")
     for name in levels:
         _escape_names(connection, name)
+    connection.execute(f"UPDATE rendered SET n1 = {literal(COHORTS_VALUE)} WHERE n1 = {literal(COHORTS)}")
     _tell_namesakes_apart(connection, levels)
     # As bytes: duckdb 1.2 puts text that is not ASCII in another order. No name holds a control character.
     order = f"encode({' || chr(0) || '.join(levels)})"

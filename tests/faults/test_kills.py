@@ -154,7 +154,8 @@ def _look(place: World, chance: random.Random) -> None:
                 for _ in range(5):
                     start, length = chance.randrange(len(content)), chance.choice([1, 4096, 200_000])
                     found = os.pread(file.fileno(), length, start)
-                    assert found == content[start : start + len(found)] and found, (path, start)
+                    assert found, (path, start)
+                    assert found == content[start : start + len(found)], (path, start)
 
 
 def _forget_some(cache: Path, chance: random.Random) -> None:

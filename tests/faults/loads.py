@@ -1,0 +1,194 @@
+"""What the soak does to a mount: loads that go on until a time, each checks what it gets and counts what it did.
+
+Each runs in a process of its own, so that none waits for another's Python.
+"""
+
+import contextlib
+import os
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults.world import drop_pages
+from tests.index_factory import Row, instances
+
+READERS = 200
+OPEN_FILES = 1000
+LOOK_UPS_A_SECOND = 1_000_000 / 600
+"""A million in ten minutes."""
+
+LONGEST_PAUSE = 0.4
+"""Seconds between two files of a reader at most, so that this machine's cores are left for the mount."""
+
+LONGEST_LIFE = 0.1
+"""Seconds after which a reader that vanishes is gone at the latest: in the middle of a file, mostly."""
+
+ERRORS_TOLD = 20
+"""Errors of a load of which more is told than their number."""
+
+
+class Place(NamedTuple):
+    """Where to find what: the mountpoint and its series; everything ends at *until* of the monotonic clock."""
+
+    point: Path
+    rows: Sequence[Row]
+    until: float
+
+    def lasts(self) -> bool:
+        """Whether there is time."""
+        return time.monotonic() < self.until
+
+    def folder(self, row: Row) -> Path:
+        """A series' folder."""
+        return self.point / f"{row.collection}" / f"{row.patient}" / f"{row.study}" / f"{row.modality}_{row.series}"
+
+    def files(self) -> list[tuple[Path, bytes]]:
+        """All files, and what is in them."""
+        return [
+            (self.folder(row) / instance.name, instance.content) for row in self.rows for instance in instances(row)
+        ]
+
+
+class Done(NamedTuple):
+    """What a load did, by what it is called, and what was wrong."""
+
+    counts: Counter[str]
+    errors: list[str]
+
+    @contextlib.contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Count something, and what goes wrong with it."""
+        try:
+            yield
+        except (OSError, AssertionError) as error:
+            self.counts["errors"] += 1
+            if len(self.errors) < ERRORS_TOLD:
+                self.errors.append(f"{what}: {error}")
+        else:
+            self.counts[what] += 1
+
+
+Load = Callable[[Place, int], Done]
+"""Does something until it is time, at random from a seed."""
+
+
+def many_readers(place: Place, seed: int) -> Done:
+    """Readers at once: whole files and parts, what the kernel has and what it was told to forget."""
+    done = Done(Counter(), [])
+    files = place.files()
+
+    def read(chance: random.Random) -> None:
+        while place.lasts():
+            path, wanted = chance.choice(files)
+            with done.trying("files read"):
+                if chance.random() < 0.7:
+                    drop_pages(path)
+                if chance.random() < 0.7:
+                    assert path.read_bytes() == wanted, "wrong bytes"
+                else:
+                    with open(path, "rb", buffering=0) as file:
+                        _read_a_part(file.fileno(), wanted, chance)
+            time.sleep(chance.uniform(0, LONGEST_PAUSE))
+
+    threads = [threading.Thread(target=read, args=(random.Random(seed + number),)) for number in range(READERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def many_open_files(place: Place, seed: int) -> Done:
+    """A thousand files open all the time; one after the other is read at random, and some are opened anew."""
+    done = Done(Counter(), [])
+    chance = random.Random(seed)
+    files = place.files()
+    opened = [(os.open(path, os.O_RDONLY), wanted) for path, wanted in chance.choices(files, k=OPEN_FILES)]
+    done.counts["files open at once"] = len(opened)
+    while place.lasts():
+        at = chance.randrange(len(opened))
+        descriptor, wanted = opened[at]
+        with done.trying("parts read of open files"):
+            _read_a_part(descriptor, wanted, chance)
+        if chance.random() < 0.1:
+            os.close(descriptor)
+            path, wanted = chance.choice(files)
+            opened[at] = os.open(path, os.O_RDONLY), wanted
+        time.sleep(0.005)
+    for descriptor, _ in opened:
+        os.close(descriptor)
+    return done
+
+
+def look_ups(place: Place, seed: int) -> Done:
+    """Names that are not there, none of them twice, so that the kernel has to ask; and some that are."""
+    done = Done(Counter(), [])
+    folders = [path for row in place.rows for path in [place.folder(row), *place.folder(row).parents[:3]]]
+    files = place.files()
+    began, number = time.monotonic(), 0
+    while place.lasts():
+        number += 1
+        with done.trying("look-ups"):
+            if number % 10 == 0:
+                path, wanted = files[number // 10 % len(files)]
+                assert os.stat(path).st_size == len(wanted), "wrong size"
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(folders[number % len(folders)] / f"{seed}-{number}")
+                    raise AssertionError("it is there")
+        ahead = number / LOOK_UPS_A_SECOND - (time.monotonic() - began)
+        if ahead > 0.05:
+            time.sleep(ahead)
+    return done
+
+
+def vanishing(place: Place, seed: int) -> Done:
+    """Readers that are killed in the middle."""
+    done = Done(Counter(), [])
+    chance = random.Random(seed)
+    files = [path for path, _ in place.files()]
+    while place.lasts():
+        paths = chance.sample(files, 20)
+        for path in paths:
+            drop_pages(path)
+        reader = subprocess.Popen(["cat", *paths], stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0, LONGEST_LIFE))
+        reader.kill()
+        reader.wait()
+        done.counts["readers killed"] += 1
+    return done
+
+
+def cohorts(place: Place, seed: int) -> Done:
+    """Cohorts made, looked into, renamed and removed, each with a text that nobody has written before."""
+    done = Done(Counter(), [])
+    chance = random.Random(seed)
+    folder = place.point / "cohorts"
+    number = 0
+    while place.lasts():
+        number += 1
+        collection = chance.choice(place.rows).collection
+        cohort, renamed = folder / f"{seed}-{number}", folder / f"{seed}-{number}-renamed"
+        with done.trying("cohorts made and removed"):
+            cohort.mkdir()
+            text = f"-- {number}\nSELECT SeriesInstanceUID FROM index WHERE collection_id = '{collection}'"
+            (cohort / ".query").write_text(text)
+            assert os.listdir(cohort) == [collection], "a wrong cohort"
+            cohort.rename(renamed)
+            assert sum(len(names) for _, _, names in os.walk(renamed)), "an empty cohort"
+            renamed.rmdir()
+        time.sleep(1)
+    return done
+
+
+LOADS: Sequence[Load] = (many_readers, many_open_files, look_ups, vanishing, cohorts)
+
+
+def _read_a_part(descriptor: int, wanted: bytes, chance: random.Random) -> None:
+    start, length = chance.randrange(len(wanted)), chance.choice([1, 4096, 200_000])
+    assert os.pread(descriptor, length, start) == wanted[start : start + length], "wrong bytes"

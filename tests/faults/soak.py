@@ -1,0 +1,174 @@
+"""The soak: everything at once on a mount, for minutes; nothing may fail, and nothing may grow.
+
+``python -m tests.faults.soak [MINUTES]`` prints what was done and what it took; it exits with 1 if anything was
+missed. What grows without end grows from third to third of the time. What only fills what is bounded (the cache on
+disk, memory for extents, batches of the catalogue, idle workers) does so in the first minute, which is not counted.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.processes import descendants, proportional_memory
+from tests.faults.loads import LOADS, Done, Place
+from tests.faults.world import World, world
+from tests.index_factory import Row
+from tests.mounting import status
+
+MINUTES = 10
+
+WARM_UP = 60
+"""Seconds in which what is bounded fills up; a quarter of the time if that is shorter."""
+
+MOST_GROWTH = 5
+"""Percent."""
+
+EVERY = 1.0
+"""Seconds between two looks at what the mount takes."""
+
+FLAGS = ("--cache-size", "64MiB", "--memory", "64MiB")
+"""The least there is of both, and less than half of what is read: there is always something to fetch and to evict."""
+
+SERIES = [
+    *(Row(collection=f"small{number}", sizes=(4000,) * 100) for number in range(10)),
+    *(Row(collection=f"whole{number}", sizes=(526_000,) * 10) for number in range(20)),
+    *(Row(collection=f"large{number}", sizes=(20_000_000,)) for number in range(2)),
+]
+
+
+class Look(NamedTuple):
+    """What the daemon and its children take: megabytes of memory (PSS), open descriptors, threads."""
+
+    memory: float
+    descriptors: int
+    threads: int
+
+
+class Growth(NamedTuple):
+    """A figure of a look, its median in the first third and in the last."""
+
+    what: str
+    base: float
+    end: float
+
+    @property
+    def percent(self) -> float:
+        """How much more the last is."""
+        return (self.end / self.base - 1) * 100
+
+
+class Report(NamedTuple):
+    """What came of a soak: what was done, what was wrong, and what grew."""
+
+    seconds: float
+    counts: Counter[str]
+    errors: list[str]
+    growth: list[Growth]
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it went as it should."""
+        return not self.errors and all(one.percent <= MOST_GROWTH for one in self.growth)
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{self.seconds:.0f} seconds", ""]
+        lines += [f"{name:28} {number:12,}" for name, number in self.counts.items()]
+        lines += ["", f"{'the mount took':28} {'first third':>12} {'last third':>12} {'growth':>8}"]
+        lines += [f"{one.what:28} {one.base:12,.1f} {one.end:12,.1f} {one.percent:7.1f}%" for one in self.growth]
+        lines += ["", *(self.errors or ["no errors"])]
+        return "\n".join(lines)
+
+
+def soak(seconds: float, folder: Path) -> Report:
+    """Mount, do everything for *seconds*, unmount; *folder* is for what it needs."""
+    with world(folder, SERIES, *FLAGS) as place, place.mounted() as daemon:
+        counts, errors, looks = Counter[str](), [], []
+        with _loads(place, seconds) as running:
+            began = time.monotonic()
+            while time.monotonic() - began < seconds:
+                # A query's process may end while it is looked at.
+                with contextlib.suppress(OSError):
+                    looks.append(_look(daemon))
+                time.sleep(EVERY)
+            for done in running():
+                counts += done.counts
+                errors += done.errors
+        facts = status(place.point)
+        counts["objects fetched"] = facts["objects_fetched"]
+        errors += [f"the mount counts {number} x {name}" for name, number in facts["errors"].items()]
+        log = next(place.commands.home.glob(".local/state/idcfs/log/*.log")).read_text()
+        errors += [line for line in log.splitlines() if " WARNING " in line or " ERROR " in line]
+    warm = int(len(looks) * min(WARM_UP, seconds / 4) / seconds)
+    return Report(seconds, counts, errors, _growth(looks[warm:]))
+
+
+@contextlib.contextmanager
+def _loads(place: World, seconds: float) -> Iterator["_Running"]:
+    until = time.monotonic() + seconds
+    seed = random.SystemRandom().getrandbits(32)
+    pool = ProcessPoolExecutor(len(LOADS), multiprocessing.get_context("spawn"))
+    try:
+        yield _Running(pool, Place(place.point, place.rows, until), seed)
+    finally:
+        # They end by the clock.
+        pool.shutdown()
+
+
+class _Running:
+    """The loads; a call waits for what they have done."""
+
+    def __init__(self, pool: ProcessPoolExecutor, place: Place, seed: int) -> None:
+        self._futures = [pool.submit(load, place, seed) for load in LOADS]
+
+    def __call__(self) -> list[Done]:
+        return [future.result() for future in self._futures]
+
+
+def _look(daemon: int) -> Look:
+    family = [daemon, *descendants(daemon)]
+    folders = [Path(f"/proc/{process}") for process in family]
+    return Look(
+        proportional_memory(family),
+        sum(len(list((folder / "fd").iterdir())) for folder in folders),
+        sum(len(list((folder / "task").iterdir())) for folder in folders),
+    )
+
+
+def _growth(looks: Sequence[Look]) -> list[Growth]:
+    """Medians, since the processes of queries come and go."""
+    third = max(1, len(looks) // 3)
+    names = {"memory": "memory (PSS), MB", "descriptors": "descriptors", "threads": "threads"}
+    return [
+        Growth(
+            what,
+            statistics.median(getattr(look, name) for look in looks[:third]),
+            statistics.median(getattr(look, name) for look in looks[-third:]),
+        )
+        for name, what in names.items()
+    ]
+
+
+def main() -> int:
+    """Run it as told by the command line."""
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
+    parser.add_argument("minutes", nargs="?", type=float, default=MINUTES)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="idcfs-soak-") as folder:
+        report = soak(asked.minutes * 60, Path(folder))
+    print(report.table())
+    return 0 if report.is_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
