@@ -70,7 +70,7 @@ def verified(file: Path) -> list[str]:
     """fio's options for a file that is made of what it can verify."""
     return [
         "--name=judge", f"--filename={file}", "--verify=crc32c", f"--verify_interval={VERIFIED_BYTES}",
-        "--verify_fatal=1", "--randrepeat=1", "--ioengine=psync", "--output-format=terse",
+        "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=1", "--ioengine=psync", "--output-format=terse",
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tests.faults.machine import TIMEOUT, Mount
 from tests.faults.world import Record, world
@@ -28,10 +28,15 @@ SIZES = (0, 1, 700, 70_000, 600_000, 1_500_000)
 LARGE = (9_000_000, 4096)
 """Bytes of instances; the first is more than what is fetched whole."""
 
-FAULT_AFTER = 25
+FEWEST_EXAMPLES = 5
+"""Of a run of Hypothesis, whose first example does next to nothing."""
+
+FAULT_AFTER = 20
 SLOW_FAULT_IN = 40
-REMOUNT_AFTER = 400
-"""Steps from one fault, and one mount, to the next, and of how many faults one waits: guesses at what takes minutes."""
+ANEW_AFTER = 50
+ANEW_IN = 3
+"""Steps of an example from one fault to the next, and of how many faults one has programs wait; steps after which the
+mount or its cache may be made anew, and how rarely: guesses at what takes minutes and not hours."""
 
 which = st.integers(0, 10_000)
 part = st.floats(0, 1)
@@ -42,11 +47,17 @@ missing = st.sampled_from(["no", "no.dcm", "x" * 255, ".hidden", "CT_1.2.3", "na
 
 class Machine(RuleBasedStateMachine):
     mount: ClassVar[Mount]
-    fault_at: ClassVar[int] = 0
-    remount_at: ClassVar[int] = 0
 
-    def steps(self) -> int:
-        return self.mount.counts["steps"]
+    def __init__(self) -> None:
+        super().__init__()
+        # Not of the mount, which other examples have used: rules may depend on an example alone.
+        self.done = 0
+        self.fault_at = FAULT_AFTER
+        self.anew_at = ANEW_AFTER
+
+    @invariant()
+    def count(self) -> None:
+        self.done += 1
 
     @rule(which=which)
     def ls(self, which: int) -> None:
@@ -112,20 +123,24 @@ class Machine(RuleBasedStateMachine):
     def ls_cohort(self, name: str) -> None:
         self.mount.ls_cohort(name)
 
-    @precondition(lambda self: self.steps() >= Machine.fault_at)
+    @precondition(lambda self: self.done >= self.fault_at)
     @rule(which=which, slow=st.integers(1, SLOW_FAULT_IN), lasts=st.integers(1, 3))
     def start_fault(self, which: int, slow: int, lasts: int) -> None:
         self.mount.start_fault(which, slow == SLOW_FAULT_IN, lasts)
-        Machine.fault_at = self.steps() + FAULT_AFTER
+        self.fault_at = self.done + FAULT_AFTER
 
-    @precondition(lambda self: self.steps() >= Machine.remount_at)
-    @rule(forget=st.booleans(), part=st.integers(0, 2))
-    def begin_anew(self, forget: bool, part: int) -> None:
-        if forget or part:
+    @precondition(lambda self: self.done >= self.anew_at)
+    @rule(whether=st.integers(1, ANEW_IN), forget=st.booleans())
+    def mount_anew(self, whether: int, forget: bool) -> None:
+        if whether == ANEW_IN:
             self.mount.remount(forget)
-        else:
-            self.mount.forget_cached(part)
-        Machine.remount_at = self.steps() + REMOUNT_AFTER
+        self.anew_at = self.done + ANEW_AFTER
+
+    @precondition(lambda self: self.done >= self.anew_at)
+    @rule(part=st.integers(0, 2))
+    def forget_cached(self, part: int) -> None:
+        self.mount.forget_cached(part)
+        self.anew_at = self.done + ANEW_AFTER
 
 
 @pytest.fixture
@@ -144,12 +159,12 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 @pytest.mark.timeout(3600)
 def test_whatever_is_done_nothing_is_wrong(mount: Mount, is_long: bool, record_property: Record) -> None:
     steps = int(os.environ.get("IDCFS_STEPS", LONG_STEPS if is_long else STEPS))
-    Machine.mount, Machine.fault_at, Machine.remount_at = mount, FAULT_AFTER, REMOUNT_AFTER
+    Machine.mount = mount
     while mount.counts["steps"] < steps:
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=max(1, (steps - mount.counts["steps"]) // STEPS_OF_AN_EXAMPLE),
+                max_examples=max(FEWEST_EXAMPLES, (steps - mount.counts["steps"]) // STEPS_OF_AN_EXAMPLE),
                 stateful_step_count=STEPS_OF_AN_EXAMPLE,
                 deadline=None,
                 database=None,

@@ -23,6 +23,7 @@ RUN_ELSEWHERE = {
     "scripts/test": "this is it",
     "scripts/check": ".ci/run",
     "scripts/bench": "its figures are of a quiet machine",
+    "scripts/soak": "tests/faults/test_soak.py",
 }
 
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
