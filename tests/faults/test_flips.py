@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.tree import series
+from tests.faults.tree import SIZES, series
 from tests.faults.world import Record, World, world
 from tests.mounting import status
 
@@ -23,6 +23,9 @@ AT_ONCE = 3
 SERIES = 14
 MEMORY = "64MiB"
 """The least that a mount can be given; the series are more than what it then keeps in memory."""
+
+DATA_FILES = SERIES * len(SIZES)
+"""Fewer than there are entries of data."""
 
 KINDS = {
     "data": "objects/*/*/*.val",
@@ -92,7 +95,7 @@ def _fetched(place: World) -> int:
 
 
 def _damage(cache: Path, chance: random.Random, *, lives: bool) -> list[Damage]:
-    """Flip bits of files in the cache folder, and cut some short."""
+    """Flip bits of files in the cache folder, and cut some short; of data the newest, which are in use."""
     return [_damage_one(cache, chance, lives) for _ in range(chance.randint(1, AT_ONCE))]
 
 
@@ -101,6 +104,7 @@ def _damage_one(cache: Path, chance: random.Random, lives: bool) -> Damage:
         kind: [file for file in sorted(cache.glob(pattern)) if file.is_file() and file.stat().st_size]
         for kind, pattern in KINDS.items()
     }
+    kinds["data"] = sorted(kinds["data"], key=lambda file: file.stat().st_mtime_ns)[-DATA_FILES:]
     # Most of a cache is data.
     kind = "data" if kinds["data"] and chance.random() < 0.4 else chance.choice([kind for kind in kinds if kinds[kind]])
     file = chance.choice(kinds[kind])

@@ -23,15 +23,17 @@ STEPS = 10_000
 LONG_STEPS = 40_000
 STEPS_OF_AN_EXAMPLE = 100
 
-SERIES = 30
-SIZES = (0, 1, 700, 70_000, 600_000, 1_500_000)
+SERIES = 150
+SIZES = (0, 1, 700, 70_000)
+WHOLE = (600_000, 1_500_000)
 LARGE = (9_000_000, 4096)
-"""Bytes of instances; the first is more than what is fetched whole."""
+"""Bytes of instances: of many series, so that there is always something that nobody has looked at; of a few with files
+that are fetched in several ranges; and of one with a file that is more than what is fetched whole."""
 
 FEWEST_EXAMPLES = 5
 """Of a run of Hypothesis, whose first example does next to nothing."""
 
-FAULT_AFTER = 20
+FAULT_AFTER = 15
 SLOW_FAULT_IN = 40
 ANEW_AFTER = 50
 ANEW_IN = 3
@@ -124,7 +126,7 @@ class Machine(RuleBasedStateMachine):
         self.mount.ls_cohort(name)
 
     @precondition(lambda self: self.done >= self.fault_at)
-    @rule(which=which, slow=st.integers(1, SLOW_FAULT_IN), lasts=st.integers(1, 3))
+    @rule(which=which, slow=st.integers(1, SLOW_FAULT_IN), lasts=st.integers(2, 6))
     def start_fault(self, which: int, slow: int, lasts: int) -> None:
         self.mount.start_fault(which, slow == SLOW_FAULT_IN, lasts)
         self.fault_at = self.done + FAULT_AFTER
@@ -146,6 +148,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
     rows = [Row(collection=f"c{number % 10}", patient=f"p{number}", sizes=SIZES) for number in range(SERIES)]
+    rows += [Row(collection=f"c{number}", patient="whole", sizes=WHOLE) for number in range(10)]
     rows.append(Row(collection="large", sizes=LARGE))
     with world(tmp_path, rows, "--timeout", str(TIMEOUT)) as place:
         mount = Mount(place)
