@@ -129,7 +129,7 @@ class _Running:
     """The loads; a call waits for what they have done."""
 
     def __init__(self, pool: ProcessPoolExecutor, place: Place, seed: int) -> None:
-        self._futures = [pool.submit(load, place, seed) for load in LOADS]
+        self._futures = [pool.submit(load, place, seed + number) for number, load in enumerate(LOADS)]
 
     def __call__(self) -> list[Done]:
         return [future.result() for future in self._futures]
