@@ -15,7 +15,7 @@ from tests.faults.tree import PAGE_KEYS, series
 from tests.index_factory import make_index, objects
 from tests.mounting import Commands, status
 
-TIMEOUT = 4
+TIMEOUT = 6
 """Seconds that the mounts give a request; a sixth of it is a stall, for which a busy machine must not be taken."""
 
 RECOVERY = 15

@@ -203,7 +203,7 @@ def test_a_full_disk_slows_reads_and_no_more(commands: Commands, folder_mirror: 
         pytest.skip("only root can make a small disk")
     small = commands.home / "small"
     small.mkdir()
-    assert commands.run("mount", "-t", "tmpfs", "-o", "size=300m", "none", small).returncode == 0
+    assert commands.run("mount", "-t", "tmpfs", "-o", "size=300m,mode=700", "none", small).returncode == 0
     original = mirror_series(folder_mirror)[SAMPLE_CT]
     try:
         flags = ("--mirror", s3_mirror, "--cache-dir", small)
