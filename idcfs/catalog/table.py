@@ -79,6 +79,11 @@ class BatchCache:
         while self._size > self._limit and len(self._batches) > 1:
             self._size -= self._batches.popitem(last=False)[1][1]
 
+    def forget(self, key: tuple[int, int]) -> None:
+        """Let go of the batch under *key*, if it is here."""
+        if key in self._batches:
+            self._size -= self._batches.pop(key)[1]
+
 
 class Table:
     """An Arrow IPC file that `TableWriter` wrote.
@@ -113,8 +118,10 @@ class Table:
             raise CatalogueDamaged(f"{path} is not readable: {error}") from error
 
     def close(self) -> None:
-        """Close the file; its batches stay in the cache until they are pushed out."""
+        """Close the file, and let go of its batches: those of small tables hold more memory than is counted."""
         self._file.close()
+        for number in range(-(-self._length // BATCH_ROWS)):
+            self._cache.forget((self._key, number))
 
     def __len__(self) -> int:
         return self._length

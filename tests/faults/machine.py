@@ -77,6 +77,7 @@ class Mount:
         self._cohorts: Cohorts = {}
         self._log: deque[str] = deque(maxlen=REMEMBERED)
         self.counts: Counter[str] = Counter()
+        self.failure = ""
 
     def open(self) -> None:
         """Mount."""
@@ -328,7 +329,8 @@ class Mount:
 
     def _check(self, what: str, right: bool, found: str) -> None:
         if not right:
-            raise AssertionError("\n".join([f"{what}: {found}; the steps before:", *self._log]))
+            self.failure = self.failure or "\n".join([f"{what}: {found}; the steps before:", *self._log])
+            raise AssertionError(self.failure)
 
 
 def _allowed(case: Case) -> frozenset[str]:

@@ -164,16 +164,26 @@ def test_whatever_is_done_nothing_is_wrong(mount: Mount, is_long: bool, record_p
     steps = int(os.environ.get("IDCFS_STEPS", LONG_STEPS if is_long else STEPS))
     Machine.mount = mount
     while mount.counts["steps"] < steps:
-        run_state_machine_as_test(
-            Machine,
-            settings=settings(
-                max_examples=max(FEWEST_EXAMPLES, (steps - mount.counts["steps"]) // STEPS_OF_AN_EXAMPLE),
-                stateful_step_count=STEPS_OF_AN_EXAMPLE,
-                deadline=None,
-                database=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        try:
+            _do_at_random(steps - mount.counts["steps"])
+        except Exception:
+            # Hypothesis does it again, on a mount that is another by then, and tells what came of that.
+            if mount.failure:
+                pytest.fail(mount.failure)
+            raise
     for counted, number in mount.counts.items():
         record_property(counted, number)
+
+
+def _do_at_random(steps: int) -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=max(FEWEST_EXAMPLES, steps // STEPS_OF_AN_EXAMPLE),
+            stateful_step_count=STEPS_OF_AN_EXAMPLE,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
