@@ -98,7 +98,7 @@ async def serve(settings: Settings, mountpoint: Path, tell: Tell, demo: bool = F
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     ending = Ending(mountpoint)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ending.obey)
+        await nursery.start(ending.obey)
         nursery.start_soon(write_on_signal)
         with ending.starting:
             if demo:

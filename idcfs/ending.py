@@ -63,9 +63,10 @@ class Ending:
             name = signal.Signals(self._interrupted_by).name
             raise MountFailed(f"{self._path}: {name} came before the mount answered")
 
-    async def obey(self) -> None:
-        """Take signals until cancelled."""
+    async def obey(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take signals until cancelled; has started when none can end the process any more."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
             async with trio.open_nursery() as nursery:
                 async for number in signals:
                     self._take(number, nursery)

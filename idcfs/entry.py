@@ -1,11 +1,13 @@
 """The form of an entry on disk: whose it is and what its value should be, then the value; blocks on files.
 
-    magic, checksum of all that follows up to the value, length of the key, length of the value    14 bytes
+    magic, checksum of all that follows up to the value                       8 bytes
+    checksum of the value, length of the key, length of the value             10 bytes
     the key
-    the checksum of each piece of the value                                                         4 bytes each
+    the checksum of each piece of the value                                   4 bytes each
     the value
 
-So a part of a value can be verified without the rest.
+So a part of a value can be verified without the rest. A whole one is verified at once: (m) threads that verify pieces
+pass Python's lock on for each, and reads took a quarter longer.
 """
 
 import errno
@@ -20,13 +22,22 @@ PIECE = 16 << 10
 
 MAGIC = b"IDC2"
 
-_HEADER = struct.Struct("<4sIHI")
+_START = struct.Struct("<4sI")
+_FACTS = struct.Struct("<IHI")
 _CHECKSUM_BYTES = 4
 
 Buffer = bytes | memoryview
 
 Place = Callable[[int], memoryview | bytearray]
 """Gives so many bytes to read a value into."""
+
+
+class _Head(NamedTuple):
+    """What an entry tells of its value: bytes, its checksum, and those of its pieces."""
+
+    length: int
+    checksum: int
+    pieces: bytes
 
 
 class Entry(NamedTuple):
@@ -39,8 +50,8 @@ class Entry(NamedTuple):
 def pack(key: str, value: Buffer) -> Entry:
     """The entry of a value."""
     name = key.encode()
-    rest = name + _checksums(memoryview(value))
-    return Entry(_HEADER.pack(MAGIC, _check(rest, len(value)), len(name), len(value)) + rest, value)
+    rest = _FACTS.pack(zlib.crc32(value), len(name), len(value)) + name + _checksums(memoryview(value))
+    return Entry(_START.pack(MAGIC, zlib.crc32(rest)) + rest, value)
 
 
 def unpack(key: str, file: BinaryIO, size: int, place: Place) -> memoryview | None:
@@ -48,9 +59,8 @@ def unpack(key: str, file: BinaryIO, size: int, place: Place) -> memoryview | No
     found = _read_header(key, file.read, size)
     if found is None:
         return None
-    length, checksums = found
-    value = memoryview(place(length))
-    if _read_all(file, value) != length or _checksums(value) != checksums:
+    value = memoryview(place(found.length))
+    if _read_all(file, value) != found.length or zlib.crc32(value) != found.checksum:
         return None
     return value
 
@@ -74,21 +84,29 @@ class EntryFile:
 
     Raises:
         ValueError: it holds something else.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or that takes waiting.
     """
 
     def __init__(self, path: str, key: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(self._descriptor).st_size
-            found = _read_header(key, lambda count: os.read(self._descriptor, count), size)
+            self._at = 0
+            found = _read_header(key, self._next, size)
             if found is None:
                 raise ValueError(f"{path} is not the entry of {key}")
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._length, self._sums = found
+        self._length, self._sums = found.length, found.pieces
         self._start = size - self._length
+
+    def _next(self, count: int) -> bytes:
+        """The next bytes of the head, if they are in the page cache."""
+        data = bytearray(count)
+        read = os.preadv(self._descriptor, [data], self._at, os.RWF_NOWAIT)
+        self._at += read
+        return bytes(data[:read])
 
     def close(self) -> None:
         """Close the file."""
@@ -110,24 +128,23 @@ class EntryFile:
         return data[start - begin : stop - begin]
 
 
-def _read_header(key: str, read: Callable[[int], bytes], size: int) -> tuple[int, bytes] | None:
-    """The length of the value in an entry of *size* bytes, and its checksums; None if it is not the entry of *key*."""
+def _read_header(key: str, read: Callable[[int], bytes], size: int) -> _Head | None:
+    """What an entry of *size* bytes tells of its value; None if it is not the entry of *key*."""
     name = key.encode()
-    head = read(_HEADER.size)
-    if len(head) < _HEADER.size:
+    start = read(_START.size + _FACTS.size)
+    if len(start) < _START.size + _FACTS.size:
         return None
-    magic, check, name_length, length = _HEADER.unpack(head)
+    magic, check = _START.unpack_from(start)
+    checksum, name_length, length = _FACTS.unpack_from(start, _START.size)
     count = -(-length // PIECE) * _CHECKSUM_BYTES
-    if magic != MAGIC or name_length != len(name) or _HEADER.size + name_length + count + length != size:
+    if magic != MAGIC or name_length != len(name) or len(start) + name_length + count + length != size:
         return None
     rest = read(name_length + count)
-    if len(rest) != name_length + count or rest[:name_length] != name or _check(rest, length) != check:
+    if len(rest) != name_length + count or rest[:name_length] != name:
         return None
-    return length, rest[name_length:]
-
-
-def _check(rest: bytes, length: int) -> int:
-    return zlib.crc32(rest, length)
+    if zlib.crc32(rest, zlib.crc32(start[_START.size :])) != check:
+        return None
+    return _Head(length, checksum, rest[name_length:])
 
 
 def _checksums(value: memoryview) -> bytes:

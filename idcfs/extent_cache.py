@@ -33,37 +33,42 @@ MOST_FILES = 4096
 
 
 class _Files:
-    """The files that were read last, open; those that are not there any more are let go of when they are asked for."""
+    """The files of entries that were read last; each is opened when a part of it is asked for."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, EntryFile] = OrderedDict()
+        self._paths: OrderedDict[str, str] = OrderedDict()
+        self._files: dict[str, EntryFile] = {}
 
-    def open(self, key: str, path: str) -> None:
-        self.close(key)
-        with contextlib.suppress(OSError, ValueError):
-            self._files[key] = EntryFile(path, key)
-        if len(self._files) > MOST_FILES:
-            self.close(next(iter(self._files)))
+    def note(self, key: str, path: str) -> None:
+        self.forget(key)
+        self._paths[key] = path
+        if len(self._paths) > MOST_FILES:
+            self.forget(next(iter(self._paths)))
 
     def read(self, key: str, start: int, stop: int) -> Buffer | None:
-        file = self._files.get(key)
-        if file is None:
+        if key not in self._paths:
             return None
-        data = file.read(start, stop)
+        data = None
+        with contextlib.suppress(OSError, ValueError):
+            file = self._files.get(key)
+            if file is None:
+                file = self._files[key] = EntryFile(self._paths[key], key)
+            data = file.read(start, stop)
         if data is None:
-            self.close(key)
+            self.forget(key)
         else:
-            self._files.move_to_end(key)
+            self._paths.move_to_end(key)
         return data
 
-    def close(self, key: str) -> None:
+    def forget(self, key: str) -> None:
+        self._paths.pop(key, None)
         file = self._files.pop(key, None)
         if file is not None:
             file.close()
 
-    def close_all(self) -> None:
-        for key in list(self._files):
-            self.close(key)
+    def forget_all(self) -> None:
+        for key in list(self._paths):
+            self.forget(key)
 
 
 class ExtentCache:
@@ -100,7 +105,7 @@ class ExtentCache:
         if not answer.get("found"):
             return None
         if in_parts and answer["file"] is not None:
-            self._files.open(key, answer["file"])
+            self._files.note(key, answer["file"])
         return buffer
 
     def get_part(self, key: str, start: int, stop: int) -> Buffer | None:
@@ -155,12 +160,12 @@ class ExtentCache:
 
     def close(self) -> None:
         """Close what is open."""
-        self._files.close_all()
+        self._files.forget_all()
 
     async def delete(self, keys: Collection[str]) -> None:
         """Drop what waits or is kept under *keys*."""
         for key in keys:
-            self._files.close(key)
+            self._files.forget(key)
         await self._ask({"do": "delete", "keys": list(keys)})
 
     async def finish(self) -> None:
