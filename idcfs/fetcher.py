@@ -171,9 +171,7 @@ class Fetcher:
 
     # Ahead of readers.
 
-    def begin(
-        self, extent: Extent, done: Callable[[Buffer | None, bool], None] = lambda data, is_answered: None
-    ) -> bool:
+    def begin(self, extent: Extent, done: Fetched = lambda data, is_answered: None) -> bool:
         """Have a small extent fetched without a task of its own, if all goes as it should.
 
         (m) Of the daemon's time for a file in a series of 526 kB each, tasks that wait for fetches took half.

@@ -55,7 +55,7 @@ class _Soon:
     async def get(
         self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
     ) -> bytes | memoryview:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of store has its own
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
         if not self._opened:

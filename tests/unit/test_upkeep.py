@@ -13,26 +13,16 @@ from hypothesis import strategies as st
 from idcfs import upkeep
 from idcfs.entries import Entries
 from tests.conftest import WarningsLogged
+from tests.unit.test_cache import entries_in
 
-LIMIT = 1 << 28
 SMALL = b"small"
 LARGE = bytes(range(256)) * 400
 OLD = time.time() - 10 * upkeep.ORPHAN_SECONDS
 
 
-@contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Entries]:
-    entries = Entries(folder, LIMIT)
-    entries.open()
-    try:
-        yield entries
-    finally:
-        entries.close()
-
-
 @pytest.fixture
 def entries(tmp_path: Path) -> Iterator[Entries]:
-    with opened(tmp_path) as entries:
+    with entries_in(tmp_path) as entries:
         entries.put_many([(f"key{number}", LARGE if number % 2 else SMALL) for number in range(200)])
         yield entries
 
@@ -182,7 +172,7 @@ def test_exactly_what_is_old_and_unknown_is_swept(
     tmp_path_factory: pytest.TempPathFactory, known: set[int], there: set[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    with opened(folder):
+    with entries_in(folder):
         pass
 
     def name(number: int) -> str:
