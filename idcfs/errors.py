@@ -118,6 +118,10 @@ class Stalled(Unreachable):
     """The mirror was reached, or not even refused to be, and sends nothing or next to nothing."""
 
 
+class MirrorAway(Unreachable):
+    """The mirror could not be reached a moment ago, as was told then, and was not asked now."""
+
+
 class DeadlineExceeded(ReadError):
     """The answer did not come within the time one call may take."""
 

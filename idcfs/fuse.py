@@ -43,6 +43,7 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.AccessDenied: errno.EACCES,
     errors.CrawlerRefused: errno.EACCES,
     errors.Unreachable: errno.EHOSTUNREACH,
+    errors.MirrorAway: errno.EHOSTUNREACH,
     errors.Stalled: errno.ETIMEDOUT,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
     errors.ObjectChanged: errno.ESTALE,
@@ -64,6 +65,9 @@ _ORDINARY = frozenset(
     }
 )  # fmt: skip
 """Errors that tools, and the authors of queries, provoke all the time: told to them, not to the log."""
+
+_LOGGED_BEFORE = (errors.CrawlerRefused, errors.MirrorAway)
+"""Errors for which one line in the log has told why, and that there will be more."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -135,7 +139,7 @@ class Adapter(pyfuse3.Operations):
             self._metrics.errors[type(error).__name__] += 1
         if type(error) not in ERRNOS:
             log.error("a request failed", exc_info=error)
-        elif number in _ORDINARY or isinstance(error, errors.CrawlerRefused):
+        elif number in _ORDINARY or isinstance(error, _LOGGED_BEFORE):
             log.debug("%s", error)
         else:
             log.warning("%s: %s", errno.errorcode[number], error)

@@ -85,3 +85,19 @@ class ObjectStore(Protocol):
         False, and nothing is started, if that cannot be done now, or not by this store.
         """
         ...
+
+
+class StoreAround:
+    """What stores have in common that stand around *inner*, another one: it is open while they are."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self._inner = inner
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, trace)

@@ -8,13 +8,12 @@ between are no reason to refuse others. Belongs to the event loop.
 
 import logging
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
-from idcfs.errors import ReadError, Unreachable
-from idcfs.store.base import Arriving, Done, ListPage, ObjectStore
+from idcfs.errors import MirrorAway, ReadError, Unreachable
+from idcfs.store.base import Arriving, Done, ListPage, ObjectStore, StoreAround
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +41,11 @@ class BreakerState(NamedTuple):
     retry_in: float | None
 
 
-class BreakerStore:
+class BreakerStore(StoreAround):
     """Wraps *inner*, the store of a mirror that people call *name*."""
 
     def __init__(self, inner: ObjectStore, name: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._name = name
         self._failures = 0
         self._reason: str | None = None
@@ -55,15 +54,6 @@ class BreakerStore:
         self._next_probe = 0.0
         self._pause = FIRST_PAUSE
         self._is_probing = False
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
 
     @property
     def name(self) -> str:
@@ -79,13 +69,13 @@ class BreakerStore:
         return BreakerState("probing" if self._is_probing else "open", self._failures, self._reason, wait)
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
-        """See `ObjectStore.list_page`; Unreachable at once while the breaker is open."""
+        """See `ObjectStore.list_page`; MirrorAway at once while the breaker is open."""
         return await self._ask(lambda: self._inner.list_page(bucket, prefix, token))
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
     ) -> bytes | memoryview:
-        """See `ObjectStore.get`; Unreachable at once while the breaker is open."""
+        """See `ObjectStore.get`; MirrorAway at once while the breaker is open."""
         return await self._ask(lambda: self._inner.get(bucket, key, start, stop, etag, arriving))
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
@@ -126,7 +116,7 @@ class BreakerStore:
         wait = self._next_probe - trio.current_time()
         if self._is_probing or wait > 0:
             when = "it is being asked now" if self._is_probing else f"it is asked again in {wait:.0f} s"
-            raise Unreachable(f"mirror {self._name} is away, {when}; last: {self._reason}")
+            raise MirrorAway(f"mirror {self._name} is away, {when}; last: {self._reason}")
         self._is_probing = True
         try:
             answer = await ask()

@@ -7,13 +7,12 @@ shortly before it, since that tells more than that time ran out.
 
 import random
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import Arriving, Done, ListPage, ObjectStore
+from idcfs.store.base import Arriving, Done, ListPage, ObjectStore, StoreAround
 
 _Answer = TypeVar("_Answer")
 
@@ -24,7 +23,7 @@ REPORT_SECONDS = 0.1
 """How long before the caller's deadline a failure is raised, so that it gets there."""
 
 
-class RetryingStore:
+class RetryingStore(StoreAround):
     """Wraps *inner*; each call makes up to *attempts* attempts.
 
     The wait before attempt n + 1 is a random part of ``base_delay * 2**n``, at most *max_delay* seconds; no wait goes
@@ -40,20 +39,11 @@ class RetryingStore:
         max_delay: float = 2.0,
         source: random.Random | None = None,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._attempts = attempts
         self._base_delay = base_delay
         self._max_delay = max_delay
         self._random = source if source is not None else random.Random()
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits between attempts too."""

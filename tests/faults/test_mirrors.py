@@ -158,6 +158,7 @@ def test_a_mirror_that_is_away_costs_no_time(commands: Commands, server: FaultSe
     (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").glob("*.log")
     assert log.read_text().count(f"WARNING idcfs.store.breaker: mirror {server.url} is away") == 1
     assert log.read_text().count(f"INFO idcfs.store.breaker: mirror {server.url} answers again") == 1
+    assert "EHOSTUNREACH" not in log.read_text(), "of each that was refused meanwhile nothing more is to be said"
 
 
 def test_a_mount_can_be_made_while_its_mirror_is_away(commands: Commands, server: FaultServer) -> None:

@@ -24,11 +24,6 @@ def inner() -> MemoryStore:
     return store
 
 
-@pytest.fixture(autouse=True)
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    return autojump_clock
-
-
 def away() -> Iterator[Exception]:
     return repeat(Unreachable("refused"))
 
@@ -53,7 +48,7 @@ async def test_a_mirror_that_is_well_is_asked_each_time(inner: MemoryStore) -> N
 
 
 async def test_a_mirror_that_is_away_is_not_asked_after_some_failures(
-    inner: MemoryStore, warnings_logged: WarningsLogged
+    inner: MemoryStore, warnings_logged: WarningsLogged, autojump_clock: trio.testing.MockClock
 ) -> None:
     failing = FailingStore(inner, away())
     store = BreakerStore(failing, "test")
@@ -78,7 +73,10 @@ async def test_a_mirror_that_is_away_is_not_asked_after_some_failures(
 
 
 async def test_one_call_finds_out_that_it_is_there_again(
-    inner: MemoryStore, warnings_logged: WarningsLogged, caplog: pytest.LogCaptureFixture
+    inner: MemoryStore,
+    warnings_logged: WarningsLogged,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     caplog.set_level(logging.INFO, "idcfs")
     failing = FailingStore(inner, [*[Unreachable("refused")] * FAILURES, 5.0])
@@ -101,7 +99,10 @@ async def test_one_call_finds_out_that_it_is_there_again(
 
 
 async def test_pauses_grow_and_all_is_logged_once(
-    inner: MemoryStore, warnings_logged: WarningsLogged, caplog: pytest.LogCaptureFixture
+    inner: MemoryStore,
+    warnings_logged: WarningsLogged,
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     caplog.set_level(logging.INFO, "idcfs")
     store = BreakerStore(FailingStore(inner, away()), "test")
@@ -160,7 +161,7 @@ async def test_what_comes_soon_begins_the_count_anew_and_does_not_count(inner: M
 
 
 async def test_a_probe_that_is_given_up_leaves_the_next_one_to_ask(
-    inner: MemoryStore, warnings_logged: WarningsLogged
+    inner: MemoryStore, warnings_logged: WarningsLogged, autojump_clock: trio.testing.MockClock
 ) -> None:
     failing = FailingStore(inner, [*[Unreachable("refused")] * FAILURES, 1000.0])
     store = BreakerStore(failing, "test")
@@ -175,7 +176,7 @@ async def test_a_probe_that_is_given_up_leaves_the_next_one_to_ask(
 
 
 async def test_an_answer_that_was_asked_for_before_closes_it(
-    inner: MemoryStore, warnings_logged: WarningsLogged
+    inner: MemoryStore, warnings_logged: WarningsLogged, autojump_clock: trio.testing.MockClock
 ) -> None:
     failing = FailingStore(inner, [0.5, *[Unreachable("refused")] * FAILURES])
     store = BreakerStore(failing, "test")

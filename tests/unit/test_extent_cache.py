@@ -13,7 +13,7 @@ import trio.testing
 from idcfs.arena import Arena
 from idcfs.cache import open_cache
 from idcfs.errors import CacheUnusable
-from idcfs.extent_cache import ExtentCache, open_extent_cache
+from idcfs.extent_cache import REMOVED_EVERY, ExtentCache, open_extent_cache
 from tests.conftest import WarningsLogged
 from tests.processes import children_of, is_running, stopped
 
@@ -80,6 +80,25 @@ async def test_what_is_dropped_has_no_parts(cache: ExtentCache) -> None:
     assert cache.get_part("key", 0, 10) is not None
     await cache.delete({"key"})
     assert cache.get_part("key", 0, 10) is None
+
+
+async def test_what_was_thrown_out_takes_no_disk_though_it_was_open(tmp_path: Path, arena: Arena) -> None:
+    def removed_and_open() -> list[str]:
+        # A descriptor of the listing itself is gone by the time it is looked at.
+        found = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        return [path for path in found if path.startswith(str(tmp_path)) and path.endswith(".val (deleted)")]
+
+    async with open_extent_cache(tmp_path, 10 * len(LARGE), arena) as cache:
+        cache.put("first", LARGE)
+        await cache.finish()
+        assert await cache.get("first", len(LARGE), in_parts=True) is not None
+        assert cache.get_part("first", 0, 10) is not None
+        for number in range(2 * REMOVED_EVERY):
+            cache.put(f"key{number}", LARGE)
+            await cache.room()
+        await cache.finish()
+        assert await value(cache, "first") is None
+        assert removed_and_open() == []
 
 
 @pytest.mark.parametrize("content", [b"x", SMALL, LARGE])
