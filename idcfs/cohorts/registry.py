@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,13 +97,15 @@ class Cohorts:
         self._by_number: dict[int, Cohort] = {}
         self._numbers = itertools.count()
         # What is read of the disk and what is remembered change together.
-        self._disk = trio.Lock()
+        self._changing = trio.Lock()
+        # A disk that hangs holds one thread.
+        self._threads = trio.CapacityLimiter(1)
         self._repairing = trio.Lock()
         self._repairs = 0
 
     async def all(self) -> list[Cohort]:
         """The cohorts there are, by name."""
-        async with self._disk:
+        async with self._disk():
             found = await self._on_disk(self._folder.names)
             for name in self._by_name.keys() - found.keys():
                 self._forget(self._by_name[name])
@@ -115,7 +117,7 @@ class Cohorts:
         Raises:
             NotThereNow: there is none.
         """
-        async with self._disk:
+        async with self._disk():
             return await self._refresh(name)
 
     async def get(self, number: int) -> Cohort:
@@ -124,7 +126,7 @@ class Cohorts:
         Raises:
             NotThereNow: it is gone.
         """
-        async with self._disk:
+        async with self._disk():
             return await self._refresh(self._numbered(number).name)
 
     async def create(self, name: str) -> Cohort:
@@ -133,7 +135,7 @@ class Cohorts:
         Raises:
             AlreadyThere, NoSpace: it cannot be.
         """
-        async with self._disk:
+        async with self._disk():
             await self._on_disk(self._folder.create, name)
             self._forget_name(name)
             return await self._refresh(name)
@@ -144,7 +146,7 @@ class Cohorts:
         Raises:
             NotThereNow, AlreadyThere: it cannot be.
         """
-        async with self._disk:
+        async with self._disk():
             cohort = self._numbered(number)
             await self._on_disk(self._folder.rename, cohort.name, name)
             self._forget_name(name)
@@ -158,7 +160,7 @@ class Cohorts:
         Raises:
             NotThereNow: it is gone.
         """
-        async with self._disk:
+        async with self._disk():
             cohort = self._numbered(number)
             await self._on_disk(self._folder.delete, cohort.name)
             self._forget(cohort)
@@ -170,7 +172,7 @@ class Cohorts:
             QueryRefused: it is kept, but does not work, and what was shown before still is.
             NotThereNow, NoSpace: it cannot be kept.
         """
-        async with self._disk:
+        async with self._disk():
             cohort = self._numbered(number)
             await self._keep_what_works(cohort)
             if append:
@@ -253,8 +255,20 @@ class Cohorts:
         except KeyError:
             raise NotThereNow("this cohort is gone") from None
 
+    @contextlib.asynccontextmanager
+    async def _disk(self) -> AsyncIterator[None]:
+        """Read and write the folder, and remember what is there; what is not done in time is done, or not, later."""
+        try:
+            with trio.fail_after(self._timeout):
+                async with self._changing:
+                    yield
+        except trio.TooSlowError:
+            raise CohortsUnusable(
+                f"cohort folder {self._folder.path}: no answer within {self._timeout:g} seconds; its disk may hang"
+            ) from None
+
     async def _on_disk(self, do: Callable[..., T], *arguments: object) -> T:
-        return await trio.to_thread.run_sync(do, *arguments)
+        return await trio.to_thread.run_sync(do, *arguments, limiter=self._threads, abandon_on_cancel=True)
 
     async def _refresh(self, name: str) -> Cohort:
         known = self._by_name.get(name)

@@ -208,3 +208,25 @@ def test_a_mount_ends_although_its_disk_does_not_answer(commands: Commands, fold
         while is_running(daemon):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_cohorts_on_a_disk_that_does_not_answer_hold_up_nobody_for_long(
+    commands: Commands, folder_mirror: Path
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can freeze a disk")
+    folder = commands.home / "cohorts"
+    flags = ("--mirror", folder_mirror, "--cohort-dir", folder, "--timeout", "2")
+    with small_disk(folder), commands.mounted(commands.home / "idc", *flags) as point:
+        cohorts = point / "cohorts"
+        (cohorts / "before").mkdir()
+        with frozen(folder, point):
+            for name in ("one", "two"):
+                made = commands.run("mkdir", cohorts / name)
+                assert made.returncode != 0
+                assert "Input/output error" in made.stderr
+            assert is_read(commands, point, next(iter(mirror_series(folder_mirror).values())))
+        (cohorts / "after").mkdir()
+        assert {"before", "after"} <= set(os.listdir(cohorts))
+    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").glob("*.log")
+    assert "no answer within 2 seconds" in log.read_text()
