@@ -112,11 +112,6 @@ class EntryFile:
         """Close the file."""
         os.close(self._descriptor)
 
-    @property
-    def is_removed(self) -> bool:
-        """Whether the file has no name any more, and takes its blocks only because it is open."""
-        return os.fstat(self._descriptor).st_nlink == 0
-
     def read(self, start: int, stop: int) -> memoryview | None:
         """The value's bytes from *start* to *stop*, if they are in the page cache and verify."""
         first = start // PIECE

@@ -27,51 +27,64 @@ UNWRITTEN_PART = 3 / 16
 TRY_SECONDS = 30.0
 """Seconds that a new worker has to hear from the disk, before another one tries."""
 
-
-MOST_FILES = 4096
-"""Files that stay open: one gigabyte of blocks."""
-
-REMOVED_EVERY = 64
-"""Values that are kept between two looks for open files that were thrown out for them; a look takes (m) 2 ms."""
+MOST_FILES = 2000
+"""Files that stay open: of blocks that were thrown out, they hold no more than the disk is left free (`RESERVE`)."""
 
 
 class _Files:
-    """The files of entries that were read last; each is opened when a part of it is asked for."""
+    """The files of entries that were read last; each is opened when a part of it is asked for, for the next part."""
 
-    def __init__(self) -> None:
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
         self._paths: OrderedDict[str, str] = OrderedDict()
         self._files: dict[str, EntryFile] = {}
+        self._opening: set[str] = set()
+        # A disk that hangs holds one thread.
+        self._threads = trio.CapacityLimiter(1)
 
     def note(self, key: str, path: str) -> None:
-        self.forget(key)
+        if self._paths.get(key) != path:
+            self.forget(key)
         self._paths[key] = path
+        self._paths.move_to_end(key)
         if len(self._paths) > MOST_FILES:
             self.forget(next(iter(self._paths)))
 
     def read(self, key: str, start: int, stop: int) -> Buffer | None:
         if key not in self._paths:
             return None
-        data = None
-        with contextlib.suppress(OSError, ValueError):
-            file = self._files.get(key)
-            if file is None:
-                file = self._files[key] = EntryFile(self._paths[key], key)
-            data = file.read(start, stop)
+        file = self._files.get(key)
+        if file is None:
+            if key not in self._opening:
+                self._opening.add(key)
+                self._nursery.start_soon(self._open, key, self._paths[key])
+            return None
+        data = file.read(start, stop)
         if data is None:
             self.forget(key)
         else:
             self._paths.move_to_end(key)
         return data
 
+    async def _open(self, key: str, path: str) -> None:
+        file = None
+        with contextlib.suppress(OSError, ValueError):
+            file = await trio.to_thread.run_sync(EntryFile, path, key, limiter=self._threads, abandon_on_cancel=True)
+        self._opening.discard(key)
+        if self._paths.get(key) != path:
+            # Another one is the key's by now.
+            if file is not None:
+                file.close()
+        elif file is None:
+            self.forget(key)
+        else:
+            self._files[key] = file
+
     def forget(self, key: str) -> None:
         self._paths.pop(key, None)
         file = self._files.pop(key, None)
         if file is not None:
             file.close()
-
-    def forget_removed(self) -> None:
-        for key in [key for key, file in self._files.items() if file.is_removed]:
-            self.forget(key)
 
     def forget_all(self) -> None:
         for key in list(self._paths):
@@ -91,8 +104,7 @@ class ExtentCache:
         self._unwritten = 0
         self._most_unwritten = int(arena.size * UNWRITTEN_PART)
         self._written = trio.Event()
-        self._puts = 0
-        self._files = _Files()
+        self._files = _Files(nursery)
 
     @property
     def failure(self) -> str | None:
@@ -162,9 +174,6 @@ class ExtentCache:
 
     def _wrote(self, buffer: memoryview, answer: dict[str, Any]) -> None:
         self._note("put", answer)
-        self._puts += 1
-        if self._puts % REMOVED_EVERY == 0:
-            self._files.forget_removed()
         self._unwritten -= len(buffer)
         self._written.set()
         self._written = trio.Event()
