@@ -22,13 +22,10 @@ class RawServer:
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         self.connections += 1
-        head = b""
         try:
-            while b"\r\n\r\n" not in head:
-                received = await stream.receive_some()
-                if not received:
-                    return
-                head += received
+            head = await read_head(stream)
+            if head is None:
+                return
             self.requests.append(head)
             await stream.send_all(self.answer)
             if self.stalls:
@@ -46,6 +43,17 @@ async def raw_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServ
         nursery.start_soon(trio.serve_listeners, server.handle, [trio.SSLListener(listener, tls) if tls else listener])
         yield server
         nursery.cancel_scope.cancel()
+
+
+async def read_head(stream: trio.abc.ReceiveStream) -> bytes | None:
+    """The head of a request, or None if the client has none."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        received = await stream.receive_some()
+        if not received:
+            return None
+        head += received
+    return head
 
 
 def http(status: str, headers: dict[str, str], body: bytes = b"") -> bytes:

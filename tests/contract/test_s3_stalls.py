@@ -10,7 +10,7 @@ from idcfs.errors import NotFound, Stalled
 from idcfs.store.base import ObjectStore
 from idcfs.store.retry import RetryingStore
 from idcfs.store.s3 import S3Store
-from tests.raw_server import http
+from tests.raw_server import http, read_head
 from tests.s3_stores import s3_store
 
 ETAG = '"0123456789abcdef"'
@@ -87,13 +87,10 @@ class Script:
         self.requests: list[bytes] = []
 
     async def handle(self, stream: trio.SocketStream) -> None:
-        head = b""
         try:
-            while b"\r\n\r\n" not in head:
-                received = await stream.receive_some()
-                if not received:
-                    return
-                head += received
+            head = await read_head(stream)
+            if head is None:
+                return
             at = min(len(self.requests), len(self.behaviours) - 1)
             self.requests.append(head)
             await self.behaviours[at](stream)
