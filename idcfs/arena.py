@@ -18,6 +18,10 @@ from typing import NamedTuple, Self
 
 import trio
 
+RESERVED_PART = 1 / 8
+"""Of an arena, what is left to reads from the disk however many wait for a network; the rest is what one reader's
+window, extents in memory and what waits to be written come to."""
+
 
 class Region(NamedTuple):
     """A part of an arena, in bytes from its start."""
@@ -31,6 +35,8 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.reserve = size - int(size * RESERVED_PART)
+        """Where the part begins in which nothing may be that waits for a network."""
         self.descriptor = os.memfd_create("idcfs-arena")
         os.ftruncate(self.descriptor, size)
         self._map = mmap.mmap(self.descriptor, size)
@@ -51,18 +57,19 @@ class Arena:
     ) -> None:
         os.close(self.descriptor)
 
-    async def take(self, length: int) -> memoryview:
-        """*length* bytes that are free, the lowest; waits while there are none.
+    async def take(self, length: int, stop: int | None = None) -> memoryview:
+        """*length* bytes that are free, the lowest, and before *stop* if that is given; waits while there are none.
 
         Raises:
             ValueError: the arena is not that large.
         """
-        if length > self.size:
-            raise ValueError(f"{length} bytes do not fit into an arena of {self.size}")
+        most = self.size if stop is None else stop
+        if length > most:
+            raise ValueError(f"{length} bytes do not fit into {most} of an arena")
         self._waiting += 1
         try:
             while True:
-                buffer = self.take_now(length)
+                buffer = self.take_now(length, stop)
                 if buffer is not None:
                     return buffer
                 if not self.reclaim():
@@ -70,15 +77,17 @@ class Arena:
         finally:
             self._waiting -= 1
 
-    def take_now(self, length: int) -> memoryview | None:
-        """*length* bytes that are free, if there are."""
+    def take_now(self, length: int, stop: int | None = None) -> memoryview | None:
+        """As `take`, if there are such bytes."""
         while self._returned:
             self._give_back(self._returned.popleft())
-        for at, (start, stop) in enumerate(self._free):
-            if stop - start >= length:
-                rest = Region(start + length, stop)
+        for at, free in enumerate(self._free):
+            taken, rest = Region(free.start, free.start + length), Region(free.start + length, free.stop)
+            if stop is not None and taken.stop > stop:
+                return None
+            if taken.stop <= free.stop:
                 self._free[at : at + 1] = [rest] if rest.start < rest.stop else []
-                return self._buffer(Region(start, start + length))
+                return self._buffer(taken)
         return None
 
     def start(self, buffer: memoryview) -> int | None:

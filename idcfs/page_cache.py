@@ -62,7 +62,8 @@ class PageCache:
         Args:
             inode: the file's.
             offset: bytes, a multiple of `PAGE`.
-            data: up to the file's end, or a multiple of `PAGE` long; of the arena, else nothing is done.
+            data: up to the file's end, or a multiple of `PAGE` long; of the arena but for its reserve, else nothing is
+                done.
             all_but_last: leave out the last page.
             filled: called when the kernel has taken it.
         """
@@ -71,8 +72,9 @@ class PageCache:
         length = (len(buffer) - 1) // PAGE * PAGE if all_but_last else len(buffer)
         if not self._started or at is None or length < SMALLEST:
             return
-        if self._waiting + length > self._arena.size * WAITING_PART:
-            # The worker is held up; what waits for it must not take the memory that reads need.
+        is_too_much = self._waiting + length > self._arena.size * WAITING_PART
+        if is_too_much or at + len(buffer) > self._arena.reserve:
+            # The worker may be held up; what waits for it must not take the memory that reads need.
             return
         self._waiting += length
 

@@ -87,8 +87,10 @@ class Reader:
                     self._fetcher.begin(extent)
                 self._fetch_ahead(wanted)
                 wanted = []
-                extent, data = await self._obtain_by(deadline, extent, stop, listing)
-                piece = memoryview(data)[first:last]
+                # What others read from the disk needs memory while this waits for a network.
+                pieces = [bytes(here) for here in pieces]
+                extent, piece = await self._obtain_by(deadline, extent, stop, listing)
+                piece = memoryview(piece)[first:last]
             pieces.append(piece)
             if extent.length == size and self._kernel_has_all(extent, offset, stop):
                 # Memory that is used again is much faster than fresh memory.

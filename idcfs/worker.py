@@ -99,7 +99,7 @@ class Workers:
         worker.post(message, take)
 
     async def fetch(self, message: dict[str, Any], length: int, arriving: Arriving | None = None) -> memoryview:
-        """The *length* bytes that a request has put into the arena.
+        """The *length* bytes that a request has put into the arena, but for its reserve.
 
         Args:
             message: the request; where the bytes go is added as `at`.
@@ -109,7 +109,7 @@ class Workers:
         Raises:
             As `ask`.
         """
-        buffer = await self._arena.take(length)
+        buffer = await self._arena.take(length, self._arena.reserve)
         worker = self._least_busy()
         worker.busy += 1
         try:

@@ -67,7 +67,7 @@ class S3Store:
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
         """See `ObjectStore.get_soon`."""
-        buffer = self._arena.take_now(stop - start)
+        buffer = self._arena.take_now(stop - start, self._arena.reserve)
         if buffer is None:
             return False
 

@@ -185,7 +185,7 @@ async def test_a_worker_ignores_what_the_keyboard_sends() -> None:
 
 
 async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again() -> None:
-    options = {"workers": 1, "max_connections": 1, "arena_bytes": 100_000}
+    options = {"workers": 1, "max_connections": 1, "arena_bytes": 120_000}
     async with letters() as server, s3_store(server.url, **options) as store:
         server.more, server.stalls = -1, True
         for _ in range(5):

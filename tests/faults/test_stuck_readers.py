@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.faults.cases import RIGHT, STALLED_READS
 from tests.faults.programs import HEADER, outcome
 from tests.faults.server import FaultServer
@@ -26,8 +28,10 @@ PROMPT = 2
 GRACE = 5
 
 
-def test_stuck_readers_hold_up_nobody_else(tmp_path: Path) -> None:
-    crowd = Series(Row(collection="crowd", patient="patient", sizes=(70_000,) * READERS))
+@pytest.mark.parametrize(("size", "length"), [(70_000, HEADER), (526_000, 526_000)], ids=["headers", "whole files"])
+def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: int) -> None:
+    """Headers take little of the memory that all bytes go through; whole files of so many want more than there is."""
+    crowd = Series(Row(collection="crowd", patient="patient", sizes=(size,) * READERS))
     # After the crowd, so that nothing of the crowd is read ahead of it.
     cached = series("known")
     rows = [crowd.row, cached.row]
@@ -38,6 +42,7 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path) -> None:
         flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", str(TIMEOUT))
         with commands.mounted(tmp_path / "idc", *flags) as point:
             assert {outcome(look).told for look in looks(point, cached).values()} == {RIGHT}
+        # A new daemon has nothing of what is cached in memory.
         with commands.mounted(tmp_path / "idc", *flags) as point:
             assert len(os.listdir(crowd.folder(point))) == READERS
             everybody_asks = threading.Barrier(READERS + 1)
@@ -45,7 +50,7 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path) -> None:
             def read(name: str) -> str:
                 with open(crowd.folder(point) / name, "rb", buffering=0) as file:
                     everybody_asks.wait(TIMEOUT)
-                    return RIGHT if len(file.read(HEADER)) == HEADER else "too little"
+                    return RIGHT if len(file.read(length)) == length else "too little"
 
             with ThreadPoolExecutor(READERS) as pool:
                 with server.failing(STALLED_READS):

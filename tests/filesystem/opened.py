@@ -49,6 +49,7 @@ class Opened:
     listings: Listings
     fetcher: Fetcher
     objects: ExtentCache
+    arena: Arena
     metrics: Metrics
     cohorts: Cohorts
 
@@ -126,7 +127,7 @@ async def open_filesystem(
         settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
         registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
         filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
-        yield Opened(filesystem, catalogue, listings, fetcher, objects, metrics, registry)
+        yield Opened(filesystem, catalogue, listings, fetcher, objects, arena, metrics, registry)
         nursery.cancel_scope.cancel()
 
 

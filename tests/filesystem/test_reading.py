@@ -16,7 +16,7 @@ from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged
 from idcfs.readahead import BLOCK
 from idcfs.store.base import Arriving, ListPage
 from tests.conftest import WarningsLogged
-from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
+from tests.filesystem.opened import PATIENCE, GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
 from tests.index_factory import Row, fill_store, instances, write_mirror
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -200,6 +200,25 @@ async def test_a_read_of_many_blocks_takes_no_longer_than_one(cache: Path, index
             # In no order that is known, so nothing is fetched ahead.
             await opened.read(file_of(SLIDE), 7 * BLOCK, 8 * BLOCK)
         assert trio.current_time() - began < 3
+
+
+async def test_a_read_that_waits_for_the_mirror_holds_no_memory_for_what_came_from_the_disk(
+    cache: Path, index: Index
+) -> None:
+    async with open_filesystem(cache, index, fill_store(MemoryStore(), [SLIDE])) as opened:
+        await opened.read(file_of(SLIDE), 9 * BLOCK, BLOCK)
+        await opened.kept(1)
+    store = GatedStore()
+    fill_store(store, [SLIDE])
+    async with open_filesystem(cache, index, store) as opened, trio.open_nursery() as nursery:
+        nursery.start_soon(opened.read, file_of(SLIDE), 9 * BLOCK, 2 * BLOCK)
+        await until_asked(store, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(PATIENCE):
+            # Who waits for memory has those extents forgotten that are there for nobody.
+            opened.arena.reclaim = opened.fetcher.forget_oldest
+            await opened.arena.take(opened.arena.size)
+        store.gate.set()
 
 
 def move(store: MemoryStore, row: Row, bucket: str) -> None:

@@ -13,8 +13,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import trio
 
+from idcfs.arena import Arena
 from idcfs.mountpoint import mounts
+from idcfs.page_cache import PAGE, open_page_cache
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
 from tests.mounting import Commands, status
@@ -246,3 +249,30 @@ def test_a_stopped_page_worker_does_not_keep_the_mount_of_a_killed_daemon(
             os.listdir(point)
     finally:
         commands.run("fusermount3", "-uz", point)
+
+
+async def test_what_is_in_the_reserve_of_the_arena_does_not_wait_for_the_worker(tmp_path: Path) -> None:
+    """The worker waits while the kernel waits for a mirror, and reads from the disk need the reserve."""
+    (tmp_path / "abort").touch()
+    device = os.open("/dev/fuse", os.O_RDWR)
+    with Arena(64 * PAGE) as arena, contextlib.closing(os.fdopen(device, "rb", buffering=0)):
+        async with open_page_cache(arena) as pages:
+            pages.start(tmp_path / "abort")
+            await until_true(lambda: children_of(os.getpid(), "idcfs.page_worker"))
+            (worker,) = children_of(os.getpid(), "idcfs.page_worker")
+            with stopped(worker):
+                fetched = arena.take_now(arena.reserve)
+                assert fetched is not None
+                for _ in range(10):
+                    buffer = arena.take_now(2 * PAGE)
+                    assert buffer is not None, "what was handed on before is held"
+                    pages.fill(7, 0, buffer, False, lambda: None)
+                pages.fill(7, 0, fetched[: 2 * PAGE], False, lambda: None)
+                del fetched
+                assert arena.take_now(arena.size) is None, "what was fetched is held until it is stored"
+
+
+async def until_true(true: Callable[[], object]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not true():  # noqa: ASYNC110  # what is waited for happens in another process
+            await trio.sleep(0.01)

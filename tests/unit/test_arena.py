@@ -126,6 +126,29 @@ async def test_what_never_fits_is_refused(arena: Arena) -> None:
     assert arena.take_now(SIZE + 1) is None
 
 
+async def test_what_is_to_end_before_a_place_leaves_the_rest_to_others(arena: Arena) -> None:
+    taken = [await arena.take(300, arena.reserve) for _ in range(arena.reserve // 300)]
+    assert arena.take_now(300, arena.reserve) is None
+    rest = [arena.take_now(arena.reserve % 300 or 1, arena.reserve), arena.take_now(SIZE - arena.reserve)]
+    assert None not in rest
+    assert arena.take_now(1) is None
+    found: list[range] = []
+
+    async def wait() -> None:
+        found.append(place(arena, await arena.take(300, arena.reserve)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        rest.pop()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not found, "it is not before that place"
+        taken.pop(0)
+    assert found == [range(300)]
+    with pytest.raises(ValueError, match="do not fit"):
+        await arena.take(arena.reserve + 1, arena.reserve)
+
+
 async def test_a_buffer_is_free_when_nobody_refers_to_its_bytes(arena: Arena) -> None:
     buffer = await arena.take(SIZE)
     part = buffer[10:20]
