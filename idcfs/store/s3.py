@@ -73,10 +73,10 @@ class S3Store:
 
         def answered(answer: dict[str, Any]) -> None:
             error = error_of(answer)
-            if isinstance(error, ReadError):
-                done(error)
-            else:
+            if error is None:
                 done(buffer)
+            else:
+                done(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
         request = {**_get(bucket, key, start, stop, etag), "at": self._arena.start(buffer)}
         try:

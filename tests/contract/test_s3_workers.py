@@ -261,6 +261,31 @@ async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warni
     assert not arenas_open()
 
 
+REFUSING = """#!{python}
+import json, socket, sys
+
+connection = socket.socket(fileno=json.loads(sys.argv[-1])["socket"])
+for line in connection.makefile():
+    answer = {{"id": json.loads(line)["id"], "error": "CacheUnusable", "message": "what no mirror says"}}
+    connection.sendall(json.dumps(answer).encode() + b"\\n")
+"""
+"""A program that takes a worker's place."""
+
+
+async def test_an_error_of_any_kind_gives_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "worker"
+    program.write_text(REFUSING.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    outcomes: list[object] = []
+    async with s3_store("http://127.0.0.1:1", workers=1) as store:
+        assert store.get_soon("bucket", "a", 0, 5, ETAG, outcomes.append)
+        await until(lambda: outcomes)
+    (outcome,) = outcomes
+    assert isinstance(outcome, Unreachable)
+    assert str(outcome) == "what no mirror says"
+
+
 async def test_one_connection_for_several_workers_is_not_without_bound() -> None:
     with Arena(1) as arena:
         store = S3Store("http://127.0.0.1:1", arena, workers=2, max_connections=1)
