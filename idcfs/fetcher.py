@@ -33,6 +33,9 @@ Fetched = Callable[[Buffer | None, bool], None]
 _SERIES_REMEMBERED = 10_000
 """Series of which it is remembered what the disk has: all that was kept since it had nothing."""
 
+_EXTENTS_REMEMBERED = 100_000
+"""Extents of all these series, (m) 15 MB; of a slide they are 25 GB."""
+
 
 class _Memory:
     """The extents that were used last, up to *limit* bytes."""
@@ -103,6 +106,7 @@ class Fetcher:
         self._failures = Failures[Extent]()
         self._memory = _Memory(int(memory * MEMORY_PART))
         self._in_cache: dict[int, set[Extent] | None] = {}
+        self._extents_remembered = 0
 
     def peek(self, extent: Extent) -> Buffer | None:
         """An extent that is in memory."""
@@ -263,6 +267,11 @@ class Fetcher:
         kept = self._in_cache.get(extent.series)
         if kept is not None:
             kept.add(extent)
+            self._extents_remembered += 1
+            if self._extents_remembered > _EXTENTS_REMEMBERED:
+                # The disk may have anything of them; asked now, it would not tell of what waits to be written.
+                self._in_cache = dict.fromkeys(self._in_cache)
+                self._extents_remembered = 0
         self._failures.forget(extent)
         self._memory.remember(extent, data)
         self._cache.put(self._key(extent, listing), data)
@@ -282,6 +291,7 @@ class Fetcher:
         found = await self._cache.has_any(prefix)
         if len(self._in_cache) >= _SERIES_REMEMBERED:
             self._in_cache.clear()
+            self._extents_remembered = 0
         self._in_cache[series] = None if found else set()
 
     def is_current(self, extent: Extent, listing: Listing) -> bool:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from idcfs import listing as listings
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
-from idcfs.readahead import BLOCK
+from idcfs.inode import FileAddress, unpack
+from idcfs.readahead import BLOCK, Extent
 from idcfs.store.base import Arriving, ListPage
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import PATIENCE, GatedStore, open_filesystem, path_of, until_asked
@@ -137,6 +138,27 @@ async def test_what_was_read_once_is_read_offline(cache: Path, index: Index, sto
         with pytest.raises(Unreachable):
             await opened.read(file_of(SPACES))
     assert broken.calls == 2, "for what was not read, and a series ahead"
+
+
+async def test_no_more_than_a_bound_of_what_was_fetched_is_remembered_and_all_is_found_again(
+    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idcfs.fetcher._EXTENTS_REMEMBERED", 5)
+    # In no order that is known, so nothing is fetched ahead.
+    numbers = [150, 20, 90, 40, 7, 120]
+    async with open_filesystem(cache, index, store) as opened:
+        inode = unpack((await opened.node(file_of(MANY))).inode)
+        assert isinstance(inode, FileAddress)
+        other = Extent(inode.series, FAR, 0, MANY.sizes[FAR])
+        for number in numbers[:5]:
+            await opened.read(file_of(MANY, number))
+        assert not opened.fetcher.may_be_kept(other)
+        await opened.read(file_of(MANY, numbers[5]))
+        assert opened.fetcher.may_be_kept(other)
+        await opened.kept(len(numbers))
+        for number in numbers:
+            assert await opened.read(file_of(MANY, number)) == instances(MANY)[number].content
+        assert len(gets(store)) == len(numbers)
 
 
 async def test_a_cache_that_is_damaged_makes_reads_slower_not_wrong(
