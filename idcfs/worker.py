@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import trio
 
@@ -26,6 +26,8 @@ from idcfs.errors import Unreachable
 log = logging.getLogger(__name__)
 
 _END_SECONDS = 2.0
+
+T = TypeVar("T")
 
 Arriving = Callable[[memoryview, int], None]
 """Told that of a buffer so many bytes are filled."""
@@ -187,8 +189,10 @@ class _Worker:
                 nursery.start_soon(self._send, stream)
                 await self._receive(stream)
                 nursery.cancel_scope.cancel()
-        except (trio.BrokenResourceError, ExceptionGroup) as error:
+        except* trio.BrokenResourceError as error:
             log.debug("a worker's socket broke: %r", error)
+        except* Exception:
+            log.exception("a worker cannot be understood")
         finally:
             self._end("the worker process has ended")
             with trio.CancelScope(shield=True):
@@ -232,17 +236,17 @@ class _Worker:
         if "filled" in answer:
             request = self._requests.get(answer["id"])
             if request is not None and request.filled is not None:
-                request.filled(answer["filled"])
+                _tell(request.filled, answer["filled"])
             return
         request = self._requests.pop(answer["id"], None)
         if request is not None:
-            request.answered(answer)
+            _tell(request.answered, answer)
 
     def _end(self, reason: str) -> None:
         self.ended = True
         requests, self._requests = self._requests, {}
         for request in requests.values():
-            request.answered({"error": "Unreachable", "message": f"{self._subject}: {reason}"})
+            _tell(request.answered, {"error": "Unreachable", "message": f"{self._subject}: {reason}"})
 
     def post(
         self,
@@ -296,6 +300,14 @@ class _Worker:
     def _send_soon(self, message: dict[str, Any]) -> None:
         self._to_send += json.dumps(message).encode() + b"\n"
         self._something.set()
+
+
+def _tell(who: Callable[[T], None], what: T) -> None:
+    """Tell who asked; what goes wrong there is no fault of the worker's, and others wait for it too."""
+    try:
+        who(what)
+    except Exception:
+        log.exception("what a worker answered could not be taken")
 
 
 def error_of(answer: dict[str, Any]) -> errors.IdcfsError | None:

@@ -261,6 +261,41 @@ async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warni
     assert not arenas_open()
 
 
+async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others(
+    warnings_logged: WarningsLogged,
+) -> None:
+    stumbled: list[object] = []
+
+    def stumble(*told: object) -> None:
+        stumbled.append(told)
+        raise ZeroDivisionError
+
+    async with letters() as server, s3_store(server.url, workers=1) as store:
+        assert await get(store) == b"aaaaa"
+        workers = workers_of(os.getpid())
+        server.stalls = True
+        assert store.get_soon("bucket", "a", 0, 5, ETAG, stumble)
+        await until(lambda: stumbled)
+        assert warnings_logged.take("could not be taken")
+        assert bytes(await store.get("bucket", "b", 0, 300_000, ETAG, stumble)) == b"b" * 300_000
+        while warnings_logged.messages:
+            assert warnings_logged.take("could not be taken")
+        assert len(stumbled) > 1
+        assert workers_of(os.getpid()) == workers
+        # Of those who are told that a worker has ended, too.
+        server.more = -1
+        before = len(server.requests)
+        outcomes: list[object] = []
+        assert store.get_soon("bucket", "x", 0, 5, ETAG, stumble)
+        assert store.get_soon("bucket", "x", 0, 5, ETAG, outcomes.append)
+        await until(lambda: len(server.requests) == before + 2)
+        os.kill(workers[0], signal.SIGKILL)
+        await until(lambda: outcomes)
+        assert warnings_logged.take("could not be taken")
+        server.more, server.stalls = 0, False
+        assert await get(store) == b"aaaaa"
+
+
 REFUSING = """#!{python}
 import json, socket, sys
 
