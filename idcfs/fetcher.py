@@ -19,7 +19,7 @@ from idcfs.flights import Flights
 from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
 from idcfs.readahead import Extent
-from idcfs.store.base import Arriving, ObjectStore
+from idcfs.store.base import Arriving, ObjectStore, Storing
 from idcfs.store.mirror import Mirror
 
 log = logging.getLogger(__name__)
@@ -361,9 +361,10 @@ class Fetcher:
         self._count(data)
         return data
 
-    def _request(self, extent: Extent, listing: Listing) -> tuple[str, int, int, str]:
-        key = f"{self._listings.uuid(extent.series)}/{listing.names[extent.instance].decode()}"
-        return key, extent.offset, extent.offset + extent.length, listing.etags[extent.instance].decode()
+    def _request(self, extent: Extent, listing: Listing) -> tuple[str, int, int, Storing]:
+        at = extent.instance
+        key = f"{self._listings.uuid(extent.series)}/{listing.names[at].decode()}"
+        return key, extent.offset, extent.offset + extent.length, Storing(listing.etags[at].decode(), listing.sizes[at])
 
     def _count(self, data: Buffer) -> None:
         self._metrics.objects_fetched += 1

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import trio
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, ObjectStore
+from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, ObjectStore, Storing
 
 _PAGE_LENGTH = 1000
 _ARRIVAL_BYTES = 100_000
@@ -53,20 +53,20 @@ class _Soon:
         await stack.__aexit__(kind, error, trace)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
         raise NotImplementedError  # each kind of store has its own
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         if not self._opened:
             return False
-        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, etag, done)
+        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, storing, done)
         return True
 
-    async def _get_and_tell(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> None:
+    async def _get_and_tell(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> None:
         outcome: bytes | memoryview | ReadError = Unreachable("the store has been closed")
         try:
-            outcome = await self.get(bucket, key, start, stop, etag)
+            outcome = await self.get(bucket, key, start, stop, storing)
         except ReadError as error:
             outcome = error
         except Exception as error:
@@ -83,11 +83,11 @@ class MemoryStore(_Soon):
         self.objects: dict[str, dict[str, StoredObject]] = {}
         self.requests: list[Request] = []
 
-    def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> str:
-        """Store an object and return its ETag."""
+    def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> Storing:
+        """Store an object and return what a listing says of it."""
         etag = f'"{md5(content, usedforsecurity=False).hexdigest()}"'
         self.objects.setdefault(bucket, {})[key] = StoredObject(content, etag, modified_ns)
-        return etag
+        return Storing(etag, len(content))
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         self.requests.append(Request("list", bucket, prefix))
@@ -101,15 +101,17 @@ class MemoryStore(_Soon):
         return ListPage(described, page[-1] if len(keys) > len(page) else None)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes:
         self.requests.append(Request("get", bucket, key, start, stop))
         await trio.lowlevel.checkpoint()
         stored = self._bucket(bucket).get(key)
         if stored is None:
             raise NotFound(f"no object {bucket}/{key}")
-        if stored.etag != etag:
+        if stored.etag != storing.etag:
             raise ObjectChanged(f"{bucket}/{key} has changed")
+        if len(stored.content) != storing.size:
+            raise Untrusted(f"{bucket}/{key} has {len(stored.content)} bytes, not {storing.size}")
         if not 0 <= start < stop <= len(stored.content):
             raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
         if arriving is not None:
@@ -154,10 +156,10 @@ class FailingStore(_Soon):
         return await self._inner.list_page(bucket, prefix, token)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
         await self._act()
-        return await self._inner.get(bucket, key, start, stop, etag, arriving)
+        return await self._inner.get(bucket, key, start, stop, storing, arriving)
 
     async def _act(self) -> None:
         self.calls += 1

@@ -15,6 +15,13 @@ MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 """An ETag that is the MD5 of the object; that of one that was uploaded in parts has a dash and their number."""
 
 
+class Storing(NamedTuple):
+    """How a listing says that an object is stored: `etag` is its ETag with its quotes, `size` is in bytes."""
+
+    etag: str
+    size: int
+
+
 class ObjectInfo(NamedTuple):
     """One object as a listing describes it.
 
@@ -26,6 +33,11 @@ class ObjectInfo(NamedTuple):
     size: int
     etag: str
     modified_ns: int
+
+    @property
+    def storing(self) -> Storing:
+        """What `ObjectStore.get` holds an answer against."""
+        return Storing(self.etag, self.size)
 
 
 class ListPage(NamedTuple):
@@ -64,9 +76,9 @@ class ObjectStore(Protocol):
         ...
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
-        """Bytes *start* to *stop* (exclusive, at least one) of the object, if it still has *etag*.
+        """Bytes *start* to *stop* (exclusive, at least one) of the object, if it is still stored as *storing* says.
 
         Waits for the network. Exactly ``stop - start`` bytes come back. *arriving* may be told of them as they come;
         if they stop coming, it may be told of them from the start again.
@@ -75,11 +87,11 @@ class ObjectStore(Protocol):
             NotFound: there is no such object.
             ObjectChanged: the object's ETag is another one.
             AccessDenied, Unreachable: as their names say.
-            Untrusted: the body or its range is not what was asked for.
+            Untrusted: the body or its range is not what was asked for, or the object has another size under the ETag.
         """
         ...
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         """As `get`, once, but wait for nothing: *done* is later called with what it would return or raise.
 
         False, and nothing is started, if that cannot be done now, or not by this store.

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import MirrorAway, ReadError, Unreachable
-from idcfs.store.base import Arriving, Done, ListPage, ObjectStore, StoreAround
+from idcfs.store.base import Arriving, Done, ListPage, ObjectStore, StoreAround, Storing
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class BreakerStore(StoreAround):
         return await self._ask(lambda: self._inner.list_page(bucket, prefix, token))
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; MirrorAway at once while the breaker is open."""
-        return await self._ask(lambda: self._inner.get(bucket, key, start, stop, etag, arriving))
+        return await self._ask(lambda: self._inner.get(bucket, key, start, stop, storing, arriving))
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         """See `ObjectStore.get_soon`; nothing is started while the breaker is open.
 
         It is one attempt, so that its failure does not count; but an answer shows that the mirror is there.
@@ -86,14 +86,14 @@ class BreakerStore(StoreAround):
         if self._opened is not None:
             return False
         if not self._failures:
-            return self._inner.get_soon(bucket, key, start, stop, etag, done)
+            return self._inner.get_soon(bucket, key, start, stop, storing, done)
 
         def told(outcome: _Outcome) -> None:
             if not isinstance(outcome, Unreachable):
                 self._close()
             done(outcome)
 
-        return self._inner.get_soon(bucket, key, start, stop, etag, told)
+        return self._inner.get_soon(bucket, key, start, stop, storing, told)
 
     async def _ask(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         if self._opened is not None:

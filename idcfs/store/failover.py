@@ -16,7 +16,7 @@ from typing import NamedTuple, Self, TypeVar
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
-from idcfs.store.base import MD5_ETAG, Arriving, Done, ListPage, ObjectStore
+from idcfs.store.base import MD5_ETAG, Arriving, Done, ListPage, ObjectStore, Storing
 from idcfs.store.mirror import Mirror
 from idcfs.store.retry import REPORT_SECONDS
 
@@ -79,17 +79,17 @@ class FailoverStore:
         return await self._ask_each(ask, bucket, "" if place is None else place.word)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; *arriving* is told by one mirror after the other."""
 
         async def ask(member: Member, own_bucket: str) -> bytes | memoryview:
-            own_etag, is_certain = self._own_etag(member, key, etag)
+            own, is_certain = self._own_storing(member, key, storing)
             try:
-                return await member.store.get(own_bucket, key, start, stop, own_etag, arriving)
+                return await member.store.get(own_bucket, key, start, stop, own, arriving)
             except ObjectChanged:
-                listed = await self._learn(member, own_bucket, key, stop, etag)
-                if is_certain and listed != own_etag:
+                listed = await self._learn(member, own_bucket, key, storing)
+                if is_certain and listed != own:
                     raise
             try:
                 return await member.store.get(own_bucket, key, start, stop, listed, arriving)
@@ -99,12 +99,12 @@ class FailoverStore:
 
         return await self._ask_each(ask, bucket)
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         """See `ObjectStore.get_soon`: one attempt, at the first mirror that can be asked now."""
         for member in self._members:
             own_bucket = self._own_buckets(member, bucket)[0]
-            own_etag, _ = self._own_etag(member, key, etag)
-            if member.store.get_soon(own_bucket, key, start, stop, own_etag, done):
+            own, _ = self._own_storing(member, key, storing)
+            if member.store.get_soon(own_bucket, key, start, stop, own, done):
                 return True
         return False
 
@@ -159,35 +159,34 @@ class FailoverStore:
         """What stands before a mirror's ETags."""
         return "" if member is self._members[0] else f"{member.mirror.word}:"
 
-    def _own_etag(self, member: Member, key: str, etag: str) -> tuple[str, bool]:
-        """The ETag to ask a mirror for, and whether it is that mirror's own.
+    def _own_storing(self, member: Member, key: str, storing: Storing) -> tuple[Storing, bool]:
+        """The storing to ask a mirror for, and whether its ETag is that mirror's own.
 
         Both mirrors have the same one if it is an MD5, so another's is worth a try.
         """
-        owner = self._owner(etag)
-        if owner is member:
-            return etag.removeprefix(self._tag(owner)), True
-        learned = self._etags.get((member.mirror.word, key, etag))
-        return (etag.removeprefix(self._tag(owner)), False) if learned is None else (learned, True)
+        owner = self._owner(storing.etag)
+        learned = None if owner is member else self._etags.get((member.mirror.word, key, storing.etag))
+        etag = storing.etag.removeprefix(self._tag(owner)) if learned is None else learned
+        return storing._replace(etag=etag), owner is member or learned is not None
 
     def _owner(self, etag: str) -> Member:
         """Whose an ETag is."""
         return next(member for member in reversed(self._members) if etag.startswith(self._tag(member)))
 
-    async def _learn(self, member: Member, bucket: str, key: str, stop: int, etag: str) -> str:
-        """The ETag that a mirror has for the object that has *etag* in another."""
+    async def _learn(self, member: Member, bucket: str, key: str, storing: Storing) -> Storing:
+        """How a mirror says that it stores the object that another says it stores so."""
         page = await member.store.list_page(bucket, key)
         found = next((found for found in page.objects if found.key == key), None)
         if found is None:
             raise NotFound(f"mirror {member.mirror.word} does not list {bucket}/{key}")
-        plain = etag.removeprefix(self._tag(self._owner(etag)))
+        plain = storing.etag.removeprefix(self._tag(self._owner(storing.etag)))
         is_other = MD5_ETAG.fullmatch(plain) and MD5_ETAG.fullmatch(found.etag) and found.etag != plain
-        if is_other or found.size < stop:
+        if is_other or found.size != storing.size:
             raise ObjectChanged(f"mirror {member.mirror.word}: {bucket}/{key} is not what was listed: {found.etag!r}")
-        self._etags[member.mirror.word, key, etag] = found.etag
+        self._etags[member.mirror.word, key, storing.etag] = found.etag
         if len(self._etags) > REMEMBERED_ETAGS:
             self._etags.popitem(last=False)
-        return found.etag
+        return found.storing
 
 
 def _named(page: ListPage, member: Member, bucket: str, tag: str) -> ListPage:

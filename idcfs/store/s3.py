@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from idcfs.arena import Arena
 from idcfs.errors import ReadError, Unreachable
-from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo
+from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, Storing
 from idcfs.worker import Workers, error_of
 
 WORKERS = 2
@@ -59,13 +59,13 @@ class S3Store:
         return ListPage([ObjectInfo(*described) for described in answer["objects"]], answer["token"])
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; waits for the network."""
-        request = {**_get(bucket, key, start, stop, etag), "tell": arriving is not None}
+        request = {**_get(bucket, key, start, stop, storing), "tell": arriving is not None}
         return await self._workers.fetch(request, stop - start, arriving)
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         """See `ObjectStore.get_soon`."""
         buffer = self._arena.take_now(stop - start, self._arena.reserve)
         if buffer is None:
@@ -78,7 +78,7 @@ class S3Store:
             else:
                 done(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
-        request = {**_get(bucket, key, start, stop, etag), "at": self._arena.start(buffer)}
+        request = {**_get(bucket, key, start, stop, storing), "at": self._arena.start(buffer)}
         try:
             self._workers.post(request, answered)
         except Unreachable:
@@ -86,5 +86,5 @@ class S3Store:
         return True
 
 
-def _get(bucket: str, key: str, start: int, stop: int, etag: str) -> dict[str, Any]:
-    return {"do": "get", "bucket": bucket, "key": key, "start": start, "stop": stop, "etag": etag}
+def _get(bucket: str, key: str, start: int, stop: int, storing: Storing) -> dict[str, Any]:
+    return {"do": "get", "bucket": bucket, "key": key, "start": start, "stop": stop, **storing._asdict()}

@@ -26,7 +26,7 @@ from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.printable import printable
-from idcfs.store.base import MD5_ETAG, ListPage
+from idcfs.store.base import MD5_ETAG, ListPage, Storing
 from idcfs.store.list_parser import check_keys, parse_listing
 from idcfs.store.watch import FIRST, HEDGE, Watch
 
@@ -46,7 +46,6 @@ _LISTING_BYTES = 16 << 20
 
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 
 
 class S3Client:
@@ -100,7 +99,7 @@ class S3Client:
         key: str,
         start: int,
         stop: int,
-        etag: str,
+        storing: Storing,
         buffer: memoryview,
         arrived: Callable[[int], None] | None = None,
     ) -> None:
@@ -110,12 +109,12 @@ class S3Client:
         """
         if not key:
             raise NotFound("an object's key is not empty")
-        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": etag}
+        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": storing.etag}
         async with self._asking(f"{bucket}/{key}") as watch:
             answer = await self._send(bucket, f"/{quote(key)}", headers, watch)
             async with answer.raw as body:
-                size = _check_head(answer.status_code, answer.headers, start, stop, etag)
-                expected = _md5_of(answer.headers) if (start, stop) == (0, size) else None
+                _check_head(answer.status_code, answer.headers, start, stop, storing)
+                expected = _md5_of(answer.headers) if (start, stop) == (0, storing.size) else None
                 watch.pause()
                 async with _Turn(self._bodies) as turn:
                     watch.expect(FIRST, turn.give_up)
@@ -206,27 +205,26 @@ class _Turn:
             self._turns.release()
 
 
-def _check_head(status: int, headers: dict[str, str], start: int, stop: int, etag: str) -> int | None:
-    """Raise unless the answer's head promises bytes *start* to *stop* of the object with *etag*; the object's size."""
+def _check_head(status: int, headers: dict[str, str], start: int, stop: int, storing: Storing) -> None:
+    """Raise unless the answer's head promises bytes *start* to *stop* of the object that is stored so."""
     found = headers.get("etag")
     if not found:
         raise Untrusted("the answer has no ETag")
-    if found != etag:
-        raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {etag!r}")
+    if found != storing.etag:
+        raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {storing.etag!r}")
     length = headers.get("content-length")
     if length is not None and length != str(stop - start):
         raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {stop - start}")
+    is_whole = (start, stop) == (0, storing.size)
     if status == 206:
-        given = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-        size = None if given is None or given[3] == "*" else int(given[3])
-        if given is None or (int(given[1]), int(given[2])) != (start, stop - 1) or (size is not None and size < stop):
-            told = headers.get("content-range", "")[:_MESSAGE_LENGTH]
-            raise Untrusted(f"range {told!r} came for bytes {start}-{stop - 1}")
-        return size
+        # Who sends the whole object knows its size; of a part's that may be left open.
+        totals = (storing.size,) if is_whole else (storing.size, "*")
+        told = headers.get("content-range", "")
+        if told not in {f"bytes {start}-{stop - 1}/{total}" for total in totals}:
+            raise Untrusted(f"range {told[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {storing.size}")
     # A server that knows no ranges sends the whole object, which may happen to be what was asked for.
-    if status != 200 or start != 0 or length is None:
-        raise Untrusted(f"status {status} came for bytes {start}-{stop - 1}")
-    return stop
+    elif status != 200 or not is_whole:
+        raise Untrusted(f"status {status} came for bytes {start}-{stop - 1} of {storing.size}")
 
 
 def _md5_of(headers: dict[str, str]) -> str | None:

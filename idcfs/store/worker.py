@@ -6,8 +6,8 @@ OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of
 Requests and answers are lines of JSON on the socket; bodies go into the arena. A request has an `id` and
 
     list    bucket, prefix, token           answered with `objects` and `token`
-    get     bucket, key, start, stop, etag, and `at`, where the bytes are to be in the arena; if it has `tell`, answers
-            with `filled` say now and then how many bytes are there
+    get     bucket, key, start, stop, etag, size, and `at`, where the bytes are to be in the arena; if it has `tell`,
+            answers with `filled` say now and then how many bytes are there
     cancel  the `id` of another request, which is then answered at once
 
 Each request but cancel has just one answer; after it the worker writes no more to its region. An answer that has an
@@ -26,6 +26,7 @@ import sys
 from typing import Any
 
 from idcfs.errors import ReadError, Unreachable
+from idcfs.store.base import Storing
 from idcfs.store.s3_client import S3Client
 
 NICENESS = 5
@@ -88,7 +89,8 @@ class Worker:
         start, stop, at = request["start"], request["stop"], request["at"]
         buffer = self._arena[at : at + stop - start]
         arrived = functools.partial(self._tell, request["id"]) if request.get("tell") else None
-        await self._client.get_into(request["bucket"], request["key"], start, stop, request["etag"], buffer, arrived)
+        storing = Storing(request["etag"], request["size"])
+        await self._client.get_into(request["bucket"], request["key"], start, stop, storing, buffer, arrived)
         return {}
 
     def _tell(self, number: int, filled: int) -> None:

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectStore
+from idcfs.store.base import ListPage, ObjectStore, Storing
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.mirror import parse_mirror
@@ -21,6 +21,7 @@ AWS_BUCKET, GCS_BUCKET = "idc-open-data-cr", "idc-open-cr"
 SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
 KEY = f"{SERIES}/1.dcm"
 CONTENT = bytes(range(256)) * 2000
+IN_AWS = Storing('"aws-2"', len(CONTENT))
 
 AWAY = Unreachable("refused")
 
@@ -61,12 +62,12 @@ class Mirrors:
     gcs: Mirror
     store: FailoverStore
 
-    async def etag(self) -> str:
+    async def storing(self) -> Storing:
         (found,) = (await self.store.list_page(AWS_BUCKET, KEY)).objects
-        return found.etag
+        return found.storing
 
-    async def read(self, etag: str, start: int = 0, stop: int = len(CONTENT)) -> bytes:
-        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, etag))
+    async def read(self, storing: Storing, start: int = 0, stop: int = len(CONTENT)) -> bytes:
+        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, storing))
 
 
 @pytest.fixture
@@ -80,18 +81,18 @@ async def mirrors() -> AsyncIterator[Mirrors]:
 
 
 async def test_a_mirror_that_is_well_answers_alone(mirrors: Mirrors) -> None:
-    etag = await mirrors.etag()
-    assert etag == '"aws-2"'
-    assert await mirrors.read(etag) == CONTENT
+    storing = await mirrors.storing()
+    assert storing == IN_AWS
+    assert await mirrors.read(storing) == CONTENT
     assert mirrors.gcs.requests == []
 
 
 @pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
 async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: ReadError) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error = error
-    assert await mirrors.read(etag) == CONTENT
-    assert await mirrors.read(etag, 5, 9) == CONTENT[5:9]
+    assert await mirrors.read(storing) == CONTENT
+    assert await mirrors.read(storing, 5, 9) == CONTENT[5:9]
     # Its own ETag is found out once, and its bucket has another name.
     assert [request[:3] for request in mirrors.gcs.requests] == [
         ("get", GCS_BUCKET, KEY),
@@ -101,7 +102,7 @@ async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: R
     ]
     mirrors.aws.error = None
     asked = len(mirrors.gcs.requests)
-    assert await mirrors.read(etag) == CONTENT
+    assert await mirrors.read(storing) == CONTENT
     assert len(mirrors.gcs.requests) == asked
 
 
@@ -110,97 +111,98 @@ async def test_a_listing_says_whose_its_etags_are(mirrors: Mirrors) -> None:
     (found,) = (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects
     assert (found.key, found.size, found.etag, found.modified_ns) == (KEY, len(CONTENT), 'gcs:"gcs-1"', 2 * 10**18)
     mirrors.gcs.requests.clear()
-    assert await mirrors.read(found.etag) == CONTENT
+    assert await mirrors.read(found.storing) == CONTENT
     assert mirrors.gcs.requests == [Request("get", GCS_BUCKET, KEY, 0, len(CONTENT))]
     # And back again.
     mirrors.aws.error = None
     mirrors.aws.requests.clear()
-    assert await mirrors.read(found.etag) == CONTENT
-    assert await mirrors.read(found.etag) == CONTENT
+    assert await mirrors.read(found.storing) == CONTENT
+    assert await mirrors.read(found.storing) == CONTENT
     assert [request.operation for request in mirrors.aws.requests] == ["get", "list", "get", "get"]
 
 
 async def test_an_md5_is_the_same_everywhere(mirrors: Mirrors) -> None:
-    etag = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
+    storing = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
     mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT)
     mirrors.aws.error = AWAY
-    assert await mirrors.read(etag) == CONTENT
+    assert await mirrors.read(storing) == CONTENT
     assert [request.operation for request in mirrors.gcs.requests] == ["get"]
 
 
 async def test_other_bytes_are_not_taken_for_the_same_object(mirrors: Mirrors) -> None:
-    etag = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
+    storing = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
     mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT[::-1])
     mirrors.aws.error = AWAY
     with pytest.raises(ObjectChanged):
-        await mirrors.read(etag)
-    mirrors.gcs.hold(KEY, CONTENT[:100], '"gcs-1"')
-    with pytest.raises(ObjectChanged):
-        await mirrors.read(etag)
+        await mirrors.read(storing)
+    for other in (CONTENT[:100], CONTENT + b"x"):
+        mirrors.gcs.hold(KEY, other, '"gcs-1"')
+        with pytest.raises(ObjectChanged):
+            await mirrors.read(storing)
 
 
 async def test_an_object_that_changes_in_the_second_is_noticed(mirrors: Mirrors) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error = AWAY
-    assert await mirrors.read(etag, 0, 9) == CONTENT[:9]
+    assert await mirrors.read(storing, 0, 9) == CONTENT[:9]
     mirrors.gcs.hold(KEY, CONTENT[::-1], '"gcs-2"')
     with pytest.raises(ObjectChanged):
-        await mirrors.read(etag, 9, 99)
+        await mirrors.read(storing, 9, 99)
 
 
 async def test_an_object_that_changes_in_the_first_is_the_first_ones_matter(mirrors: Mirrors) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.hold(KEY, CONTENT[::-1], '"aws-3"')
     with pytest.raises(ObjectChanged):
-        await mirrors.read(etag)
+        await mirrors.read(storing)
     assert mirrors.gcs.requests == []
 
 
 async def test_a_mirror_that_refuses_what_it_lists_is_stood_in_for(mirrors: Mirrors) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error_of_get = ObjectChanged("412")
-    assert await mirrors.read(etag) == CONTENT
+    assert await mirrors.read(storing) == CONTENT
     mirrors.gcs.error_of_get = ObjectChanged("412")
     with pytest.raises(Untrusted, match=r"aws refuses what it lists.*gcs refuses what it lists"):
-        await mirrors.read(etag)
+        await mirrors.read(storing)
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no")])
 async def test_what_the_first_refuses_is_refused(mirrors: Mirrors, error: ReadError) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error = error
     with pytest.raises(type(error)):
-        await mirrors.read(etag)
+        await mirrors.read(storing)
     with pytest.raises(type(error)):
-        await mirrors.etag()
+        await mirrors.storing()
     assert mirrors.gcs.requests == []
 
 
 @pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
 async def test_that_the_second_lacks_it_does_not_mean_that_there_is_none(mirrors: Mirrors, error: ReadError) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error = error
     mirrors.gcs.objects = {GCS_BUCKET: {}}
     with pytest.raises(type(error), match="gcs does not have it"):
-        await mirrors.read(etag)
+        await mirrors.read(storing)
     with pytest.raises(type(error), match="gcs does not have it"):
         await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")
 
 
 async def test_what_is_in_another_bucket_of_the_second_is_found(mirrors: Mirrors) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error = AWAY
     mirrors.gcs.objects = {"idc-open-idc1": mirrors.gcs.objects[GCS_BUCKET]}
-    assert await mirrors.read(etag) == CONTENT
+    assert await mirrors.read(storing) == CONTENT
     assert [found.key for found in (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects] == [KEY]
 
 
 async def test_both_are_named_if_neither_answers(mirrors: Mirrors) -> None:
     mirrors.aws.error, mirrors.gcs.error = Unreachable("aws: refused"), Stalled("gcs: nothing came")
     with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
-        await mirrors.etag()
+        await mirrors.storing()
     with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
-        await mirrors.read('"aws-2"')
+        await mirrors.read(IN_AWS)
 
 
 @pytest.mark.parametrize("breaks_at", [1, 2])
@@ -226,14 +228,14 @@ async def test_a_listing_goes_on_in_the_other_mirror(mirrors: Mirrors, breaks_at
 
 
 async def test_the_second_has_enough_of_the_time(mirrors: Mirrors, autojump_clock: trio.testing.MockClock) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.seconds, mirrors.gcs.seconds = 1000, 0.4
     with trio.fail_after(3):
-        assert await mirrors.read(etag) == CONTENT
+        assert await mirrors.read(storing) == CONTENT
     assert trio.current_time() == pytest.approx(1.5 + 3 * 0.4, abs=0.1)
     mirrors.gcs.seconds = 1000
     with trio.fail_after(3), pytest.raises(Stalled, match=r"aws: no complete answer .*gcs: no complete answer"):
-        await mirrors.read(etag)
+        await mirrors.read(storing)
 
 
 async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
@@ -248,18 +250,18 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
     async with FailoverStore(members) as store:
         # One after the other the first one is found to be away; bytes come all the time.
         for _ in range(8):
-            assert await store.get(AWS_BUCKET, KEY, 0, 9, '"aws-2"') == CONTENT[:9]
+            assert await store.get(AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         warnings_logged.take("mirror aws is away")
         before = trio.current_time()
-        assert await store.get(AWS_BUCKET, KEY, 0, 9, '"aws-2"') == CONTENT[:9]
+        assert await store.get(AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         assert trio.current_time() == pytest.approx(before, abs=0.01)
-        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, '"aws-2"', outcomes.append)
+        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, IN_AWS, outcomes.append)
         await trio.testing.wait_all_tasks_blocked()
     assert outcomes == [CONTENT[:9]]
 
 
 async def test_bytes_are_told_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
-    etag = await mirrors.etag()
+    storing = await mirrors.storing()
     mirrors.aws.error = AWAY
     told: list[tuple[int, int]] = []
 
@@ -267,7 +269,7 @@ async def test_bytes_are_told_by_one_mirror_after_the_other(mirrors: Mirrors) ->
         assert buffer[:filled] == CONTENT[:filled]
         told.append((id(buffer.obj), filled))
 
-    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), etag, arriving) == CONTENT
+    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), storing, arriving) == CONTENT
     # Each from its beginning to its end, and not in turns.
     buffers = [buffer for buffer, _ in told]
     assert sum(one != other for one, other in pairwise(buffers)) == len(set(buffers)) - 1 == 1
@@ -283,7 +285,7 @@ async def test_the_second_mirrors_own_names_lead_back(mirrors: Mirrors) -> None:
     mirrors.gcs.error = AWAY
     (found,) = (await store.list_page(GCS_BUCKET, KEY)).objects
     assert found.etag == 'aws:"aws-2"'
-    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.etag) == CONTENT[:9]
+    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.storing) == CONTENT[:9]
 
 
 async def test_what_is_remembered_of_etags_is_bounded(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,5 +295,5 @@ async def test_what_is_remembered_of_etags_is_bounded(mirrors: Mirrors, monkeypa
         key = f"{SERIES}/{number}.dcm"
         mirrors.aws.hold(key, CONTENT, '"aws-2"')
         mirrors.gcs.hold(key, CONTENT, '"gcs-1"')
-        assert await mirrors.store.get(AWS_BUCKET, key, 0, 9, '"aws-2"') == CONTENT[:9]
+        assert await mirrors.store.get(AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
     assert len(mirrors.store._etags) == 5

@@ -10,13 +10,14 @@ import pytest
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectInfo
+from idcfs.store.base import ListPage, ObjectInfo, Storing
 from idcfs.store.s3 import S3Store
 from tests.certificates import server_with, write_certificate
 from tests.raw_server import RawServer, http, raw_server
 from tests.s3_stores import s3_store
 
 ETAG = '"0123456789abcdef"'
+STORING = Storing(ETAG, 100)
 PREFIX = "0a1b2c3d/"
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 ENTRY = (
@@ -55,7 +56,7 @@ async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[Raw
 
 
 async def get(store: S3Store) -> bytes:
-    return bytes(await store.get("bucket", f"{PREFIX}k", 5, 10, ETAG))
+    return bytes(await store.get("bucket", f"{PREFIX}k", 5, 10, STORING))
 
 
 def list_page(store: S3Store) -> Awaitable[ListPage]:
@@ -89,7 +90,9 @@ async def test_the_request_asks_for_no_more_than_it_needs() -> None:
     assert "checksum" not in head
 
 
-@pytest.mark.parametrize("answer", [part(), chunked(b"67890"), part(Content_Length=None)])
+@pytest.mark.parametrize(
+    "answer", [part(), chunked(b"67890"), part(Content_Length=None), part(Content_Range="bytes 5-9/*")]
+)
 async def test_right_bytes_however_framed(answer: bytes) -> None:
     async with served(answer) as (_, store):
         assert await get(store) == b"67890"
@@ -98,17 +101,18 @@ async def test_right_bytes_however_framed(answer: bytes) -> None:
 async def test_a_whole_object_that_was_asked_for_whole() -> None:
     answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
     async with served(answer) as (_, store):
-        assert bytes(await store.get("bucket", "k", 0, 5, ETAG)) == b"12345"
-        with pytest.raises(Untrusted):
-            await store.get("bucket", "k", 0, 4, ETAG)
-        with pytest.raises(Untrusted):
-            await store.get("bucket", "k", 1, 6, ETAG)
+        assert bytes(await store.get("bucket", "k", 0, 5, Storing(ETAG, 5))) == b"12345"
+        for start, stop, size in ((0, 4, 5), (1, 6, 6), (0, 5, 100)):
+            with pytest.raises(Untrusted):
+                await store.get("bucket", "k", start, stop, Storing(ETAG, size))
 
 
 UNTRUSTED_PARTS = {
     "range before": part(Content_Range="bytes 4-8/100"),
     "range longer": part(Content_Range="bytes 5-10/100"),
     "range beyond the object": part(Content_Range="bytes 5-9/9"),
+    "smaller object": part(Content_Range="bytes 5-9/99"),
+    "larger object": part(Content_Range="bytes 5-9/101"),
     "range missing": part(Content_Range=None),
     "range garbled": part(Content_Range="5-9"),
     "longer body": part(b"678901"),
@@ -302,7 +306,7 @@ LONG = 1_000_000
 
 def half(body: bytes) -> bytes:
     """The first half of an answer to the request for all of *body*."""
-    headers = {"Content-Length": str(len(body)), "Content-Range": f"bytes 0-{len(body) - 1}/9999999", "ETag": ETAG}
+    headers = {"Content-Length": str(len(body)), "Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}", "ETag": ETAG}
     return http("206 Partial Content", headers, body)[: -len(body) // 2]
 
 
@@ -322,7 +326,7 @@ async def test_bytes_that_have_come_are_told_while_others_are_to_come() -> None:
     async with served(half(body)) as (server, store):
         server.stalls = True
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.get, "bucket", "k", 0, LONG, ETAG, arriving)
+            nursery.start_soon(store.get, "bucket", "k", 0, LONG, Storing(ETAG, LONG), arriving)
             with trio.fail_after(20):
                 await has_half.wait()
             nursery.cancel_scope.cancel()
@@ -337,13 +341,19 @@ async def test_bytes_that_come_no_further_are_told_and_then_refused() -> None:
     told: list[int] = []
     async with served(half(body)) as (_, store):
         with pytest.raises(ReadError):
-            await store.get("bucket", "k", 0, LONG, ETAG, lambda buffer, filled: told.append(filled))
+            await store.get("bucket", "k", 0, LONG, Storing(ETAG, LONG), lambda buffer, filled: told.append(filled))
         assert told
         assert max(told) <= LONG // 2
 
 
 @pytest.mark.parametrize(
-    "headers", [{"ETag": '"other"'}, {"Content-Range": f"bytes 1-{LONG}/{LONG + 1}"}, {"Content-Length": "9"}]
+    "headers",
+    [
+        {"ETag": '"other"'},
+        {"Content-Range": f"bytes 1-{LONG}/{LONG}"},
+        {"Content-Range": f"bytes 0-{LONG - 1}/{LONG + 1}"},
+        {"Content-Length": "9"},
+    ],
 )
 async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str, str]) -> None:
     right = {"Content-Length": str(LONG), "Content-Range": f"bytes 0-{LONG - 1}/{LONG}", "ETag": ETAG}
@@ -353,12 +363,13 @@ async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str
             raise AssertionError("these may be the bytes of something else")
 
         with pytest.raises(ReadError) as raised:
-            await store.get("bucket", "k", 0, LONG, ETAG, arriving)
+            await store.get("bucket", "k", 0, LONG, Storing(ETAG, LONG), arriving)
         assert len(str(raised.value)) < 1000, "a log is no place for what a server has sent"
 
 
 WHOLE = bytes(range(256)) * 2000
 MD5 = hashlib.md5(WHOLE).hexdigest()
+STORED = Storing(f'"{MD5}"', len(WHOLE))
 WRONG = WHOLE[:-1] + b"x"
 
 
@@ -369,7 +380,7 @@ def whole(body: bytes, etag: str = f'"{MD5}"', size: int | str = len(WHOLE), **h
 
 
 async def get_whole(store: S3Store, etag: str = f'"{MD5}"') -> bytes:
-    return bytes(await store.get("bucket", "k", 0, len(WHOLE), etag))
+    return bytes(await store.get("bucket", "k", 0, len(WHOLE), Storing(etag, len(WHOLE))))
 
 
 async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
@@ -380,24 +391,37 @@ async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
         for answer in (whole(WRONG), no_ranges, whole(WRONG, x_amz_server_side_encryption="AES256")):
             server.answer = answer
             with pytest.raises(Untrusted, match=MD5):
-                await store.get("bucket", "k", 0, len(WHOLE), f'"{MD5}"', lambda buffer, filled: told.append(filled))
+                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda buffer, filled: told.append(filled))
         assert not told, "these may be wrong bytes"
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        whole(WRONG, size=len(WHOLE) + 1),
-        whole(WRONG, size="*"),
         whole(WRONG, x_amz_server_side_encryption="aws:kms"),
         whole(WRONG, x_amz_server_side_encryption="aws:kms:dsse"),
         whole(WRONG, x_amz_server_side_encryption_customer_algorithm="AES256"),
     ],
-    ids=["a part", "a part of who knows what", "KMS", "two keys of KMS", "a customer's key"],
+    ids=["KMS", "two keys of KMS", "a customer's key"],
 )
 async def test_an_etag_that_is_no_md5_of_what_came_is_not_compared(answer: bytes) -> None:
     async with served(answer) as (_, store):
         assert await get_whole(store) == WRONG
+
+
+@pytest.mark.parametrize("size", [len(WHOLE) - 1, len(WHOLE) + 1, "*"])
+async def test_a_whole_object_is_not_called_a_part(size: int | str) -> None:
+    # Of a part nothing could be compared; right bytes are refused too, as the answer contradicts the listing.
+    for answer in (whole(WRONG, size=size), whole(WHOLE, size=size)):
+        async with served(answer) as (_, store):
+            with pytest.raises(Untrusted, match="range"):
+                await get_whole(store)
+
+
+async def test_the_md5_of_a_part_is_not_compared() -> None:
+    async with served(whole(WRONG, size=len(WHOLE) + 1)) as (_, store):
+        storing = STORED._replace(size=len(WHOLE) + 1)
+        assert await store.get("bucket", "k", 0, len(WHOLE), storing) == WRONG
 
 
 @pytest.mark.parametrize("etag", [f'"{MD5}-1"', f'"{MD5.upper()}"', f'W/"{MD5}"', f'"{MD5}0"'])

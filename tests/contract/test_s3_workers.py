@@ -16,6 +16,7 @@ import trio
 
 from idcfs.arena import Arena
 from idcfs.errors import ReadError, Unreachable, Untrusted
+from idcfs.store.base import Storing
 from idcfs.store.s3 import S3Store
 from idcfs.store.worker import Worker
 from tests.conftest import WarningsLogged
@@ -27,13 +28,14 @@ ETAG = '"e"'
 
 PARENT = """
 import sys, trio
+from idcfs.store.base import Storing
 from tests.s3_stores import s3_store
 
 async def main():
     async with s3_store(sys.argv[1], workers=2) as store:
         store.start()
         try:
-            await store.get("bucket", "k", 0, 5, '"e"')
+            await store.get("bucket", "k", 0, 5, Storing('"e"', 5))
         except Exception as error:
             print(error, flush=True)
         print("asked", flush=True)
@@ -100,7 +102,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def get(store: S3Store, key: str = "a", length: int = 5) -> bytes:
-    return bytes(await store.get("bucket", key, 0, length, ETAG))
+    return bytes(await store.get("bucket", key, 0, length, Storing(ETAG, length)))
 
 
 async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() -> None:
@@ -219,7 +221,7 @@ async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(mor
         kept: dict[str, bytes | memoryview] = {}
 
         async def good(key: str) -> None:
-            kept[key] = await store.get("bucket", key, 0, 20_000, ETAG)
+            kept[key] = await store.get("bucket", key, 0, 20_000, Storing(ETAG, 20_000))
 
         async def bad() -> None:
             with pytest.raises(Untrusted):

@@ -259,8 +259,19 @@ def _back_to_start(exchange: Exchange) -> Answer:
 
 
 def other_range(exchange: Exchange) -> Answer:
-    start, stop = exchange.request.start + 1, exchange.request.stop
-    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": f"bytes {start}-{stop}/9999999"})
+    start = exchange.request.start
+    told = exchange.right.headers["Content-Range"].replace(f" {start}-", f" {start + 1}-")
+    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": told})
+
+
+def other_total(exchange: Exchange) -> Answer:
+    told, _, total = exchange.right.headers["Content-Range"].partition("/")
+    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": f"{told}/{int(total) + 1}"})
+
+
+def other_bytes_and_total(exchange: Exchange) -> Answer:
+    """As if a whole were a part, whose MD5 nobody knows."""
+    return replace(other_total(exchange), body=bytes(len(exchange.right.body)))
 
 
 def whole_object(exchange: Exchange) -> Answer:
@@ -350,6 +361,8 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("bytes after the body", Fault(more_than_told, frozenset({GET})), errors(RIGHT)),
         Case("a Content-Length that is too small", with_headers(Content_Length="100"), BROKEN),
         Case("another Content-Range", body(other_range), errors("EIO")),
+        Case("another total in Content-Range", body(other_total), errors("EIO")),
+        Case("other bytes under another total", body(other_bytes_and_total), errors("EIO")),
         Case("no Content-Range", with_headers(Content_Range=""), errors("EIO")),
         Case("another ETag", with_headers(ETag='"another"'), errors("EIO")),
         Case("no ETag", with_headers(ETag=""), errors("EIO")),

@@ -3,22 +3,40 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.faults.cases import RIGHT, body
 from tests.faults.programs import outcome
-from tests.faults.server import FaultServer
+from tests.faults.server import Answer, Exchange, Fault, FaultServer
 from tests.faults.tree import series
 from tests.index_factory import make_index, objects
 from tests.mounting import Commands
 
-FLIPPED = body(lambda e: replace(e.right, body=e.right.body[:-1] + bytes([e.right.body[-1] ^ 1])))
+SIZE = 700
 
 
-def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path) -> None:
+def flipped(total: str) -> Fault:
+    """A wrong bit in the last byte, under another total size."""
+
+    def change(exchange: Exchange) -> Answer:
+        right = exchange.right
+        told = right.headers["Content-Range"].partition("/")[0]
+        return replace(
+            right,
+            headers={**right.headers, "Content-Range": f"{told}/{total}"},
+            body=right.body[:-1] + bytes([right.body[-1] ^ 1]),
+        )
+
+    return body(change)
+
+
+@pytest.mark.parametrize("total", [str(SIZE), str(SIZE + 1), "*"])
+def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path, total: str) -> None:
     one = series("one")
     make_index(tmp_path / "index", [one.row])
     commands = Commands(tmp_path / "home")
     commands.home.mkdir()
-    name, content = one.instance(700)
+    name, content = one.instance(SIZE)
     with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects([one.row])}) as server:
         flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", "3")
         with commands.mounted(tmp_path / "idc", *flags) as point:
@@ -26,6 +44,6 @@ def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path
             def read() -> str:
                 return RIGHT if (one.folder(point) / name).read_bytes() == content else "wrong"
 
-            with server.failing(FLIPPED):
+            with server.failing(flipped(total)):
                 assert outcome(read).told == "EIO"
             assert outcome(read).told == RIGHT

@@ -27,7 +27,7 @@ from idcfs.page_cache import open_page_cache
 from idcfs.prefetcher import Prefetcher
 from idcfs.reader import Reader
 from idcfs.series_order import SeriesOrder
-from idcfs.store.base import Arriving, ListPage, ObjectStore
+from idcfs.store.base import Arriving, ListPage, ObjectStore, Storing
 from idcfs.store.mirror import parse_mirror
 from tests.index_factory import Row
 from tests.memory_store import MemoryStore
@@ -156,8 +156,8 @@ class GatedStore(MemoryStore):
         return page
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes:
-        data = await super().get(bucket, key, start, stop, etag, arriving)
+        data = await super().get(bucket, key, start, stop, storing, arriving)
         await self.gate.wait()
         return data

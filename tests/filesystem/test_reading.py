@@ -15,7 +15,7 @@ from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
 from idcfs.inode import FileAddress, unpack
 from idcfs.readahead import BLOCK, Extent
-from idcfs.store.base import Arriving, ListPage
+from idcfs.store.base import Arriving, ListPage, Storing
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import PATIENCE, GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
@@ -461,9 +461,9 @@ class PickyStore(MemoryStore):
         self._errors = itertools.chain(errors, itertools.repeat(errors[0]))
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes:
-        data = await super().get(bucket, key, start, stop, etag, arriving)
+        data = await super().get(bucket, key, start, stop, storing, arriving)
         if key != self._key:
             raise next(self._errors)
         return data

@@ -16,7 +16,7 @@ from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.prefetcher import FIRST_PREFETCHES
 from idcfs.readahead import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
-from idcfs.store.base import Arriving, Done
+from idcfs.store.base import Arriving, Done, Storing
 from tests.filesystem.opened import PATIENCE, Opened, open_filesystem, path_of
 from tests.index_factory import Row, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -267,7 +267,7 @@ class LateStore(MemoryStore):
         self.waiting: list[Done] = []
         self.is_left = False
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         if not self.is_left:
             self.waiting.append(done)
         return not self.is_left
@@ -309,7 +309,7 @@ class BusyStore(MemoryStore):
         self.answers: list[bool] = []
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes:
         self.answers.append(self.under_way < self.MOST)
         if not self.answers[-1]:
@@ -318,11 +318,11 @@ class BusyStore(MemoryStore):
         self.under_way += 1
         try:
             await trio.sleep(0.01)
-            return await super().get(bucket, key, start, stop, etag, arriving)
+            return await super().get(bucket, key, start, stop, storing, arriving)
         finally:
             self.under_way -= 1
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, etag: str, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         return False
 
 
@@ -376,9 +376,9 @@ class HalfStore(MemoryStore):
         self.may_end = trio.Event()
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, etag: str, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes:
-        data = await super().get(bucket, key, start, stop, etag)
+        data = await super().get(bucket, key, start, stop, storing)
         if arriving is not None and stop - start >= 4 * BLOCK:
             half = (stop - start) // 2
             buffer = memoryview(bytearray(stop - start))

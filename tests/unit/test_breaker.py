@@ -9,12 +9,14 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
+from idcfs.store.base import Storing
 from idcfs.store.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, BreakerStore
 from tests.conftest import WarningsLogged
 from tests.memory_store import FailingStore, MemoryStore
 
 BUCKET = "idc-open-data"
 AWAY = "mirror test is away"
+STORING = Storing('"e"', 7)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def away() -> Iterator[Exception]:
 
 async def get(store: BreakerStore) -> bytes:
     (found,) = (await store.list_page(BUCKET, "k")).objects
-    return bytes(await store.get(BUCKET, "k", 0, 7, found.etag))
+    return bytes(await store.get(BUCKET, "k", 0, 7, found.storing))
 
 
 async def fail(store: BreakerStore, times: int, match: str = "refused") -> None:
@@ -58,8 +60,8 @@ async def test_a_mirror_that_is_away_is_not_asked_after_some_failures(
     with pytest.raises(Unreachable) as raised:
         await get(store)
     with pytest.raises(Unreachable):
-        await store.get(BUCKET, "k", 0, 7, '"e"')
-    assert not store.get_soon(BUCKET, "k", 0, 7, '"e"', lambda outcome: None)
+        await store.get(BUCKET, "k", 0, 7, STORING)
+    assert not store.get_soon(BUCKET, "k", 0, 7, STORING, lambda outcome: None)
     # At once, and with what there is to know.
     assert trio.current_time() == pytest.approx(before, abs=0.01)
     assert failing.calls == FAILURES
@@ -89,7 +91,7 @@ async def test_one_call_finds_out_that_it_is_there_again(
         await trio.sleep(1)
         assert store.state.state == "probing"
         await fail(store, 3, "it is being asked now")
-        assert not store.get_soon(BUCKET, "k", 0, 7, '"e"', lambda outcome: None)
+        assert not store.get_soon(BUCKET, "k", 0, 7, STORING, lambda outcome: None)
         assert failing.calls == FAILURES + 1
     assert store.state == ("closed", 0, None, None)
     assert await get(store) == b"content"
@@ -153,7 +155,7 @@ async def test_what_comes_soon_begins_the_count_anew_and_does_not_count(inner: M
         await fail(store, FAILURES - 1)
         outcomes: list[object] = []
         for number in (1, 2):
-            assert store.get_soon(BUCKET, "k", 0, 7, found.etag, outcomes.append)
+            assert store.get_soon(BUCKET, "k", 0, 7, found.storing, outcomes.append)
             await trio.testing.wait_all_tasks_blocked()
             assert store.state.failures == (FAILURES - 1 if number == 1 else 0)
         assert isinstance(outcomes[0], Unreachable)
