@@ -216,12 +216,16 @@ class Listings:
         return _listing(batch)
 
     async def _list(self, bucket: str, series: Series) -> "_Instances":
-        """All instances; once more from the start if the pages do not fit together, or one cannot be trusted."""
+        """All instances; once more from the start if pages cannot be trusted, or instances are missing."""
         try:
-            return await self._list_once(bucket, series)
+            found = await self._list_once(bucket, series)
         except Untrusted as error:
             log.debug("%s; listing the series again", error)
             return await self._list_once(bucket, series)
+        if len(found) and _is_short(series, len(found), sum(found.sizes)):
+            log.debug("series %s: bucket %s lists %d instances; listing it again", series.uuid, bucket, len(found))
+            found = max(found, await self._list_once(bucket, series), key=len)
+        return found
 
     async def _list_once(self, bucket: str, series: Series) -> "_Instances":
         folder = f"{series.uuid}/"

@@ -1,6 +1,7 @@
 """The faults of the matrix and what a program must be told of each: the one table that tests and documentation use."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -258,6 +259,20 @@ def _back_to_start(exchange: Exchange) -> Answer:
     ))  # fmt: skip
 
 
+def ends_early_once() -> Callable[[Exchange], Answer]:
+    """The first page says that it is the last, the first time that a series is listed."""
+    lied: set[str] = set()
+
+    def answer(exchange: Exchange) -> Answer:
+        if exchange.request.key in lied:
+            return exchange.right
+        lied.add(exchange.request.key)
+        whole = exchange.right.body.replace(b"<IsTruncated>true<", b"<IsTruncated>false<")
+        return replace(exchange.right, body=re.sub(b"<NextContinuationToken>.*</NextContinuationToken>", b"", whole))
+
+    return answer
+
+
 def other_range(exchange: Exchange) -> Answer:
     start = exchange.request.start
     told = exchange.right.headers["Content-Range"].replace(f" {start}-", f" {start + 1}-")
@@ -377,6 +392,7 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("an empty listing", keys(lambda there: []), errors("ENOENT")),
         Case("a listing whose pages repeat", page(first_page_again), errors("EIO")),
         Case("a listing that loops", page(two_pages_in_turn), errors("EIO")),
+        Case("a listing that ends too early, once", page(ends_early_once()), errors(RIGHT)),
         Case("a listing without end", Fault(without_end, frozenset({LIST})), errors("EIO", "ETIMEDOUT")),
         Case("an empty page that is not the last", page(lambda e: listing([], "more")), errors("EIO")),
         Case("more is promised, without a token", page(lambda e: listing([], truncated="true")), errors("EIO")),

@@ -12,6 +12,7 @@ from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, NotFound, Untrusted
 from idcfs.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
+from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of
 from tests.filesystem.rows import LARGE, MANY, SMALL, SPACES
 from tests.index_factory import fill_store, instances
@@ -101,6 +102,41 @@ async def test_a_listing_whose_pages_do_not_fit_is_asked_for_again(cache: Path, 
 
         store.answer = lie_once
         assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
+
+
+def in_turn(*answers: Answer) -> Answer:
+    """The first answer to the first listing of the small series, and so on."""
+    left = iter(answers)
+
+    def answer(prefix: str, token: str | None) -> ListPage:
+        return (next(left) if prefix.startswith(SMALL.uuid) else page())(prefix, token)
+
+    return answer
+
+
+async def test_a_listing_that_ends_too_early_is_asked_for_again(cache: Path, index: Index) -> None:
+    store = LyingStore(in_turn(page("a.dcm", "b.dcm"), page("a.dcm", "b.dcm", "c.dcm")))
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
+    # It is kept as any other, and nobody is warned.
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
+
+
+@pytest.mark.parametrize("names", [[["a.dcm", "b.dcm"], ["a.dcm"]], [["a.dcm"], ["a.dcm", "b.dcm"]]])
+async def test_of_two_listings_that_end_too_early_the_fuller_one_is_shown(
+    cache: Path, index: Index, names: list[list[str]], warnings_logged: WarningsLogged
+) -> None:
+    store = LyingStore(in_turn(*(page(*some) for some in names)))
+    async with open_filesystem(cache, index, store) as opened:
+        assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm"]
+    warnings_logged.take("lists 2 instances, the index says 3")
+
+
+async def test_what_ends_too_early_and_then_cannot_be_trusted_is_refused(cache: Path, index: Index) -> None:
+    async with open_filesystem(cache, index, LyingStore(in_turn(page("a.dcm"), foreign))) as opened:
+        with pytest.raises(Untrusted):
+            await opened.names(path_of(SMALL))
 
 
 async def test_a_series_folder_holds_instances_only(cache: Path, index: Index) -> None:

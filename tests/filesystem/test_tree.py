@@ -326,7 +326,7 @@ async def test_a_series_that_is_nowhere_and_one_that_lacks_instances(
     async with open_filesystem(cache, index, store) as opened:
         assert len(await opened.names(path_of(SHORT))) == 3
         warnings_logged.take("lists 3 instances, the index says 9")
-        assert len([request for request in store.requests if SHORT.uuid in request.key]) == 1
+        assert len([request for request in store.requests if SHORT.uuid in request.key]) == 2
         with pytest.raises(NotFound):
             await opened.names(path_of(MISSING))
 
