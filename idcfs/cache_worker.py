@@ -169,7 +169,7 @@ def _sweep(folders: list[Path], entries: Entries, wait: float) -> None:
         time.sleep(wait)
         for folder in folders:
             # Who is asked for entries finds out what is wrong with the folder, and says so.
-            with contextlib.suppress(OSError, sqlite3.Error):
+            with contextlib.suppress(OSError, sqlite3.Error, UnicodeDecodeError):
                 upkeep.sweep(folder, lambda: time.sleep(SWEEP_PAUSE))
         entries.replaced.wait()
         entries.replaced.clear()

@@ -37,6 +37,10 @@ _NOTE_TIMEOUT = 0.2
 INLINE_BYTES = 32 << 10
 """Values below this are in the database, others in files: diskcache's own bound, with the header counted."""
 
+INLINE_MODE: int = diskcache.core.MODE_RAW
+FILE_MODE: int = diskcache.core.MODE_BINARY
+"""What the database says of where a value is."""
+
 LARGEST_BYTES = 64 << 20
 """More than any value: the largest listing takes a fifth of it."""
 
@@ -75,10 +79,10 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
             raise EntryRefused("a value that is no entry")
         size = len(value.header) + len(value.value)
         if size < INLINE_BYTES:
-            return 0, diskcache.core.MODE_RAW, None, b"".join(value)
+            return 0, INLINE_MODE, None, b"".join(value)
         name = self._write_file(value)
         self._thread.files.append(name)
-        return size, diskcache.core.MODE_BINARY, name, None
+        return size, FILE_MODE, name, None
 
     def begin(self) -> None:
         """Count the files that this thread writes from now on."""
@@ -124,9 +128,9 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
 
     def fetch(self, mode: int, filename: Any, value: Any, read: bool) -> bytes | BinaryIO:
         """A value, or the file that it is in."""
-        if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
+        if mode == INLINE_MODE and isinstance(value, bytes):
             return value
-        if mode != diskcache.core.MODE_BINARY or not is_file_name(filename):
+        if mode != FILE_MODE or not is_file_name(filename):
             raise EntryRefused(f"a value of mode {mode} in file {filename!r}")
         return open(os.path.join(self._directory, filename), "rb", buffering=0)  # the caller's
 
@@ -267,7 +271,7 @@ class Entries:
         self._noted = time.monotonic()
         uses = [(at, key) for key, at in used.items()]
         # Nobody's bytes depend on it: a database that is busy or broken forgets some uses.
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
             if uses:
                 with self._connect() as base:
                     base.executemany("UPDATE Cache SET store_time = ? WHERE key = ? AND raw = 1", uses)

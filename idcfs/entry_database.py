@@ -27,8 +27,6 @@ SQLITE_TIMEOUT = 1.0
 LOCKED_PAUSE = 5.0
 """Seconds for which a database that was locked is left alone."""
 
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
 _NOT_DAMAGE = frozenset(
     {
         sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
@@ -36,6 +34,10 @@ _NOT_DAMAGE = frozenset(
     }
 )  # fmt: skip
 """What SQLite says of the disk, or of others who use the database."""
+
+_FORMATS = frozenset({b"", b"\1\1", b"\2\2"})
+"""What a header has from byte 18 on (https://sqlite.org/fileformat.html): nothing yet, without a WAL, with one. With
+other numbers SQLite says that the database is read-only, or locked."""
 
 Identity = tuple[int, int]
 """Device and inode: which file a name means."""
@@ -90,8 +92,8 @@ class EntryDatabase:
         try:
             with self._unless_locked(kind):
                 yield cache
-        except sqlite3.DatabaseError as error:
-            if is_damage(error):
+        except Exception as error:
+            if is_damage(error, self._folder):
                 self._replace(cache, error)
             raise
 
@@ -128,10 +130,8 @@ class EntryDatabase:
         before = identity(self._folder)
         try:
             cache = self._open_database()
-        except OSError:
-            raise
-        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-            if isinstance(error, sqlite3.Error) and _code(error) in _NOT_DAMAGE:
+        except Exception as error:
+            if not is_damage(error, self._folder):
                 raise
             set_aside(self._folder, before, error)
             cache = self._open_database()
@@ -142,6 +142,7 @@ class EntryDatabase:
         # diskcache would wait a minute for a lock.
         with contextlib.closing(sqlite3.connect(self._folder / NAME, SQLITE_TIMEOUT)) as base:
             base.execute("BEGIN IMMEDIATE")
+            check_tables(base)
         settings = {
             # All of them, or those that the database says would count.
             **diskcache.DEFAULT_SETTINGS,
@@ -177,9 +178,25 @@ def set_aside(folder: Path, damaged: Identity | None, error: Exception) -> None:
             os.unlink(folder / name)
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that the database is damaged, or not one of a cache."""
-    return _code(error) in _DAMAGE or str(error).startswith("no such")
+def is_damage(error: Exception, folder: Path) -> bool:
+    """Whether an error says that the database in *folder* is damaged, or not one of a cache."""
+    if isinstance(error, sqlite3.Error) and _code(error) not in _NOT_DAMAGE:
+        # One that SQLite has rolled back already, after another error.
+        return "transaction" not in str(error)
+    if isinstance(error, sqlite3.Error | DatabaseLocked):
+        return _versions(folder) not in _FORMATS
+    # diskcache stumbles over values that are not of the kind it puts, and Python over damaged text that SQLite quotes.
+    return isinstance(error, AttributeError | TypeError | ValueError) and not isinstance(error, UnicodeEncodeError)
+
+
+def check_tables(base: sqlite3.Connection) -> None:
+    """Make sure that rows have numbers by which they can be changed: else diskcache changes none, and says nothing.
+
+    Raises:
+        sqlite3.DatabaseError: they have not.
+    """
+    if base.execute("SELECT 1 FROM pragma_table_info('Cache') WHERE name = 'rowid' AND NOT pk").fetchone():
+        raise sqlite3.DatabaseError("its rows have no numbers")
 
 
 def open_lock(folder: Path) -> int:
@@ -194,6 +211,12 @@ def identity(folder: Path) -> Identity | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _versions(folder: Path) -> bytes:
+    with contextlib.suppress(OSError), open(folder / NAME, "rb") as file:
+        return file.read(20)[18:]
+    return b""
 
 
 def _code(error: sqlite3.Error) -> int | None:

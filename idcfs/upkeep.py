@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from idcfs import entry_database
-from idcfs.entries import INLINE_BYTES, is_file_name, is_sound
+from idcfs.entries import FILE_MODE, INLINE_BYTES, INLINE_MODE, is_file_name, is_sound
 
 ORPHAN_SECONDS = 3600.0
 """Age from which a file that the database does not know belongs to nobody: one is written in some milliseconds."""
@@ -29,15 +29,16 @@ _COLUMNS = (
     # What is planted could be of any length.
     "rowid, CASE WHEN length(key) < 4096 THEN key END, raw, "
     "CASE WHEN length(filename) > 64 THEN '' ELSE filename END, "
-    f"CASE WHEN typeof(value) = 'blob' AND length(value) < {INLINE_BYTES} THEN value END"
+    f"CASE WHEN typeof(value) = 'blob' AND length(value) < {INLINE_BYTES} THEN value END, mode, size, "
+    "tag IS NULL AND expire_time IS NULL AND (filename IS NULL OR value IS NULL)"
 )
 _COUNTS_ARE_RIGHT = (
     "SELECT (SELECT value FROM Settings WHERE key = 'count') IS (SELECT count(*) FROM Cache)"
-    " AND (SELECT value FROM Settings WHERE key = 'size') IS (SELECT coalesce(sum(size), 0) FROM Cache)"
+    " AND (SELECT value FROM Settings WHERE key = 'size') IS (SELECT total(size) FROM Cache)"
 )
 _COUNT_AGAIN = (
-    "UPDATE Settings SET value = (SELECT count(*) FROM Cache) WHERE key = 'count'",
-    "UPDATE Settings SET value = (SELECT coalesce(sum(size), 0) FROM Cache) WHERE key = 'size'",
+    "REPLACE INTO Settings VALUES ('count', (SELECT count(*) FROM Cache))",
+    "REPLACE INTO Settings VALUES ('size', (SELECT CAST(total(size) AS INTEGER) FROM Cache))",
 )
 _FOLDER_NAME = re.compile("[0-9a-f]{2}")
 
@@ -57,11 +58,14 @@ class Row(NamedTuple):
     raw: Any
     file_name: Any
     value: Any
+    mode: Any
+    size: Any
+    rest_is_empty: int
 
 
 def count(folder: Path) -> int:
     """How many entries the database knows; 0 if it cannot be read."""
-    with contextlib.suppress(sqlite3.Error), _connect(folder) as base:
+    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError), _connect(folder) as base:
         return int(base.execute("SELECT count(*) FROM Cache").fetchone()[0])
     return 0
 
@@ -80,18 +84,21 @@ def check(folder: Path, repair: bool, checked: Callable[[int], None] = lambda ro
     identity = entry_database.identity(folder)
     try:
         with _connect(folder) as base:
-            (sound,) = base.execute("PRAGMA quick_check(1)").fetchone()
-            if sound != "ok":
-                raise sqlite3.DatabaseError(sound.splitlines()[-1])
+            entry_database.check_tables(base)
+            if said := _says(base, "PRAGMA quick_check(1)"):
+                raise sqlite3.DatabaseError(said)
+            if said := _says(base, "PRAGMA integrity_check(1)"):
+                yield Finding(entry_database.NAME, f"an index does not match its table ({said})")
+                if repair:
+                    base.execute("REINDEX")
             yield from _damaged(folder, base, repair, checked)
             if not base.execute(_COUNTS_ARE_RIGHT).fetchone()[0]:
                 yield Finding(entry_database.NAME, "its count or size is not that of its entries")
                 if repair:
                     _count_again(base)
             yield from _unknown(folder, _known(base), repair)
-    except sqlite3.DatabaseError as error:
-        # Those of other kinds speak of the disk, or of others who use the database.
-        if isinstance(error, sqlite3.OperationalError) and not entry_database.is_damage(error):
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        if not entry_database.is_damage(error, folder):
             raise
         yield Finding(entry_database.NAME, f"the database is damaged ({error}); its entries are lost")
         if repair:
@@ -114,7 +121,16 @@ def sweep(folder: Path, pause: Callable[[], None]) -> int:
 
 
 def _connect(folder: Path) -> "contextlib.closing[sqlite3.Connection]":
-    return contextlib.closing(sqlite3.connect(folder / entry_database.NAME, _LOCK_SECONDS, isolation_level=None))
+    base = sqlite3.connect(folder / entry_database.NAME, _LOCK_SECONDS, isolation_level=None)
+    # Damaged text is to be dropped, and not to stop who looks for damage.
+    base.text_factory = lambda text: text.decode(errors="replace")
+    return contextlib.closing(base)
+
+
+def _says(base: sqlite3.Connection, check: str) -> str | None:
+    """What one of SQLite's checks finds wrong, if anything."""
+    (said,) = base.execute(check).fetchone()
+    return None if said == "ok" else said.splitlines()[-1]
 
 
 def _count_again(base: sqlite3.Connection) -> None:
@@ -133,10 +149,18 @@ def _damaged(folder: Path, base: sqlite3.Connection, repair: bool, checked: Call
                 continue
             yield Finding(str(row.key), why)
             if repair:
-                sql = "DELETE FROM Cache WHERE rowid = ? AND (filename IS ? OR length(filename) > 64)"
-                base.execute(sql, (row.number, row.file_name))
-                _remove(folder, row.file_name)
+                _drop(folder, base, row)
         checked(len(rows))
+
+
+def _drop(folder: Path, base: sqlite3.Connection, row: Row) -> None:
+    base.execute("BEGIN IMMEDIATE")
+    is_there = _rows(base, "rowid = ?", row.number) == [row]
+    if is_there:
+        base.execute("DELETE FROM Cache WHERE rowid = ?", (row.number,))
+    base.execute("COMMIT")
+    if is_there:
+        _remove(folder, row.file_name)
 
 
 def _rows(base: sqlite3.Connection, condition: str, *values: int) -> list[Row]:
@@ -148,20 +172,27 @@ def _wrong(folder: Path, row: Row) -> str | None:
     if type(row.key) is not str or row.raw != 1:
         return "its key is no text"
     if row.file_name is None:
-        if isinstance(row.value, bytes) and is_sound(row.key, io.BytesIO(row.value), len(row.value)):
-            return None
-        return "it does not match its checksum"
+        if not isinstance(row.value, bytes) or not is_sound(row.key, io.BytesIO(row.value), len(row.value)):
+            return "it does not match its checksum"
+        return _misdescribed(row, INLINE_MODE, 0)
     if not is_file_name(row.file_name):
         return "its file would be elsewhere"
     try:
         with open(folder / row.file_name, "rb", buffering=0) as file:
-            if is_sound(row.key, file, os.fstat(file.fileno()).st_size):
-                return None
+            size = os.fstat(file.fileno()).st_size
+            if is_sound(row.key, file, size):
+                return _misdescribed(row, FILE_MODE, size)
     except FileNotFoundError:
         return "its file is missing"
     except OSError as error:
         return f"its file cannot be read ({error.strerror})"
     return "it does not match its checksum"
+
+
+def _misdescribed(row: Row, mode: int, size: int) -> str | None:
+    """What is wrong with what the database says of a sound entry."""
+    is_right = (row.mode, row.size) == (mode, size) and row.rest_is_empty
+    return None if is_right else "the database says something wrong of it"
 
 
 def _known(base: sqlite3.Connection) -> Iterator[str]:

@@ -387,6 +387,45 @@ async def test_a_database_that_breaks_is_set_aside_and_made_anew_for_all(
     assert (tmp_path / "damaged.db").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE Cache SET filename = CAST(x'ff61' AS TEXT)",
+        "UPDATE Cache SET size = NULL",
+        "UPDATE Settings SET value = NULL",
+        "UPDATE Settings SET value = 'text' WHERE key = 'size'",
+        "DELETE FROM Settings WHERE key = 'size'",
+        "ALTER TABLE Cache RENAME COLUMN access_count TO other",
+    ],
+)
+async def test_whatever_diskcache_stumbles_over_a_cache_comes_back(
+    tmp_path: Path, damage: str, warnings_logged: WarningsLogged
+) -> None:
+    async with open_cache(tmp_path, 40 * len(LARGE)) as cache:
+        # With a full cache a put looks at what else there is.
+        for number in range(38):
+            await cache.put(f"key{number}", LARGE)
+        with database(tmp_path) as sql:
+            sql.execute(damage)
+        for number in range(20):
+            await value(cache, "key5")
+            await cache.put(f"other{number}", LARGE)
+        assert await value(cache, "other19") == LARGE
+        assert await cache.usage() > (0, 0)
+        assert cache.failure is None
+    warnings_logged.messages.clear()
+
+
+async def test_an_error_that_says_nothing_of_the_database_leaves_it(
+    tmp_path: Path, warnings_logged: WarningsLogged
+) -> None:
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await cache.put("key", LARGE)
+        await cache.put("\udcff", LARGE)
+        assert cache.failure is not None
+        assert await value(cache, "key") == LARGE
+
+
 async def test_a_cache_whose_database_is_locked_when_it_is_opened_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

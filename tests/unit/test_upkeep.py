@@ -116,6 +116,37 @@ def test_damage_is_found_and_only_that_is_dropped(
     assert check(tmp_path) == []
 
 
+COLUMNS = ["key", "raw", "store_time", "expire_time", "access_count", "tag", "size", "mode", "filename", "value"]
+VALUES = ["NULL", "1.5", "4611686018427387904", "-5", "x'ff61'", "'text'", "CAST(x'ff61' AS TEXT)"]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("column", COLUMNS)
+def test_values_of_all_kinds_cost_one_entry_at_most(
+    entries: Entries, tmp_path: Path, column: str, value: str, warnings_logged: WarningsLogged
+) -> None:
+    for key in ("key3", "key4"):
+        change(tmp_path, f"UPDATE Cache SET {column} = {value} WHERE key = ?", key)
+        check(tmp_path)
+        check(tmp_path, repair=True)
+        assert check(tmp_path) == []
+    assert upkeep.sweep(tmp_path, lambda: None) == 0
+    assert sum(entries.get(f"key{number}") is not None for number in range(200)) >= 198
+    entries.put_many([("key3", SMALL), ("key4", LARGE)])
+    assert bytes(entries.get("key4") or b"") == LARGE
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_wrong_size_counts_for_nothing(entries: Entries, tmp_path: Path, value: str) -> None:
+    change(tmp_path, f"UPDATE Cache SET size = {value} WHERE key = 'key3'")
+    assert len(check(tmp_path)) in {1, 2}
+    check(tmp_path, repair=True)
+    assert check(tmp_path) == []
+    known = sum(file.stat().st_size for file in files(tmp_path))
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as base:
+        assert base.execute("SELECT value FROM Settings WHERE key = 'size'").fetchone() == (known,)
+
+
 def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(entries: Entries, tmp_path: Path) -> None:
     lost = orphan(tmp_path)
     beside = files(tmp_path)[-1].with_name("f" * 28 + ".val")
@@ -141,6 +172,28 @@ def test_wrong_counts_are_set_right(entries: Entries, tmp_path: Path) -> None:
             upkeep.sweep(tmp_path, lambda: None)
             assert check(tmp_path) == []
     assert entries.usage()[0] == 200
+    change(tmp_path, "DELETE FROM Settings WHERE key IN ('count', 'size')")
+    assert len(check(tmp_path, repair=True)) == 1
+    assert check(tmp_path) == []
+    assert entries.usage()[0] == 200
+
+
+def test_an_index_that_is_damaged_is_made_again(entries: Entries, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as base:
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sql = "SELECT pageno FROM dbstat WHERE name = 'Cache_key_raw' AND pagetype = 'leaf' LIMIT 1"
+        try:
+            (page,) = base.execute(sql).fetchone()
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite cannot tell which pages are an index")
+    data = bytearray((tmp_path / "cache.db").read_bytes())
+    data[data.index(b"key1", 4096 * (page - 1))] ^= 1
+    (tmp_path / "cache.db").write_bytes(data)
+    (found,) = check(tmp_path)
+    assert "index" in found.why
+    assert check(tmp_path, repair=True) == [found]
+    assert check(tmp_path) == []
+    assert all(entries.get(f"key{number}") is not None for number in range(200))
 
 
 def test_a_damaged_database_is_set_aside_under_who_uses_it(
