@@ -107,8 +107,7 @@ class EntryDatabase:
         """Close it."""
         if self._cache is not None:
             self._cache.close()
-        if self._in_use is not None:
-            os.close(self._in_use)
+        self._let_go()
 
     def _replace(self, cache: diskcache.Cache, error: Exception | None = None) -> None:
         with self._opening:
@@ -121,8 +120,7 @@ class EntryDatabase:
 
     def _open(self) -> diskcache.Cache:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self._in_use is not None:
-            os.close(self._in_use)
+        self._let_go()
         self._in_use = open_lock(self._folder)
         with contextlib.suppress(OSError):
             # Shared by all who use the cache; a file system that has no locks goes without.
@@ -137,6 +135,12 @@ class EntryDatabase:
             cache = self._open_database()
         self._identity = identity(self._folder)
         return cache
+
+    def _let_go(self) -> None:
+        # Once it is closed, its number may be that of another file.
+        in_use, self._in_use = self._in_use, None
+        if in_use is not None:
+            os.close(in_use)
 
     def _open_database(self) -> diskcache.Cache:
         # diskcache would wait a minute for a lock.

@@ -351,6 +351,19 @@ async def test_a_folder_that_cannot_be_made_anew_is_said_and_tried_again(tmp_pat
         assert cache.failure is None
 
 
+def test_a_folder_that_cannot_be_opened_again_costs_nobody_a_file(tmp_path: Path) -> None:
+    with entries_in(tmp_path / "cache") as entries:
+        shutil.rmtree(tmp_path / "cache")
+        (tmp_path / "cache" / "in-use.lock").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError):
+            entries.put_many([("key", SMALL)])
+        others = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+        with pytest.raises(IsADirectoryError):
+            entries.put_many([("key", SMALL)])
+    for other in others:
+        os.close(other)
+
+
 def drop_table(folder: Path) -> None:
     with database(folder) as sql:
         sql.execute("DROP TABLE Cache")
