@@ -92,7 +92,11 @@ class CacheWorker:
                     self._write()
 
     def _receive(self, readers: ThreadPoolExecutor) -> bool:
-        chunk = self._connection.recv(_RECEIVED_BYTES)
+        try:
+            chunk = self._connection.recv(_RECEIVED_BYTES)
+        except ConnectionError:
+            # The other side has ended, and left answers behind.
+            chunk = b""
         *lines, self._received = (self._received + chunk).split(b"\n")
         for request in map(json.loads, lines):
             if request.get("do") in self._reads:

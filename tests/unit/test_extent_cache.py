@@ -1,9 +1,13 @@
 import contextlib
+import json
 import os
+import select
 import shutil
 import signal
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ import trio.testing
 
 from idcfs.arena import Arena
 from idcfs.cache import open_cache
+from idcfs.cache_worker import CacheWorker
+from idcfs.entries import Entries
 from idcfs.errors import CacheUnusable
 from idcfs.extent_cache import ExtentCache, open_extent_cache
 from tests.conftest import WarningsLogged
@@ -83,6 +89,25 @@ async def test_parts_of_what_was_read_are_read_by_themselves(tmp_path: Path, cac
         damaged.write(b"!")
     assert cache.get_part("key", 0, 10) is None
     assert await value(cache, "key") is None, "so it is fetched again"
+
+
+def test_what_was_to_be_kept_is_kept_when_nobody_takes_the_answers(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    entries = Entries(tmp_path, LIMIT)
+
+    def ask(**request: object) -> None:
+        ours.sendall(json.dumps(request).encode() + b"\n")
+
+    with theirs, ThreadPoolExecutor(1) as threads:
+        ask(id=0, do="usage")
+        served = threads.submit(CacheWorker(entries, memoryview(LARGE), theirs).serve)
+        select.select([ours], [], [], PATIENCE)
+        for number in range(20):
+            ask(id=number, do="put", key=f"key{number}", length=len(LARGE), at=0)
+        ours.close()
+        served.result(PATIENCE)
+    assert [bytes(entries.get(f"key{number}") or b"") == LARGE for number in range(20)] == [True] * 20
+    entries.close()
 
 
 async def test_what_is_dropped_has_no_parts(cache: ExtentCache) -> None:
