@@ -10,15 +10,21 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from idcfs.errors import MountFailed, UsageError
 
 SUBTYPE = "idcfs"
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONFIG = Path("/etc/fuse.conf")
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds in which a mount that is well answers, even on a busy machine."""
+
+T = TypeVar("T")
 
 
 class Mount(NamedTuple):
@@ -53,31 +59,73 @@ def idcfs_mounts() -> list[Path]:
 
 
 def absolute(path: Path) -> Path:
-    """The path as the kernel would name it; it may be a dead mount.
+    """The path as the kernel would name it; it may be a mount that is dead or hangs.
 
     Raises:
         UsageError: there is no such home folder.
+        MountFailed: it is inside a mount that hangs.
     """
     try:
-        return path.expanduser().resolve()
+        path = path.expanduser()
+        return in_time(lambda: _resolved(path))
     except RuntimeError as error:
         raise UsageError(f"{path}: {error}; write the whole path") from error
+    except TimeoutError as error:
+        raise MountFailed(f"{path}: {error.strerror}; see with idcfs status which mount does not answer") from error
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        # Not resolve(), which stats each part: a mount that hangs does not answer that.
+        file = os.open(path, os.O_PATH)
+    except OSError:
+        return path.resolve()
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{file}"))
+    finally:
+        os.close(file)
+
+
+def in_time(call: Callable[[], T]) -> T:
+    """What *call* gives, which asks a mount something. A thread waits for it: whoever asks could not be ended.
+
+    Raises:
+        TimeoutError: nothing has come in `ANSWER_TIMEOUT` seconds.
+        Exception: whatever the call raises.
+    """
+    answers: list[T] = []
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(call())
+        except Exception as error:
+            failures.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_TIMEOUT)
+    for error in failures:
+        raise error
+    for answer in answers:
+        return answer
+    raise TimeoutError(errno.ETIMEDOUT, f"no answer in {ANSWER_TIMEOUT:g} seconds")
 
 
 def is_dead(path: Path) -> bool:
-    """Whether an idcfs mount is there whose daemon is gone."""
+    """Whether an idcfs mount is there whose daemon is gone; one that hangs is not."""
     if path not in idcfs_mounts():
         return False
     try:
         # Not stat: the kernel answers that from what it remembers of the root.
-        os.statvfs(path)
+        in_time(lambda: os.statvfs(path))
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
 
 
-def prepare(path: Path, recover: bool) -> None:
-    """Make sure that *path* can take a mount: an empty folder, created if only it is missing.
+def prepare(path: Path, recover: bool) -> bool:
+    """Make sure that *path* can take a mount: an empty folder, created if only it is missing, as is returned.
 
     Args:
         path: an absolute path.
@@ -99,6 +147,7 @@ def prepare(path: Path, recover: bool) -> None:
         raise MountFailed(f"{path}: something else is mounted here; choose another folder")
     if not path.parent.is_dir():
         raise MountFailed(f"{path}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
+    is_new = not os.path.lexists(path)
     try:
         path.mkdir(exist_ok=True)
         occupied = any(path.iterdir())
@@ -110,6 +159,7 @@ def prepare(path: Path, recover: bool) -> None:
         raise MountFailed(f"{path} is not empty; choose an empty folder, which the mount then covers")
     if not os.access(path, os.W_OK):
         raise MountFailed(f"{path} is not yours to write, so you cannot mount on it; choose another folder")
+    return is_new
 
 
 @contextlib.contextmanager
@@ -119,12 +169,11 @@ def prepared(path: Path, recover: bool) -> Iterator[None]:
     Raises:
         MountFailed: as `prepare`.
     """
-    existed = os.path.lexists(path)
-    prepare(path, recover)
+    is_new = prepare(path, recover)
     try:
         yield
     except BaseException:
-        if not existed:
+        if is_new:
             with contextlib.suppress(OSError):
                 path.rmdir()
         raise

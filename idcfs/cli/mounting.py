@@ -25,7 +25,7 @@ UNMOUNT_WAIT = 10.0
 
 
 @main.command(short_help="Mount IDC on a folder.")
-@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
+@click.argument("mountpoint", type=Path, required=False)
 @click.option("--mirror", metavar="WHERE", help="aws (default), gcs, aws,gcs, http(s)://host[:port], or a folder.")
 @click.option(
     "--cache-size", metavar="SIZE", help="Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB."
@@ -114,7 +114,7 @@ def _tell(path: Path, message: dict[str, Any]) -> None:
 
 
 @main.command(short_help="Unmount, and wait for the daemon to end.")
-@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
+@click.argument("mountpoint", type=Path, required=False)
 @click.option("--lazy", is_flag=True, help="Let go of the mount even while programs use it.")
 def unmount(mountpoint: Path | None, lazy: bool) -> None:
     """Unmount MOUNTPOINT (default: ~/idc) and wait for its daemon to end."""

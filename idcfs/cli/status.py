@@ -1,9 +1,6 @@
 """`idcfs status`."""
 
-import errno
 import json
-import queue
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,6 @@ from idcfs import mountpoint as mountpoints
 from idcfs.cli.group import main, size_text
 from idcfs.printable import printable
 
-ANSWER_TIMEOUT = 5.0
-"""Seconds in which a mount that is well says how it is, even on a busy machine."""
-
 
 def read_status(path: Path) -> dict[str, Any]:
     """What the mount on *path* says about itself.
@@ -24,27 +18,12 @@ def read_status(path: Path) -> dict[str, Any]:
     Raises:
         OSError: it does not answer; TimeoutError if it does not even fail.
     """
-    answers: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
-
-    def read() -> None:
-        try:
-            answers.put((path / ".idc" / "status.json").read_bytes())
-        except OSError as error:
-            answers.put(error)
-
-    # In a thread, because a mount that hangs must not hang the commands that would help.
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        answer = answers.get(timeout=ANSWER_TIMEOUT)
-    except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {ANSWER_TIMEOUT:g} seconds") from None
-    if isinstance(answer, OSError):
-        raise answer
+    answer = mountpoints.in_time((path / ".idc" / "status.json").read_bytes)
     return json.loads(answer)  # type: ignore[no-any-return]  # ours
 
 
 @main.command(short_help="Say what a mount is doing.")
-@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
+@click.argument("mountpoint", type=Path, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Say what MOUNTPOINT (default: every idcfs mount) is doing."""

@@ -16,6 +16,7 @@ import pytest
 
 from idcfs.catalog.index import find_index
 from tests.mounting import Commands, is_running, status
+from tests.processes import stopped
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
 
@@ -169,14 +170,20 @@ def test_what_the_mount_needs_may_not_be_inside_it(commands: Commands, folder_mi
     assert "inside" in refused(commands, 2, "mount", flag, inside, commands.home / "idc")
 
 
-def test_status_does_not_wait_for_a_mount_that_hangs(commands: Commands, folder_mirror: Path) -> None:
+def test_no_command_waits_for_a_mount_that_hangs(commands: Commands, folder_mirror: Path) -> None:
+    (commands.home / "link").symlink_to("idc")
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
-        daemon = status(point)["pid"]
-        os.kill(daemon, signal.SIGSTOP)
-        try:
-            assert "no answer" in commands.idcfs("status", "--json").stdout
-        finally:
-            os.kill(daemon, signal.SIGCONT)
+        # The kernel then asks for the root's attributes again.
+        os.listdir(point)
+        with stopped(status(point)["pid"]):
+            for said in (commands.idcfs("status", "--json"), commands.idcfs("status", "--json", point)):
+                facts = json.loads(said.stdout)[str(point)]
+                assert facts["failure"] == "no answer in 5 seconds"
+                assert facts["remedy"] == f"idcfs unmount --lazy {point}"
+            assert "idcfs is mounted here already" in refused(commands, 4, "mount", "--recover", point)
+            assert "no answer in 5 seconds" in refused(commands, 4, "mount", point / "nlst" / "100002")
+            assert commands.idcfs("unmount", "--lazy", commands.home / "link").returncode == 0
+            assert os.listdir(point) == []
 
 
 @pytest.mark.parametrize(
