@@ -455,11 +455,19 @@ def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirro
             commands.run("fusermount3", "-uzq", point)
 
 
+UNIT = Path(__file__).parents[2] / "systemd" / "idcfs@.service"
+
+
 def test_the_unit_is_sound(commands: Commands) -> None:
-    unit = Path(__file__).parents[2] / "systemd" / "idcfs@.service"
     commands.environment["XDG_RUNTIME_DIR"] = str(commands.home)
-    done = commands.run("systemd-analyze", "verify", "--user", "--man=no", unit)
+    done = commands.run("systemd-analyze", "verify", "--user", "--man=no", UNIT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_unit_unmounts_nothing_that_it_has_not_mounted() -> None:
+    """Other commands than the first also run when that has failed, as on a folder where something else is mounted."""
+    commands = [line for line in UNIT.read_text().splitlines() if line.startswith("Exec")]
+    assert commands == ["ExecStart=/usr/bin/env idcfs mount --foreground --recover /%I"]
 
 
 def test_ctrl_c_in_the_foreground_unmounts(commands: Commands, folder_mirror: Path) -> None:
