@@ -1,5 +1,6 @@
 """`idcfs status`."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,32 @@ from idcfs import mountpoint as mountpoints
 from idcfs.cli.group import main, size_text
 from idcfs.printable import printable
 
+NO_STATUS = {"failure": "what this mount says about itself is no status of idcfs"}
+
+STATUS_BYTES = 1 << 20
+"""More than any status has; a mount that is somebody else's may say more."""
+
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What the mount on *path* says about itself.
+    """What the mount on *path*, which may be anybody's, says about itself.
 
     Raises:
         OSError: it does not answer; TimeoutError if it does not even fail.
+        ValueError: what it says is no status of idcfs.
     """
-    answer = mountpoints.in_time((path / ".idc" / "status.json").read_bytes)
-    return json.loads(answer)  # type: ignore[no-any-return]  # ours
+
+    def read() -> bytes:
+        with (path / ".idc" / "status.json").open("rb") as file:
+            return file.read(STATUS_BYTES)
+
+    try:
+        facts = json.loads(mountpoints.in_time(read))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    # Only this command says that a mount fails, and what to do then.
+    if not isinstance(facts, dict) or "failure" in facts:
+        raise ValueError("no status")
+    return facts
 
 
 @main.command(short_help="Say what a mount is doing.")
@@ -43,9 +61,15 @@ def status(mountpoint: Path | None, as_json: bool) -> None:
 def _status_or_reason(path: Path) -> dict[str, Any]:
     try:
         return read_status(path)
+    except ValueError:
+        return NO_STATUS
+    except TimeoutError as error:
+        return {"failure": error.strerror, "remedy": f"idcfs unmount --lazy {path}"}
+    except PermissionError:
+        return {"failure": "another user's mount, which you may not look into"}
     except OSError as error:
-        remedy = "idcfs unmount --lazy" if isinstance(error, TimeoutError) else "idcfs mount --recover"
-        return {"failure": error.strerror, "remedy": f"{remedy} {path}"}
+        remedy = {"remedy": f"idcfs mount --recover {path}"} if error.errno == errno.ENOTCONN else {}
+        return {"failure": error.strerror, **remedy}
 
 
 def _print_status(path: str, facts: dict[str, Any]) -> None:
@@ -53,25 +77,38 @@ def _print_status(path: str, facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(path), title_justify="left", show_header=False)
-    if "failure" in facts:
-        table.add_row("not answering", str(facts["failure"]))
-        table.add_row("recover with", str(facts["remedy"]))
-    else:
-        rate = facts["hit_rate"]
-        table.add_row("IDC version", f"v{facts['idc_version']}, from {facts['mirror']}")
-        for name, mirror in facts.get("mirrors", {}).items():
-            if mirror["state"] != "closed":
-                table.add_row(f"mirror {name}", f"away, asked again in {mirror['retry_in']:.0f} s: {mirror['reason']}")
-        table.add_row("running for", f"{facts['uptime_seconds']:,.0f} s, process {facts['pid']}")
-        table.add_row("served", f"{size_text(facts['bytes_served'])}, {facts['open_files']} files open")
-        table.add_row("fetched", f"{size_text(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests")
-        table.add_row("listings fetched", f"{facts['listings_fetched']:,}")
-        table.add_row("found in the cache", "nothing asked yet" if rate is None else f"{rate:.0%} of extents")
-        for name, cache in facts["cache"].items():
-            text = f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}, {cache['entries']:,} entries"
-            table.add_row(f"cache of {name}", text)
-            if cache["failure"]:
-                table.add_row("", f"not working: {printable(cache['failure'])}")
-        table.add_row("errors", ", ".join(f"{kind} {n:,}" for kind, n in facts["errors"].items()) or "none")
+    try:
+        rows = _rows(facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        rows = _rows(NO_STATUS)
+    table = Table(title=Text(printable(path)), title_justify="left", show_header=False)
+    for row in rows:
+        # Another user's mount may say anything, and a mirror too.
+        table.add_row(*map(printable, row))
     Console(markup=False).print(table)
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if "remedy" in facts:
+        return [("not answering", facts["failure"]), ("recover with", facts["remedy"])]
+    if "failure" in facts:
+        return [("no status", facts["failure"])]
+    rate = facts["hit_rate"]
+    rows = [("IDC version", f"v{facts['idc_version']}, from {facts['mirror']}")]
+    for name, mirror in facts.get("mirrors", {}).items():
+        if mirror["state"] != "closed":
+            rows.append((f"mirror {name}", f"away, asked again in {mirror['retry_in']:.0f} s: {mirror['reason']}"))
+    rows += [
+        ("running for", f"{facts['uptime_seconds']:,.0f} s, process {facts['pid']}"),
+        ("served", f"{size_text(facts['bytes_served'])}, {facts['open_files']} files open"),
+        ("fetched", f"{size_text(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests"),
+        ("listings fetched", f"{facts['listings_fetched']:,}"),
+        ("found in the cache", "nothing asked yet" if rate is None else f"{rate:.0%} of extents"),
+    ]
+    for name, cache in facts["cache"].items():
+        text = f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}, {cache['entries']:,} entries"
+        rows.append((f"cache of {name}", text))
+        if cache["failure"]:
+            rows.append(("", f"not working: {cache['failure']}"))
+    rows.append(("errors", ", ".join(f"{kind} {n:,}" for kind, n in facts["errors"].items()) or "none"))
+    return rows

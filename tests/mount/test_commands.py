@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from idcfs.catalog.index import find_index
+from tests.mount.conftest import give_catalogue
 from tests.mounting import Commands, is_running, status
 from tests.processes import stopped
 
@@ -118,6 +119,67 @@ def test_status_as_json_and_as_a_table(commands: Commands, folder_mirror: Path) 
         assert str(point) in commands.idcfs("status").stdout
 
 
+ESCAPE = "\x1b]0;gone\x07\u009b2J\u202e"
+WELL = {
+    "idc_version": 25, "mirror": ESCAPE, "uptime_seconds": 1, "pid": 1, "bytes_served": 1, "open_files": 0,
+    "bytes_fetched": 1, "objects_fetched": 1, "listings_fetched": 1, "hit_rate": None, "errors": {ESCAPE: 1},
+    "mirrors": {ESCAPE: {"state": "open", "retry_in": 1, "reason": ESCAPE}},
+    "cache": {ESCAPE: {"bytes": 1, "limit": 1, "entries": 1, "failure": ESCAPE}},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can cover a file with another")
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (json.dumps(WELL), r"\x1b]0;gone\x07\x9b2J\u202e"),
+        ("[]", "no status of idcfs"),
+        ("{", "no status of idcfs"),
+        ("[" * 100_000, "no status of idcfs"),
+        ("\udc80", "no status of idcfs"),
+        ("{}", "no status of idcfs"),
+        (json.dumps(WELL | {"bytes_served": 10**400}), "no status of idcfs"),
+        (json.dumps(WELL | {"mirrors": [ESCAPE]}), "no status of idcfs"),
+        (json.dumps({"failure": "well", "remedy": "rm"}), "no status of idcfs"),
+    ],
+    ids=["escapes", "a list", "cut", "deep", "no UTF-8", "empty", "too large", "of other types", "a remedy"],
+)
+def test_a_mount_that_says_anything_is_shown_as_text(
+    commands: Commands, folder_mirror: Path, said: str, shown: str
+) -> None:
+    """What it says is put in the place of what a mount of this user's says."""
+    planted = commands.home / "planted"
+    planted.write_text(said, errors="surrogateescape")
+    commands.environment["COLUMNS"] = "1000"
+    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+        own = point / ".idc" / "status.json"
+        assert commands.run("mount", "--bind", planted, own).returncode == 0
+        try:
+            table = commands.idcfs("status", point)
+            assert (table.returncode, table.stderr) == (0, "")
+            assert shown in table.stdout
+            assert not set(table.stdout) & set("\x1b\x07\u009b\u202e")
+            facts = commands.idcfs("status", "--json", point)
+            assert facts.returncode == 0
+            assert str(point) in json.loads(facts.stdout)
+            assert facts.stdout.isascii()
+        finally:
+            commands.run("umount", own)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount as another user")
+def test_another_users_mount_is_called_that(
+    world_readable: Path, someone: Commands, catalogue_folder: Path, folder_mirror: Path
+) -> None:
+    if someone.user is None:
+        pytest.skip("root's own mount")
+    give_catalogue(someone, catalogue_folder)
+    with someone.mounted(someone.home / "idc", "--mirror", folder_mirror) as point:
+        said = Commands(someone.home.parent).idcfs("status", point).stdout
+        assert "another user's mount" in said
+        assert "recover" not in said
+
+
 def test_status_of_what_is_not_mounted(commands: Commands) -> None:
     assert "idcfs mount" in refused(commands, 4, "status", commands.home / "nothing")
 
@@ -157,7 +219,9 @@ def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: 
         while is_running(daemon):
             time.sleep(0.01)
         assert "--recover" in refused(commands, 4, "mount", point)
-        assert "not answering" in commands.idcfs("status").stdout
+        said = commands.idcfs("status").stdout
+        assert "not answering" in said
+        assert "idcfs mount --recover" in said
         with commands.mounted(point, "--recover", "--mirror", folder_mirror):
             assert len(os.listdir(point)) == IN_THE_ROOT
     finally:
