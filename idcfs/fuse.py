@@ -56,6 +56,11 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.QueryTooLong: errno.EFBIG,
     errors.QueryTooCostly: errno.EINVAL,
     errors.CohortsUnusable: errno.EIO,
+    # What has to be built first cannot be: a view, the attributes, a cohort.
+    errors.CacheUnusable: errno.EIO,
+    errors.CatalogueDamaged: errno.EIO,
+    errors.IndexUnusable: errno.EIO,
+    errors.ChildEnded: errno.EIO,
 }
 
 _ORDINARY = frozenset(

@@ -1,6 +1,7 @@
 """A cache that fails under a live mount: reads go on, the status says so, and the cache comes back when it can."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -172,6 +173,66 @@ def test_reads_go_on_the_status_says_so_and_the_cache_comes_back(
             assert time.monotonic() < deadline, objects_of(someone, point)
             assert all(is_read(someone, point, series) for series in (kept, fresh, others[0]))
             someone.run("sh", "-c", 'rm "$1"/*/*/*.val', "-", folder)
+
+
+@contextlib.contextmanager
+def without_a_byte_free(folder: Path) -> Iterator[None]:
+    filler = folder / "filler"
+    with filler.open("ab", buffering=0) as file:
+        space = os.statvfs(folder)
+        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - (1 << 20))
+        # What is kept for root, and what ext4 sets aside for what is not on the disk yet.
+        for size in (1 << 20, 1 << 12, 1 << 12):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+            os.fsync(file)
+    yield
+    filler.unlink()
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    yield
+    subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
+@pytest.mark.parametrize("fault", [without_a_byte_free, read_only])
+def test_what_has_to_be_built_first_is_refused_in_a_line_and_comes_when_it_can(
+    commands: Commands,
+    catalogue_folder: Path,
+    folder_mirror: Path,
+    fault: Callable[[Path], AbstractContextManager[None]],
+) -> None:
+    folder = commands.home / ".cache" / "idcfs" / "catalogue"
+    with small_disk(folder):
+        shutil.copytree(catalogue_folder, folder, dirs_exist_ok=True, ignore=lambda *_: ["attributes.parquet"])
+        with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+            information = point / "nlst" / ".idc" / "info.json"
+            version = point / ".idc" / "versions" / "v1"
+            cohort = point / "cohorts" / "mine"
+            cohort.mkdir()
+            with fault(folder):
+                for call in (
+                    lambda: (cohort / ".query").write_text("SELECT crdc_series_uuid FROM index LIMIT 9"),
+                    information.read_bytes,
+                    lambda: os.listdir(version),
+                ):
+                    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                        call()
+                assert len(os.listdir(point / "nlst")) == 26410
+            assert "nlst" in information.read_text()
+            assert os.listdir(version)
+            (cohort / ".query").write_text("SELECT crdc_series_uuid FROM index LIMIT 9")
+            assert os.listdir(cohort)
+    (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
+    written = log.read_text()
+    assert written.count(" WARNING idcfs.fuse: EIO: ") >= 3
+    assert str(folder) in written
+    assert "Traceback" not in written
+    assert " ERROR " not in written
 
 
 def test_all_of_the_cache_may_be_removed_under_a_mount(commands: Commands, folder_mirror: Path) -> None:
