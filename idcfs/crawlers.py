@@ -1,6 +1,6 @@
 """Programs that read every file they find, told apart by name, so that none of them fetches 100 TB; synchronous.
 
-Asked when a series is listed or a file opened, never for a read.
+Asked when a series is listed or an instance looked up or opened, never for a read.
 """
 
 import contextlib

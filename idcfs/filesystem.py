@@ -17,7 +17,7 @@ from idcfs.control import CONTROL_NAME, Control
 from idcfs.entry import Buffer
 from idcfs.errors import IsAFolder, NoSuchAttribute, NotAFolder, NotFound, NotThereNow
 from idcfs.inode import Facet, FileAddress, FolderAddress, generation_of, pack_file, pack_folder, unpack
-from idcfs.listing import Listing, Listings
+from idcfs.listing import Listing, Listings, may_be_instance
 from idcfs.metrics import Metrics
 from idcfs.node import Node
 from idcfs.reader import Reader
@@ -70,7 +70,7 @@ class FileSystem:
         self.cohort_files = CohortFiles(cohorts, catalogue, self._handles)
 
     async def lookup(self, parent: int, name: bytes) -> Node:
-        """What has *name* in the folder *parent*. Waits for the network in a series' folder only.
+        """What has *name* in the folder *parent*. Waits for the network in a series' folder only, for an instance.
 
         Raises:
             NotFound: nothing has.
@@ -87,6 +87,8 @@ class FileSystem:
             return self.cohort_files.root()
         view = await self._view(address)
         if address.level == view.depth:
+            if not may_be_instance(name):
+                raise NotFound(f"no instance is called {name!r}")
             row = view.series_row(address.group)
             self._order.met(row, address.generation, address.group)
             listing = await self._listings.get(row)
@@ -144,11 +146,13 @@ class FileSystem:
         self.remember(inode)
         return inode
 
-    def is_of_mirror(self, inode: int) -> bool:
-        """Whether a mirror may have to be asked for what is in a folder, or for a file's bytes."""
+    def is_of_mirror(self, inode: int, name: bytes | None = None) -> bool:
+        """Whether a mirror may have to be asked for what is in a folder, or has *name* there, or for a file's bytes."""
         address = self._unpack(inode)
         if isinstance(address, FileAddress):
             return True
+        if name is not None and not may_be_instance(name):
+            return False
         view = self._catalogue.view(address.generation)
         return address.facet == Facet.FOLDER and view is not None and address.level == view.depth
 

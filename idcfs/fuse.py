@@ -150,9 +150,11 @@ class Adapter(pyfuse3.Operations):
             log.warning("%s: %s", errno.errorcode[number], error)
         raise FUSEError(number) from None
 
-    def _refuse_crawlers(self, inode: int, ctx: RequestContext) -> None:
+    def _refuse_crawlers(self, ctx: RequestContext, inode: int, name: bytes | None = None) -> None:
+        if not self.filesystem.is_of_mirror(inode, name):
+            return
         crawler = self._crawlers.find(ctx.pid)
-        if crawler is None or not self.filesystem.is_of_mirror(inode):
+        if crawler is None:
             return
         if crawler not in self._refused:
             self._refused.add(crawler)
@@ -176,6 +178,7 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Answer a look-up; that a name is missing is kept by the kernel, where no name is ever added."""
+        self._refuse_crawlers(ctx, parent_inode, name)
         try:
             node = await self.filesystem.lookup(parent_inode, name)
         except errors.NotThereNow:
@@ -207,7 +210,7 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """Open a folder."""
-        self._refuse_crawlers(inode, ctx)
+        self._refuse_crawlers(ctx, inode)
         return await self.filesystem.open_folder(inode)
 
     @answered
@@ -244,7 +247,7 @@ class Adapter(pyfuse3.Operations):
         if flags & (_WRITES | os.O_TRUNC):
             append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
             return FileInfo(fh=await self.filesystem.cohort_files.open_draft(inode, append, truncate), direct_io=True)
-        self._refuse_crawlers(inode, ctx)
+        self._refuse_crawlers(ctx, inode)
         handle = await self.filesystem.open(inode)
         is_object = handle == inode
         return FileInfo(fh=handle, keep_cache=is_object, direct_io=not is_object)

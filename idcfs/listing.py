@@ -38,9 +38,13 @@ PAGES = 10_000
 REMEMBERED_INSTANCES = 500_000
 """Instances whose listings stay in memory (about 150 bytes each); the least recently used go first."""
 
-_SUFFIX = ".dcm"
 _FORMAT = "1"
 _SCHEMA = pa.schema([("name", pa.binary()), ("size", pa.uint64()), ("modified", pa.int64()), ("etag", pa.binary())])
+
+
+def may_be_instance(name: bytes) -> bool:
+    """Whether a series' folder can have *name* in it: it holds `*.dcm` only."""
+    return name.endswith(b".dcm") and not name.startswith(b".")
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ class _Instances:
     def add(self, objects: list[ObjectInfo]) -> None:
         """Add those of a page that are instances.
 
-        A series' folder holds `*.dcm` only, so other objects (a folder's marker) are left out.
+        Other objects (a folder's marker) are left out.
 
         Raises:
             Untrusted: a key is no name of an instance.
@@ -294,8 +298,9 @@ class _Instances:
             # A control character in a name would reach terminals, and end lines of lists of files.
             if name == info.key or "/" in name or name != printable(name) or len(name.encode()) > 255:
                 raise Untrusted(f"listing {self._folder}: {name!r} is no name of an instance")
-            if name.endswith(_SUFFIX) and not name.startswith("."):
-                self._names.append(name.encode())
+            encoded = name.encode()
+            if may_be_instance(encoded):
+                self._names.append(encoded)
                 self.sizes.append(info.size)
                 self._modified.append(info.modified_ns)
                 self._etags.append(info.etag.encode())

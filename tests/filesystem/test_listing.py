@@ -9,7 +9,7 @@ import trio
 
 from idcfs import listing as listings
 from idcfs.catalog.index import Index
-from idcfs.errors import AccessDenied, NotFound, Untrusted
+from idcfs.errors import AccessDenied, NotFound, NotThereNow, Untrusted
 from idcfs.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
 from tests.conftest import WarningsLogged
@@ -143,6 +143,21 @@ async def test_a_series_folder_holds_instances_only(cache: Path, index: Index) -
     store = LyingStore(page("", ".hidden.dcm", "README.txt", "a.dcm", "b.DCM", "b.dcm", "c.dcm"))
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.names(path_of(SMALL)) == ["a.dcm", "b.dcm", "c.dcm"]
+
+
+@pytest.mark.parametrize(
+    "name", [".directory", ".git", ".nomedia", "desktop.ini", "x.dcm.part", ".dcm", ".x.dcm", "x.DCM"]
+)
+async def test_a_name_that_no_instance_has_is_missing_without_a_listing(
+    cache: Path, index: Index, store: MemoryStore, name: str
+) -> None:
+    async with open_filesystem(cache, index, store) as opened:
+        with pytest.raises(NotFound) as missing:
+            await opened.node(f"{path_of(SMALL)}/{name}")
+        # So that the kernel remembers it.
+        assert not isinstance(missing.value, NotThereNow)
+        assert (await opened.node(f"{path_of(SMALL)}/.idc")).is_folder
+        assert store.requests == []
 
 
 async def test_pages_out_of_order_give_names_in_order(cache: Path, index: Index) -> None:

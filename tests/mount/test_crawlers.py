@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.server import LIST, FaultServer
+from tests.faults.tree import series
+from tests.index_factory import make_index, objects
 from tests.mount.test_tree import CT
 from tests.mounting import Commands, status
 
@@ -39,6 +42,27 @@ def test_an_indexer_is_refused_series_and_files_and_nobody_else_is(
         assert commands.run("cmp", file, file).returncode == 0
     (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
     assert log.read_text().count("updatedb reads every file it finds") == 1
+
+
+def test_who_looks_for_what_cannot_be_there_has_no_series_listed_and_an_indexer_never(tmp_path: Path) -> None:
+    commands = Commands(tmp_path)
+    indexer = Path(shutil.copy("/usr/bin/stat", tmp_path / "baloo_file"))
+    crawled, looked_at = series("one"), series("two")
+    rows = [crawled.row, looked_at.row]
+    make_index(tmp_path / "index", rows)
+    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects(rows)}) as server:
+        flags = ("--index", tmp_path / "index", "--mirror", server.url)
+        with commands.mounted(tmp_path / "idc", *flags) as point:
+            for program, folder in ((indexer, crawled.folder(point)), ("stat", looked_at.folder(point))):
+                for name in (".directory", ".git", ".nomedia", "desktop.ini"):
+                    assert os.strerror(errno.ENOENT) in commands.run(program, folder / name).stderr
+                assert commands.run(program, folder, folder / ".idc" / "info.json").returncode == 0
+            for name in ("none.dcm", crawled.names[0]):
+                assert os.strerror(errno.EACCES) in commands.run(indexer, crawled.folder(point) / name).stderr
+            assert server.requests[LIST] == 0
+            assert commands.run("stat", looked_at.folder(point) / looked_at.names[0]).returncode == 0
+            assert server.requests[LIST] == 1
+            assert status(point)["errors"] == {"CrawlerRefused": 2}
 
 
 @pytest.mark.parametrize("names", ["", "another,one"])
