@@ -276,10 +276,10 @@ async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others
         assert await get(store) == b"aaaaa"
         workers = workers_of(os.getpid())
         server.stalls = True
-        assert store.get_soon("bucket", "a", 0, 5, ETAG, stumble)
+        assert store.get_soon("bucket", "a", 0, 5, Storing(ETAG, 5), stumble)
         await until(lambda: stumbled)
         assert warnings_logged.take("could not be taken")
-        assert bytes(await store.get("bucket", "b", 0, 300_000, ETAG, stumble)) == b"b" * 300_000
+        assert bytes(await store.get("bucket", "b", 0, 300_000, Storing(ETAG, 300_000), stumble)) == b"b" * 300_000
         while warnings_logged.messages:
             assert warnings_logged.take("could not be taken")
         assert len(stumbled) > 1
@@ -288,8 +288,8 @@ async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others
         server.more = -1
         before = len(server.requests)
         outcomes: list[object] = []
-        assert store.get_soon("bucket", "x", 0, 5, ETAG, stumble)
-        assert store.get_soon("bucket", "x", 0, 5, ETAG, outcomes.append)
+        assert store.get_soon("bucket", "x", 0, 5, Storing(ETAG, 5), stumble)
+        assert store.get_soon("bucket", "x", 0, 5, Storing(ETAG, 5), outcomes.append)
         await until(lambda: len(server.requests) == before + 2)
         os.kill(workers[0], signal.SIGKILL)
         await until(lambda: outcomes)
@@ -316,7 +316,7 @@ async def test_an_error_of_any_kind_gives_no_bytes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "executable", str(program))
     outcomes: list[object] = []
     async with s3_store("http://127.0.0.1:1", workers=1) as store:
-        assert store.get_soon("bucket", "a", 0, 5, ETAG, outcomes.append)
+        assert store.get_soon("bucket", "a", 0, 5, Storing(ETAG, 5), outcomes.append)
         await until(lambda: outcomes)
     (outcome,) = outcomes
     assert isinstance(outcome, Unreachable)
