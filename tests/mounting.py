@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.processes import is_running
+
 T = TypeVar("T")
 
 ORDINARY_USER = 65534
@@ -74,14 +76,6 @@ class Commands:
         if is_running(daemon):
             os.kill(daemon, 9)
             raise AssertionError(f"the daemon {daemon} of {path} did not end")
-
-
-def is_running(process: int) -> bool:
-    """Whether a process is there and not just waiting to be reaped."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 RECOVERY_SECONDS = 10.0

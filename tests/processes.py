@@ -1,10 +1,14 @@
-"""The processes that a process has started, as /proc tells them."""
+"""Processes as /proc tells of them, and waiting for what becomes of them."""
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+PATIENCE = 30
+"""Seconds after which what a test waits for is taken never to come."""
 
 
 def children_of(parent: int, program: str = "") -> list[int]:
@@ -36,3 +40,11 @@ def stopped(process: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
+
+
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait for what calls nobody."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.01)

@@ -2,7 +2,7 @@
 
     python -m idcfs.store.worker OPTIONS
 
-OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of an arena (`idcfs.store.arena`).
+OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of an arena (`idcfs.arena`).
 Requests and answers are lines of JSON on the socket; bodies go into the arena. A request has an `id` and
 
     list    bucket, prefix, token           answered with `objects` and `token`

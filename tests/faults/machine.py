@@ -8,18 +8,14 @@ import contextlib
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tests.faults.bench import RECOVERY
 from tests.faults.cases import RIGHT, Case, cases
-from tests.faults.programs import Outcome, outcome
+from tests.faults.programs import Outcome, outcome, read_map, same
 from tests.faults.world import World, drop_pages
 
 TIMEOUT = 3
@@ -39,15 +35,6 @@ OPEN_FILES = 20
 
 REMEMBERED = 40
 """Steps that a failure tells of."""
-
-_READ_MAP = """
-import mmap, sys
-try:
-    with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        sys.stdout.buffer.write(mapped[int(sys.argv[2]) : int(sys.argv[3])])
-except OSError as error:
-    sys.exit(error.errno)
-"""
 
 Cohorts = dict[str, list[str] | None]
 """The folders that each cohort shows; None if it has no query that ever worked."""
@@ -121,13 +108,13 @@ class Mount:
         """List a folder: each is as likely as another."""
         folder = self._folders[which % len(self._folders)]
         wanted = sorted([*self._place.folders[folder], *(["cohorts"] if folder == Path() else [])])
-        self._try(f"ls {folder}", lambda: _same(sorted(os.listdir(self._place.point / folder)), wanted))
+        self._try(f"ls {folder}", lambda: same(sorted(os.listdir(self._place.point / folder)), wanted))
 
     def stat(self, which: int) -> None:
         """Look at a file."""
         path = self._path(which)
         size = len(self._place.files[path])
-        self._try(f"stat {path}", lambda: _same(os.stat(self._place.point / path).st_size, size))
+        self._try(f"stat {path}", lambda: same(os.stat(self._place.point / path).st_size, size))
 
     def look_up(self, which: int, name: str) -> None:
         """Look up a name that no folder has."""
@@ -197,24 +184,18 @@ class Mount:
     def read_whole(self, which: int) -> None:
         """Read a file from front to back."""
         path = self._path(which)
-        self._try(f"cat {path}", lambda: _same((self._place.point / path).read_bytes(), self._place.files[path]))
+        self._try(f"cat {path}", lambda: same((self._place.point / path).read_bytes(), self._place.files[path]))
 
     def read_map(self, which: int, start: float, length: int) -> None:
-        """Read through a map, in a process of its own: where there are no bytes, it gets a signal."""
+        """Read a part of a file through a map."""
         path = self._path(which)
-        begin = int(start * len(self._place.files[path]))
-        command = [sys.executable, "-SEc", _READ_MAP, str(self._place.point / path), str(begin), str(begin + length)]
-
-        def do() -> str:
-            done = subprocess.run(command, capture_output=True, check=False)
-            if done.returncode < 0:
-                return signal.Signals(-done.returncode).name
-            if done.returncode:
-                raise OSError(done.returncode, "it was not mapped")
-            return _same(done.stdout, self._place.files[path][begin : begin + length])
-
-        if self._place.files[path]:
-            self._try(f"map {path}: {length} at {begin}", do)
+        content = self._place.files[path]
+        begin = int(start * len(content))
+        if content:
+            self._try(
+                f"map {path}: {length} at {begin}",
+                lambda: read_map(self._place.point / path, content, begin, length),
+            )
 
     def drop(self, which: int) -> None:
         """Have the kernel forget what it has of a file."""
@@ -267,10 +248,10 @@ class Mount:
 
     def ls_cohort(self, name: str) -> None:
         """List a cohort, if there is one of the name, and what is in `cohorts`."""
-        self._try("ls cohorts", lambda: _same(sorted(os.listdir(self._cohort(""))), sorted(self._cohorts)))
+        self._try("ls cohorts", lambda: same(sorted(os.listdir(self._cohort(""))), sorted(self._cohorts)))
         if name in self._cohorts:
             shown = self._cohorts[name] or []
-            self._try(f"ls cohorts/{name}", lambda: _same(sorted(os.listdir(self._cohort(name))), shown))
+            self._try(f"ls cohorts/{name}", lambda: same(sorted(os.listdir(self._cohort(name))), shown))
 
     # How a step is checked.
 
@@ -282,7 +263,7 @@ class Mount:
 
     def _is_part(self, path: Path, start: int, length: int, data: bytes) -> str:
         wanted = self._place.files[path][start : start + length]
-        return _same(data, wanted)
+        return same(data, wanted)
 
     def _write(self, what: str, call: Callable[[], object], wanted: str) -> bool:
         """Do what is about cohorts; whether it was done, and was to be."""
@@ -336,9 +317,3 @@ def _allowed(case: Case) -> frozenset[str]:
     for errors in case.other.values():
         told |= errors
     return frozenset({*told, "SIGBUS"} - {RIGHT})
-
-
-def _same(found: Any, wanted: Any) -> str:
-    if found == wanted:
-        return RIGHT
-    return f"wrong: {len(found) if isinstance(found, bytes) else found!r:.200} for {wanted!r:.200}"

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.faults.server import GET, FaultServer
 from tests.faults.tree import LARGE, series
 from tests.index_factory import make_index, objects
 from tests.mounting import ORDINARY_USER, Commands
-from tests.processes import children_of, is_running
+from tests.processes import children_of, is_running, until
 
 SOON = 10
 """Seconds for what happens at once, on a busy machine."""
@@ -64,27 +63,20 @@ def test_a_killed_daemon_leaves_nobody_waiting_and_nothing_behind(commands: Comm
                 assert commands.run("sh", "-c", f"echo '{SLOW_QUERY}' > {cohort}/.query").returncode == 0
                 reader = commands.start("cat", file, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
                 try:
-                    until(lambda: server.requests[GET])
+                    until(lambda: server.requests[GET], SOON)
                     children = children_of(daemon)
                     for program in ("idcfs.store.worker", "idcfs.cache_worker", "idcfs.cohorts"):
                         assert children_of(daemon, program), f"{program} is not running"
                     os.kill(daemon, signal.SIGKILL)
-                    until(lambda: "not connected" in commands.run("stat", "-f", point, timeout=SOON).stderr)
+                    until(lambda: "not connected" in commands.run("stat", "-f", point, timeout=SOON).stderr, SOON)
                     assert "not connected" in reader.communicate(timeout=SOON)[1]
                 finally:
                     reader.kill()
                     reader.communicate()
-            until(lambda: not any(map(is_running, children)))
+            until(lambda: not any(map(is_running, children)), SOON)
             assert commands.run("fusermount3", "-u", point).returncode == 0
             assert os.listdir(point) == []
         finally:
             commands.run("fusermount3", "-uzq", point)
         with commands.mounted(point, *flags):
             assert commands.run("cmp", file, wanted).returncode == 0
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SOON
-    while not true():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.01)

@@ -20,10 +20,8 @@ import pytest
 
 from idcfs.catalog.index import find_index
 from tests.mount.conftest import give_catalogue
-from tests.mounting import Commands, checksums, is_running, mirror_series, status
-
-PATIENCE = 30
-"""Seconds after which what a test waits for is taken never to come."""
+from tests.mounting import Commands, checksums, mirror_series, status
+from tests.processes import PATIENCE, is_running, until
 
 SMALL = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga_luad' ORDER BY 1 LIMIT 3"
 OTHER = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'nlst' ORDER BY 1 LIMIT 3"
@@ -75,13 +73,6 @@ def children(daemon: int) -> set[int]:
             if parent == str(daemon) and b"cohorts.build" in (path / "cmdline").read_bytes():
                 found.add(int(path.name))
     return found
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def ask(sql: str) -> list[str]:

@@ -16,8 +16,8 @@ import pytest
 
 from idcfs.catalog.index import find_index
 from tests.mount.conftest import give_catalogue
-from tests.mounting import Commands, is_running, status
-from tests.processes import stopped
+from tests.mounting import Commands, status
+from tests.processes import is_running, stopped
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
 

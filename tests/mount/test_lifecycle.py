@@ -8,22 +8,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mounting import Commands, mirror_series, status
-from tests.processes import children_of, is_running
-
-PATIENCE = 30
-
-
-def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.01)
+from tests.processes import PATIENCE, children_of, is_running, until
 
 
 @pytest.fixture

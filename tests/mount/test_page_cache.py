@@ -21,7 +21,7 @@ from idcfs.page_cache import PAGE, open_page_cache
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
 from tests.mounting import Commands, status
-from tests.processes import children_of, is_running, stopped
+from tests.processes import PATIENCE, children_of, is_running, stopped, until
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
@@ -32,7 +32,6 @@ SIZE = 200_000
 MEMORY = "64MiB"
 """Less than the series."""
 
-PATIENCE = 30
 PAUSE = 0.01
 """Seconds between two files, for a reader that leaves time to fetch ahead."""
 
@@ -79,13 +78,6 @@ def page_worker(point: Path) -> int:
     until(lambda: len(children_of(daemon, "idcfs.page_worker")) == 1)
     (worker,) = children_of(daemon, "idcfs.page_worker")
     return worker
-
-
-def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.01)
 
 
 def read_all(point: Path, contents: dict[str, bytes], pause: float = 0) -> None:
