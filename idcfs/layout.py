@@ -1,8 +1,8 @@
 """Layouts: templates of folders, and index values as safe path components; pure.
 
 A template is idc-index's `dirTemplate`: components between slashes, each of literal text and `%word`s that
-stand for columns of the index. Escaping is percent-encoding of just what a path cannot hold, so an ordinary
-value is its own name, and `unescape` gives back every value of up to 255 bytes.
+stand for columns of the index. Escaping is percent-encoding of just what a path cannot hold, or a terminal would obey,
+so an ordinary value is its own name, and `unescape` gives back every value of up to 255 bytes.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from idcfs.errors import UsageError
+from idcfs.printable import UNFIT
 
 DEFAULT_TEMPLATE = "%collection_id/%PatientID/%StudyInstanceUID/%Modality_%SeriesInstanceUID"
 
@@ -31,7 +32,7 @@ COHORTS_VALUE = f"%{ord(COHORTS[0]):02X}{COHORTS[1:]}"
 PLAIN_COMPONENT = r"[A-Za-z0-9_ ^+=,-][A-Za-z0-9_ .^+=,-]{0,199}"
 """A regular expression for names that need no escaping: all of them are, some others are too."""
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f/]|%(?=[0-9A-Fa-f]{2})|^\.")
+_UNSAFE = re.compile(rf"/|{UNFIT}|%(?=[0-9A-Fa-f]{{2}})|^\.")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
@@ -93,7 +94,7 @@ def _parse_component(component: str, columns: frozenset[str], text: str) -> tupl
 
 
 def escape(value: str | None) -> str:
-    """The path component for a value: never empty, hidden, over 255 bytes, or holding a slash or control.
+    """The path component for a value: never empty, hidden, over 255 bytes, or holding a slash or what is not printable.
 
     A longer value is cut, and ends in `~` and eight hexadecimal digits of its SHA-256.
     """
@@ -101,7 +102,7 @@ def escape(value: str | None) -> str:
         return NO_VALUE
     # Lone surrogates cannot be written as UTF-8, and file names must be.
     value = value.encode("utf-8", "replace").decode()
-    escaped = _UNSAFE.sub(lambda match: f"%{ord(match.group()):02X}", value)
+    escaped = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), value)
     return shorten(escaped, MAX_COMPONENT_BYTES, value)
 
 

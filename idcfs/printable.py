@@ -6,8 +6,11 @@ move a terminal's cursor, and a line's end would begin a line that nobody wrote.
 
 import re
 
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, other ends of lines, what turns the direction of text, and what is no character."""
+UNFIT = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+"""A regular expression for control characters, other ends of lines, what turns the direction of text, and what is no
+character."""
+
+_UNFIT = re.compile(UNFIT)
 
 
 def printable(text: object) -> str:

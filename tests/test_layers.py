@@ -18,7 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "readahead": set(),
     "metrics": set(),
     "node": set(),
-    "layout": {"errors"},
+    "layout": {"errors", "printable"},
     "crawlers": set(),
     "config": {"crawlers", "errors", "layout"},
     "flights": {"errors"},

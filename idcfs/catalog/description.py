@@ -10,8 +10,8 @@ from typing import Any
 
 from idcfs.errors import CatalogueDamaged
 
-FORMAT = 4
-"""Changes when a file of the catalogue changes its form."""
+FORMAT = 5
+"""Changes when a file of the catalogue changes its form, or values are given other names."""
 
 
 SERIES_TABLE = "series.arrow"

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,9 +5,23 @@ from hypothesis import strategies as st
 from idcfs import layout
 from idcfs.errors import UsageError
 from idcfs.layout import Column
+from idcfs.printable import printable
 
 COLUMNS = frozenset({"collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Mod"})
-text = st.text(st.characters(exclude_categories=["Cs"]))
+UNPRINTABLE = [
+    *map(chr, range(0x20)),
+    *map(chr, range(0x7F, 0xA0)),
+    *"\u2028\u2029\u200e\u200f\u202a\u202e\u2066\u2069",
+]
+text = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
+    st.sampled_from([*UNPRINTABLE, "%", "E2", "a", "/"])
+).map("".join)
+
+
+@pytest.mark.parametrize("character", UNPRINTABLE, ids=ascii)
+def test_what_a_terminal_would_obey_is_escaped_as_its_bytes(character: str) -> None:
+    escaped = "".join(f"%{byte:02X}" for byte in character.encode())
+    assert layout.escape(f"a{character}b") == f"a{escaped}b"
 
 
 @given(text)
@@ -22,7 +34,8 @@ def test_a_component_is_a_legal_visible_name(value: str) -> None:
     component = layout.escape(value)
     assert component
     assert not component.startswith(".")
-    assert not re.search(r"[/\x00-\x1f\x7f]", component)
+    assert "/" not in component
+    assert component == printable(component)
     assert len(component.encode()) <= 255
 
 
@@ -30,6 +43,7 @@ def test_a_component_is_a_legal_visible_name(value: str) -> None:
 @example("%2F/%")
 @example("%%2/")
 @example(".")
+@example("\x85%C2%85\u2028%E2%80\xa8")
 def test_escaping_is_reversible(value: str) -> None:
     component = layout.escape(value)
     if len(component.encode()) < 255 and "~" not in component[-9:]:
@@ -39,6 +53,7 @@ def test_escaping_is_reversible(value: str) -> None:
 @given(text.filter(bool), text.filter(bool))
 @example("a" * 300, "a" * 301)
 @example("/", "%2F")
+@example("\x85", "%C2%85")
 def test_different_values_have_different_names(one: str, other: str) -> None:
     assert (one == other) == (layout.escape(one) == layout.escape(other))
 
