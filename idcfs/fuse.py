@@ -1,9 +1,10 @@
 """The FUSE adapter: pyfuse3's requests to the file system's calls, and its errors to errnos; nothing else.
 
 Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end
-the whole mount.
+the whole mount; but for `forget`, which has no answer to give: there any exception would.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -237,6 +238,7 @@ class Adapter(pyfuse3.Operations):
             # An entry that was told counts as looked up; those of one folder are all of one view, or all files.
             return self.filesystem.remember(told, start_id - first_id)
 
+    @answered
     async def releasedir(self, fh: int) -> None:
         """Close a folder."""
         self.filesystem.release_folder(fh)
@@ -302,6 +304,7 @@ class Adapter(pyfuse3.Operations):
         """Give a cohort another name, never in the place of another one."""
         await self.filesystem.cohort_files.rename(parent_inode_old, name_old, parent_inode_new, name_new)
 
+    @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The totals of the index; nothing is free, because nothing can be written."""
         totals = self.filesystem.totals()
@@ -331,7 +334,11 @@ class Adapter(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Count what the kernel refers to no more; only cohorts' views are kept for it."""
         for inode, times in inode_list:
-            self.filesystem.forget(inode, times)
+            try:
+                self.filesystem.forget(inode, times)
+            except Exception as error:
+                with contextlib.suppress(FUSEError):
+                    self.fail(error)
 
 
 async def _refuse(self: Adapter, *arguments: Any) -> NoReturn:
