@@ -103,7 +103,7 @@ class Fetcher:
         self._nursery = nursery
         self._flights = Flights[Extent, Buffer](nursery, timeout)
         self._learning = Flights[int, None](nursery, timeout)
-        self._failures = Failures[Extent]()
+        self._failures = Failures[tuple[int, int, int]]()
         self._memory = _Memory(int(memory * MEMORY_PART))
         self._in_cache: dict[int, set[Extent] | None] = {}
         self._extents_remembered = 0
@@ -151,12 +151,12 @@ class Fetcher:
 
     async def obtain_for_reader(self, extent: Extent) -> Buffer:
         """As `obtain`, but who asks again after a failure that took long is told the same for some seconds."""
-        self._failures.raise_again(extent)
+        self._failures.raise_again(_place(extent))
         asked = trio.current_time()
         try:
             return await self.obtain(extent)
         except ReadError as error:
-            self._failures.note(extent, error, asked)
+            self._failures.note(_place(extent), error, asked)
             raise
 
     async def recall(self, extent: Extent) -> bool:
@@ -272,7 +272,7 @@ class Fetcher:
                 # The disk may have anything of them; asked now, it would not tell of what waits to be written.
                 self._in_cache = dict.fromkeys(self._in_cache)
                 self._extents_remembered = 0
-        self._failures.forget(extent)
+        self._failures.forget(_place(extent))
         self._memory.remember(extent, data)
         self._cache.put(self._key(extent, listing), data)
 
@@ -379,3 +379,8 @@ class Fetcher:
         for other in others:
             self._memory.forget(other)
         await self._cache.delete({self._key(other, listing) for other in others})
+
+
+def _place(extent: Extent) -> tuple[int, int, int]:
+    """Where an extent begins: what failed as a whole may be asked for again as a head, and the other way round."""
+    return extent.series, extent.instance, extent.offset

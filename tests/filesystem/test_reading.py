@@ -202,6 +202,23 @@ async def test_failures_are_told_and_not_kept(cache: Path, index: Index, store: 
         (cache / "objects" / "cache.db").unlink()
 
 
+async def test_who_waited_in_vain_for_a_whole_file_does_not_wait_again_for_its_head(
+    cache: Path, index: Index, store: MemoryStore
+) -> None:
+    """The kernel asks again for a page that failed, and meanwhile the readers of the series may turn to headers."""
+    hanging = FailingStore(store, [None, *repeat(60.0, 9)])
+    async with open_filesystem(cache, index, hanging, seconds=1) as opened:
+        address = unpack((await opened.node(file_of(MANY))).inode)
+        assert isinstance(address, FileAddress)
+        whole = Extent(address.series, FAR, 0, MANY.sizes[FAR])
+        with pytest.raises(DeadlineExceeded):
+            await opened.fetcher.obtain_for_reader(whole)
+        before = hanging.calls
+        with pytest.raises(DeadlineExceeded):
+            await opened.fetcher.obtain_for_reader(whole._replace(length=100))
+        assert hanging.calls == before
+
+
 async def test_a_store_that_never_answers(cache: Path, index: Index, store: MemoryStore) -> None:
     never = FailingStore(store, repeat(float("inf")))
     async with open_filesystem(cache, index, never, seconds=0.2) as opened:
