@@ -77,6 +77,8 @@ class Control:
         self._caches = caches
         self._metrics = metrics
         self._breakers = breakers
+        self.limits_failure: str | None = None
+        """Why the kernel lets few reads wait, and what follows from that, for the status."""
         self._attribute_file: pq.ParquetFile | None = None
         self._attribute_groups: OrderedDict[int, Any] = OrderedDict()
         # A parquet file is not for two threads at a time.
@@ -194,6 +196,7 @@ class Control:
             "idc_version": self._catalogue.version,
             "mirror": self._mirror.word,
             "mirrors": {breaker.name: breaker.state._asdict() for breaker in self._breakers},
+            "limits_failure": self.limits_failure,
             "uptime_seconds": round(time.time() - metrics.started, 1),
             "counts": dict(self._catalogue.counts),
             "cache": caches,

@@ -58,6 +58,10 @@ LISTING_CACHE_BYTES = 1 << 30
 MAX_BACKGROUND = 1024
 """Reads that the kernel lets wait: so many that wait for a mirror block those of cached files; its own are 12."""
 
+SHORT_TIMEOUT = 10.0
+"""Seconds that a read may take where the kernel's limit stays; a guess: that of 12 which wait, others wait for as long,
+and that a second connection can still answer when the first one has stalled."""
+
 MIN_TASKS = 64
 MAX_TASKS = 4 * MAX_BACKGROUND
 """pyfuse3's tasks: as many idle ones as answer a burst, and enough that waiting reads leave some over."""
@@ -112,7 +116,7 @@ async def serve(settings: Settings, mountpoint: Path, tell: Tell, demo: bool = F
 async def _serve(settings: Settings, bytes_folder: Path, ending: Ending, mountpoint: Path, tell: Tell) -> None:
     def be_ready() -> None:
         ending.ready()
-        _be_ready(opened, mountpoint, tell)
+        _be_ready(opened, mountpoint, settings.timeout, tell)
 
     async with _open_filesystem(settings, bytes_folder, lambda step: tell({"step": step})) as opened:
         await _mount(opened.adapter, mountpoint, settings, ending, be_ready)
@@ -133,14 +137,18 @@ class _Opened(NamedTuple):
     """What serves a mount; `facts` is for the user, `source` is the mirror that is asked first."""
 
     adapter: Adapter
+    reader: Reader
+    control: Control
     facts: dict[str, Any]
     source: ObjectStore
     pages: PageCache
 
 
-def _be_ready(opened: _Opened, mountpoint: Path, tell: Tell) -> None:
-    tell({"ready": opened.facts})
+def _be_ready(opened: _Opened, mountpoint: Path, timeout: float, tell: Tell) -> None:
     limits = mountpoints.daemon_limits(mountpoint)
+    if limits is not None:
+        _let_many_wait(opened, limits, timeout)
+    tell({"ready": opened.facts})
     if limits is not None:
         opened.pages.start(limits / "abort")
     if isinstance(opened.source, S3Store):
@@ -186,7 +194,7 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             await catalogue.attributes_file()
         crawlers = Crawlers(filter(None, (name.strip() for name in settings.refuse.split(","))))
         adapter = Adapter(filesystem, metrics, settings.xattr, settings.allow_other_cohorts, crawlers)
-        yield _Opened(adapter, _facts(catalogue, mirror), sources[0], pages)
+        yield _Opened(adapter, reader, control, _facts(catalogue, mirror), sources[0], pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
             await fetcher.finish_writing()
         nursery.cancel_scope.cancel()
@@ -262,21 +270,22 @@ async def _mount(
 async def _tell_when_answering(mountpoint: Path, ready: Callable[[], None]) -> None:
     with trio.fail_after(START_TIMEOUT):
         await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
-    _raise_limits(mountpoint)
     ready()
     _notify("READY=1")
 
 
-def _raise_limits(mountpoint: Path) -> None:
-    """Let more requests wait in the background, where this user may say so."""
-    folder = mountpoints.daemon_limits(mountpoint)
-    if folder is None:
-        return
+def _let_many_wait(opened: _Opened, limits: Path, timeout: float) -> None:
+    """Let more requests wait in the background; where this user may not say so, have them wait for less long."""
     try:
-        (folder / "max_background").write_text(str(MAX_BACKGROUND))
-        (folder / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
+        (limits / "max_background").write_text(str(MAX_BACKGROUND))
+        (limits / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
     except OSError as error:
-        log.debug("the kernel's limits stay as they are: %s", error)
+        short = min(timeout, SHORT_TIMEOUT)
+        opened.reader.shorten(short)
+        why = f"{limits / 'max_background'}: {error.strerror}"
+        failure = f"the kernel lets few reads wait, so none does for more than {short:g} seconds: {why}"
+        opened.control.limits_failure = failure
+        log.info("%s", failure)
 
 
 def _notify(state: str) -> None:

@@ -131,6 +131,10 @@ class Fetcher:
         """Let go of the extent that was not used for longest; whether there are more."""
         return self._memory.forget_oldest()
 
+    def shorten(self, timeout: float) -> None:
+        """From now on a fetch may take *timeout* seconds."""
+        self._flights.timeout = timeout
+
     def detach(self, extent: Extent, data: Buffer) -> None:
         """Keep an extent that is in memory without what it is a part of."""
         if extent in self._memory:

@@ -3,8 +3,9 @@
 Belongs to the event loop.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -70,7 +71,10 @@ class Reader:
             ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
         """
         deadline = trio.current_time() + self._timeout + _GRACE
-        listing = self._listings.peek(series) or await self._listings.get(series)
+        listing = self._listings.peek(series)
+        if listing is None:
+            with self._until(deadline):
+                listing = await self._listings.get(series)
         size = listing.sizes[instance]
         stop = min(offset + length, size)
         if offset >= stop:
@@ -89,7 +93,8 @@ class Reader:
                 wanted = []
                 # What others read from the disk needs memory while this waits for a network.
                 pieces = [bytes(here) for here in pieces]
-                extent, piece = await self._obtain_by(deadline, extent, stop, listing)
+                with self._until(deadline):
+                    extent, piece = await self._obtain(extent, stop, listing)
                 piece = memoryview(piece)[first:last]
             pieces.append(piece)
             if extent.length == size and self._kernel_has_all(extent, offset, stop):
@@ -109,6 +114,11 @@ class Reader:
         if wanted:
             # After the answer, for which somebody waits.
             self._nursery.start_soon(self._fetch_behind, wanted)
+
+    def shorten(self, timeout: float) -> None:
+        """From now on a read may take *timeout* seconds, whatever it waits for."""
+        self._timeout = timeout
+        self._fetcher.shorten(timeout)
 
     def sizes(self, series: int) -> Sequence[int] | None:
         """The sizes of a series' instances, if it is listed."""
@@ -155,11 +165,12 @@ class Reader:
             return [head]
         return [whole]
 
-    async def _obtain_by(self, deadline: float, extent: Extent, stop: int, listing: Listing) -> tuple[Extent, Buffer]:
-        """As `_obtain`, until a time of trio's clock: a read may wait for several extents, one after the other."""
+    @contextlib.contextmanager
+    def _until(self, deadline: float) -> Iterator[None]:
+        """Bound what a read waits for by a time of trio's clock: it may be several things, one after the other."""
         try:
             with trio.fail_at(deadline):
-                return await self._obtain(extent, stop, listing)
+                yield
         except trio.TooSlowError:
             raise DeadlineExceeded(f"no answer within {self._timeout:g} seconds") from None
 

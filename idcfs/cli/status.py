@@ -98,6 +98,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for name, mirror in facts.get("mirrors", {}).items():
         if mirror["state"] != "closed":
             rows.append((f"mirror {name}", f"away, asked again in {mirror['retry_in']:.0f} s: {mirror['reason']}"))
+    if facts.get("limits_failure"):
+        rows.append(("limited", facts["limits_failure"]))
     rows += [
         ("running for", f"{facts['uptime_seconds']:,.0f} s, process {facts['pid']}"),
         ("served", f"{size_text(facts['bytes_served'])}, {facts['open_files']} files open"),

@@ -1,20 +1,24 @@
 """Readers who wait for a mirror that says nothing take nothing from those who need no mirror."""
 
+import contextlib
 import functools
 import os
+import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from idcfs.daemon import SHORT_TIMEOUT
 from tests.faults.cases import RIGHT, STALLED_READS
 from tests.faults.programs import HEADER, outcome
 from tests.faults.server import FaultServer
-from tests.faults.tree import SIZES, Series, series
+from tests.faults.tree import SIZES, SMALL, Series, series
 from tests.index_factory import Row, make_index, objects
-from tests.mounting import Commands, status
+from tests.mounting import Commands, is_running, status
 
 READERS = 300
 """More than requests that the kernel lets wait in the background, and than connections to the mirror."""
@@ -26,6 +30,13 @@ PROMPT = 2
 """Seconds that an answer from the cache may take on a busy machine."""
 
 GRACE = 5
+
+KERNELS_MOST = 12
+"""Requests that the kernel lets wait in the background if nobody says otherwise."""
+
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+PATIENCE = 30
 
 
 @pytest.mark.parametrize(("size", "length"), [(70_000, HEADER), (526_000, 526_000)], ids=["headers", "whole files"])
@@ -63,6 +74,71 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: in
                 told = [reader.result() for reader in readers]
             assert max(reader.seconds for reader in told) < TIMEOUT + GRACE
             assert {reader.told for reader in told} <= {RIGHT, "ETIMEDOUT", "EHOSTUNREACH"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can hide the kernel's limits")
+def test_where_few_may_wait_they_do_not_wait_for_long(tmp_path: Path) -> None:
+    crowd = Series(Row(collection="crowd", patient="patient", sizes=(70_000,) * KERNELS_MOST))
+    cached = series("known")
+    rows = [crowd.row, cached.row]
+    make_index(tmp_path / "index", rows)
+    commands = Commands(tmp_path / "home")
+    commands.home.mkdir()
+    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects(rows)}) as server:
+        flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", str(2 * PATIENCE))
+        with mounted_without_limits(commands, tmp_path / "idc", *flags) as point:
+            assert "max_background" in status(point)["limits_failure"]
+            look = looks(point, cached)[f"read of {SMALL} bytes"]
+            assert look() == RIGHT
+            drop_pages(cached.folder(point) / cached.instance(SMALL).name)
+            assert len(os.listdir(crowd.folder(point))) == KERNELS_MOST
+            waiting = CONNECTIONS / str(os.minor(os.stat(point).st_dev)) / "waiting"
+            read = [functools.partial(read_header, crowd.folder(point) / name) for name in crowd.names]
+            with ThreadPoolExecutor(KERNELS_MOST) as pool, server.failing(STALLED_READS):
+                readers = [pool.submit(outcome, each) for each in read]
+                until(lambda: int(waiting.read_text()) >= KERNELS_MOST)
+                looked = outcome(look)
+                told = [reader.result() for reader in readers]
+            assert looked.told == RIGHT
+            assert {reader.told for reader in told} <= {"ETIMEDOUT", "EHOSTUNREACH"}
+            assert max(each.seconds for each in (looked, *told)) < SHORT_TIMEOUT + GRACE
+
+
+@contextlib.contextmanager
+def mounted_without_limits(commands: Commands, path: Path, *flags: str | Path) -> Iterator[Path]:
+    """A mount in a namespace of its own, in which nobody can raise the kernel's limits, as in many containers."""
+    if not CONNECTIONS.is_mount():
+        pytest.skip(f"{CONNECTIONS} is not mounted, so nobody can see how many wait")
+    script = f"""
+        umount {CONNECTIONS} && idcfs mount "$@" >&2 && idcfs status "$0" >&2 &&
+        grep -Po '"pid": \\K\\d+' "$0/.idc/status.json"
+    """
+    done = commands.run("unshare", "--mount", "sh", "-c", script, path, *flags, path)
+    assert done.returncode == 0, done.stderr
+    daemon = int(done.stdout)
+    try:
+        assert "limited" in done.stderr
+        yield Path(f"/proc/{daemon}/root{path}")
+    finally:
+        os.kill(daemon, signal.SIGTERM)
+        until(lambda: not is_running(daemon))
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.01)
+
+
+def read_header(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return RIGHT if len(file.read(HEADER)) == HEADER else "too little"
+
+
+def drop_pages(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def looks(point: Path, cached: Series) -> dict[str, Callable[[], str]]:
