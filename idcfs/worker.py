@@ -29,9 +29,6 @@ _END_SECONDS = 2.0
 
 T = TypeVar("T")
 
-Arriving = Callable[[memoryview, int], None]
-"""Told that of a buffer so many bytes are filled."""
-
 
 class Workers:
     """Processes that do the same.
@@ -100,13 +97,15 @@ class Workers:
 
         worker.post(message, take)
 
-    async def fetch(self, message: dict[str, Any], length: int, arriving: Arriving | None = None) -> memoryview:
+    async def fetch(
+        self, message: dict[str, Any], length: int, arriving: Callable[[memoryview, int], None] | None = None
+    ) -> memoryview:
         """The *length* bytes that a request has put into the arena, but for its reserve.
 
         Args:
             message: the request; where the bytes go is added as `at`.
             length: how many bytes.
-            arriving: told of the bytes as they come.
+            arriving: told that of the buffer so many bytes are filled.
 
         Raises:
             As `ask`.
