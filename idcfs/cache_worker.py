@@ -3,7 +3,7 @@
     python -m idcfs.cache_worker OPTIONS
 
 OPTIONS is JSON: `folder`, `limit`, `swept` (cache folders in which files that nobody knows are looked for, some time
-after the start), and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
+after the start and then every hour), and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
 answers are lines of JSON on the socket; values are in the arena. A request has an `id` and
 
     get      key, length, at        answered with `found`; the value is then in the arena at `at`, and in the entry of
@@ -167,15 +167,22 @@ class CacheWorker:
             return
 
 
-def _sweep(folders: list[Path], entries: Entries, wait: float) -> None:
-    """Remove what processes that were killed have left, now and when the database was replaced."""
+def _sweep(folders: dict[Path, float], entries: Entries, wait: float) -> None:
+    """Remove what processes that were killed have left, again when the database was replaced, and every hour.
+
+    Args:
+        folders: cache folders, and until when what is there was written by processes that are gone.
+        entries: tells when its database was replaced.
+        wait: seconds, each time.
+    """
     while True:
         time.sleep(wait)
-        for folder in folders:
+        for folder, before in folders.items():
+            before = max(before, time.time() - upkeep.ORPHAN_SECONDS)
             # Who is asked for entries finds out what is wrong with the folder, and says so.
             with contextlib.suppress(OSError, sqlite3.Error, UnicodeDecodeError):
-                upkeep.sweep(folder, lambda: time.sleep(SWEEP_PAUSE))
-        entries.replaced.wait()
+                upkeep.sweep(folder, before, lambda: time.sleep(SWEEP_PAUSE))
+        entries.replaced.wait(upkeep.ORPHAN_SECONDS)
         entries.replaced.clear()
 
 
@@ -189,8 +196,10 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     connection = socket.socket(fileno=options["socket"])
     arena = memoryview(mmap.mmap(options["arena"], options["arena_size"]))
+    # Before this process, or who waits for its first answer, has them open.
+    swept = {Path(folder): upkeep.abandoned_before(Path(folder)) for folder in options["swept"]}
     entries = Entries(Path(options["folder"]), options["limit"])
-    sweeping = [Path(folder) for folder in options["swept"]], entries, SWEEP_AFTER
+    sweeping = swept, entries, SWEEP_AFTER
     threading.Thread(target=_sweep, args=sweeping, daemon=True).start()
     CacheWorker(entries, arena, connection).serve()
     entries.close()

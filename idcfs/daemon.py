@@ -10,9 +10,9 @@ import logging
 import os
 import resource
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from idcfs.arena import Arena
 from idcfs.cache import Cache, open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import find_index
+from idcfs.cohorts.folder import CohortFolder
 from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
@@ -123,14 +124,14 @@ async def _serve(settings: Settings, bytes_folder: Path, ending: Ending, mountpo
 
 
 async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell: Tell) -> None:
-    from idcfs.demo import write_demo_mirror
+    from idcfs.demo import temporary_folder, write_demo_mirror
 
     tell({"step": "writing the sample mirror"})
     index = find_index(settings.index)
-    with tempfile.TemporaryDirectory(prefix="idcfs-demo-") as folder:
-        mirror = Path(folder) / "mirror"
+    with temporary_folder() as folder:
+        mirror = folder / "mirror"
         await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
-        await _serve(replace(settings, mirror=str(mirror)), Path(folder) / "cache", ending, mountpoint, tell)
+        await _serve(replace(settings, mirror=str(mirror)), folder / "cache", ending, mountpoint, tell)
 
 
 class _Opened(NamedTuple):
@@ -187,6 +188,8 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}
         control = Control(catalogue, mirror, caches, metrics, breakers)
         results = Results(catalogue, settings)
+        tidy = CohortFolder(settings.cohort_dir).remove_leftovers
+        nursery.start_soon(partial(trio.to_thread.run_sync, tidy, abandon_on_cancel=True))
         cohorts = Cohorts(settings.cohort_dir, catalogue, results, nursery, settings.timeout)
         filesystem = FileSystem(catalogue, listings, reader, control, cohorts, order, metrics)
         if settings.xattr:

@@ -123,8 +123,9 @@ class EntryDatabase:
         self._let_go()
         self._in_use = open_lock(self._folder)
         with contextlib.suppress(OSError):
-            # Shared by all who use the cache; a file system that has no locks goes without.
-            fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # Shared by all who use the cache, and taken from them for a moment by who asks whether anybody does; a file
+            # system that has no locks goes without.
+            fcntl.flock(self._in_use, fcntl.LOCK_SH)
         before = identity(self._folder)
         try:
             cache = self._open_database()

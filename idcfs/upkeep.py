@@ -6,19 +6,22 @@ because entries come and go meanwhile.
 
 import contextlib
 import io
+import math
 import os
 import re
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from idcfs import entry_database
-from idcfs.entries import FILE_MODE, INLINE_BYTES, INLINE_MODE, is_file_name, is_sound
+from idcfs.entries import FILE_MODE, INLINE_BYTES, INLINE_MODE, is_file_name, is_in_use, is_sound
 
 ORPHAN_SECONDS = 3600.0
-"""Age from which a file that the database does not know belongs to nobody: one is written in some milliseconds."""
+"""Age from which a file that the database does not know belongs to nobody, although others use the cache: one is
+written in some milliseconds."""
 
 _ROWS_AT_ONCE = 64
 
@@ -70,6 +73,18 @@ def count(folder: Path) -> int:
     return 0
 
 
+def abandoned_before(folder: Path) -> float:
+    """The time before which nobody who may still tell the database of it has written a file of the cache in *folder*.
+
+    To be asked by a process that does not have the cache open itself.
+    """
+    now = time.time()
+    with contextlib.suppress(OSError):
+        if not is_in_use(folder):
+            return now
+    return now - ORPHAN_SECONDS
+
+
 def check(folder: Path, repair: bool, checked: Callable[[int], None] = lambda rows: None) -> Iterator[Finding]:
     """Look at all entries of the cache in *folder*.
 
@@ -78,8 +93,10 @@ def check(folder: Path, repair: bool, checked: Callable[[int], None] = lambda ro
         repair: drop what is found.
         checked: told how many more entries were looked at.
     """
+    # Before the database is read: what comes later is younger.
+    before = abandoned_before(folder)
     if not (folder / entry_database.NAME).exists():
-        yield from _unknown(folder, (), repair)
+        yield from _unknown(folder, (), before, repair)
         return
     identity = entry_database.identity(folder)
     try:
@@ -96,20 +113,22 @@ def check(folder: Path, repair: bool, checked: Callable[[int], None] = lambda ro
                 yield Finding(entry_database.NAME, "its count or size is not that of its entries")
                 if repair:
                     _count_again(base)
-            yield from _unknown(folder, _known(base), repair)
+            yield from _unknown(folder, _known(base), before, repair)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if not entry_database.is_damage(error, folder):
             raise
         yield Finding(entry_database.NAME, f"the database is damaged ({error}); its entries are lost")
         if repair:
             entry_database.set_aside(folder, identity, error)
+            deque(_unknown(folder, (), before, repair), maxlen=0)
 
 
-def sweep(folder: Path, pause: Callable[[], None]) -> int:
+def sweep(folder: Path, before: float, pause: Callable[[], None] = lambda: None) -> int:
     """Remove the files that the database does not know, and count its entries again; how many files there were.
 
     Args:
         folder: which may be in use.
+        before: time up to which files can be abandoned; in the past.
         pause: called after each folder of files, so that others get their turn.
     """
     if not (folder / entry_database.NAME).exists():
@@ -117,7 +136,7 @@ def sweep(folder: Path, pause: Callable[[], None]) -> int:
     with _connect(folder) as base:
         if not base.execute(_COUNTS_ARE_RIGHT).fetchone()[0]:
             _count_again(base)
-        return sum(1 for _ in _unknown(folder, _known(base), True, pause))
+        return sum(1 for _ in _unknown(folder, _known(base), before, True, pause))
 
 
 def _connect(folder: Path) -> "contextlib.closing[sqlite3.Connection]":
@@ -202,16 +221,19 @@ def _known(base: sqlite3.Connection) -> Iterator[str]:
 
 
 def _unknown(
-    folder: Path, known: Iterator[str] | tuple[()], repair: bool, pause: Callable[[], None] = lambda: None
+    folder: Path,
+    known: Iterator[str] | tuple[()],
+    before: float,
+    repair: bool,
+    pause: Callable[[], None] = lambda: None,
 ) -> Iterator[Finding]:
-    """The old files that are not among the *known* ones, which are in order as the files are."""
+    """The files from *before* that are not among the *known* ones, which are in order as the files are."""
     names = iter(known)
-    # Before the files: what comes later is young.
     name = next(names, None)
     for file in _files(folder, pause):
         while name is not None and name < file:
             name = next(names, None)
-        if name != file and _age(folder / file) > ORPHAN_SECONDS:
+        if name != file and _written(folder / file) < before:
             yield Finding(file, "the database does not know this file")
             if repair:
                 _remove(folder, file)
@@ -231,11 +253,11 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-def _age(path: Path) -> float:
+def _written(path: Path) -> float:
     try:
-        return time.time() - path.lstat().st_mtime
+        return path.lstat().st_mtime
     except FileNotFoundError:
-        return 0.0
+        return math.inf
 
 
 def _remove(folder: Path, name: Any) -> None:

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from idcfs.cohorts.text import MAX_TEXT
-from idcfs.errors import AlreadyThere, CohortsUnusable, NameRefused, NameTooLong, NoSpace, NotThereNow, QueryTooLong
+from idcfs.errors import (
+    AlreadyThere,
+    CohortsUnusable,
+    IdcfsError,
+    NameRefused,
+    NameTooLong,
+    NoSpace,
+    NotThereNow,
+    QueryTooLong,
+)
 
 SUFFIX = ".sql"
 
@@ -36,6 +45,7 @@ LOCK_SECONDS = 5.0
 _LOCK_POLL = 0.005
 _LAST_GOOD = ".last-good"
 _LOCK = ".lock"
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f/]")
 
 
@@ -183,6 +193,18 @@ class CohortFolder:
             else:
                 _make_folder(self._last_good(name).parent)
                 self._replace(self._last_good(name), text)
+
+    def remove_leftovers(self) -> None:
+        """Remove what writers that were killed have left. Where that cannot be done it stays, and does no harm."""
+        if any(self._partial()):
+            with contextlib.suppress(IdcfsError), self._locked(), self._telling():
+                # Whoever writes one has the lock.
+                for file in self._partial():
+                    file.unlink(missing_ok=True)
+
+    def _partial(self) -> Iterator[Path]:
+        for folder in (self.path, self.path / _LAST_GOOD):
+            yield from (file for file in folder.glob(".*.partial") if _PARTIAL.fullmatch(file.name))
 
     def _file(self, name: str) -> Path:
         return self.path / (name + SUFFIX)

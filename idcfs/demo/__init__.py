@@ -5,6 +5,7 @@ Contract: `write_demo_mirror` fills a folder in the buckets' layout for the fixe
 them; pixels, contours and texts are made up and say so. Two runs write the same bytes.
 """
 
+from idcfs.demo.folder import temporary_folder
 from idcfs.demo.mirror import DemoSummary, write_demo_mirror
 
-__all__ = ["DemoSummary", "write_demo_mirror"]
+__all__ = ["DemoSummary", "temporary_folder", "write_demo_mirror"]

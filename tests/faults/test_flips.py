@@ -223,9 +223,9 @@ def _mend(folder: Path, bit: int, message: str) -> None:
         found = list(upkeep.check(folder, False))
         assert len(list(upkeep.check(folder, True))) >= bool(found), message
         assert list(upkeep.check(folder, True)) == [], message
-        upkeep.sweep(folder, lambda: None)
+        upkeep.sweep(folder, upkeep.abandoned_before(folder))
     except Exception as error:
-        raise AssertionError(message) from error
+        raise AssertionError(f"{message}: {error!r}") from error
 
 
 def _see_nothing_wrong(opened: Entries, message: str) -> None:
@@ -245,4 +245,4 @@ def _put(opened: Entries, key: str, message: str) -> None:
         try:
             opened.put_many([(key, ENTRIES[key])])
         except Exception as error:
-            raise AssertionError(message) from error
+            raise AssertionError(f"{message}: {error!r}") from error

@@ -116,23 +116,44 @@ def test_what_is_no_cache(commands: Commands) -> None:
     assert not (commands.home / "none").exists()
 
 
+def leave_files(cache: Path) -> list[Path]:
+    """What a process leaves that is killed between a file and its row, in both caches."""
+    lost = [cache / part / "ab" / "cd" / ("0" * 28 + ".val") for part in ("objects", "listings")]
+    for file in lost:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(values(cache)[0], file)
+    return lost
+
+
+def until_gone(files: list[Path]) -> None:
+    deadline = time.monotonic() + 40
+    while any(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_what_killed_processes_left_is_swept_after_the_start(
     commands: Commands, cache: Path, folder_mirror: Path
 ) -> None:
     before = values(cache)
-    lost = cache / "objects" / "ab" / "cd" / ("0" * 28 + ".val")
-    listing = cache / "listings" / "ab" / "cd" / lost.name
-    young = lost.with_name("1" * 28 + ".val")
-    for file in (lost, young, listing):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(before[0], file)
-    for file in (lost, listing):
-        os.utime(file, (OLD, OLD))
+    lost = leave_files(cache)
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
-        assert lost.exists(), "the start does not wait for it"
-        deadline = time.monotonic() + 40
-        while lost.exists() or listing.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert lost[0].exists(), "the start does not wait for it"
+        until_gone(lost)
         read_all(point, folder_mirror)
-    assert values(cache) == sorted([*before, young])
+    assert values(cache) == before
+
+
+def test_what_others_may_be_writing_is_swept_when_it_is_old(
+    commands: Commands, cache: Path, folder_mirror: Path
+) -> None:
+    with commands.mounted(commands.home / "other", "--mirror", folder_mirror) as other:
+        read_all(other, folder_mirror)
+        before = values(cache)
+        (young, _), old = leave_files(cache), cache / "objects" / "ab" / "cd" / ("1" * 28 + ".val")
+        shutil.copy(young, old)
+        os.utime(old, (OLD, OLD))
+        with commands.mounted(commands.home / "idc", "--mirror", folder_mirror):
+            until_gone([old])
+            assert young.exists()
+    assert sorted({*values(cache)} - {*before}) == [young]

@@ -111,6 +111,20 @@ def test_a_demo_that_is_ended_leaves_no_temporary_folder(commands: Commands, tem
         assert list(temporary.iterdir()) == []
 
 
+def test_what_a_killed_demo_leaves_the_next_one_removes(commands: Commands, temporary: Path) -> None:
+    with commands.mounted(commands.home / "living", "--demo") as living:
+        (in_use,) = temporary.iterdir()
+        with commands.mounted(commands.home / "idc", "--demo") as point:
+            (left,) = {*temporary.iterdir()} - {in_use}
+            os.kill(status(point)["pid"], signal.SIGKILL)
+        assert left.exists()
+        with commands.mounted(commands.home / "idc", "--demo") as point:
+            assert not left.exists()
+            assert len(list(temporary.iterdir())) == 2
+            assert len(os.listdir(point)) == len(os.listdir(living))
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_start_that_is_interrupted_says_so_and_leaves_nothing(
     commands: Commands, temporary: Path, number: signal.Signals

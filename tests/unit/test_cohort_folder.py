@@ -428,6 +428,26 @@ def test_a_full_disk_leaves_the_text_as_it_was(tiny_disk: CohortFolder) -> None:
     tiny_disk.write("a", b"y" * 100_000)
 
 
+def test_what_killed_writers_left_is_removed_unless_somebody_writes(
+    folder: CohortFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cohort_folder, "LOCK_SECONDS", 0)
+    folder.remove_leftovers()
+    assert not folder.path.exists()
+    folder.write("a", b"x")
+    folder.keep_last_good("a", b"y")
+    kept = {**files(folder), ".mine.partial": b""}
+    (folder.path / ".mine.partial").touch()
+    left = [place / f".{16 * 'a'}.partial" for place in (folder.path, folder.path / ".last-good")]
+    for file in left:
+        file.write_bytes(b"half of")
+    with folder._locked():
+        CohortFolder(folder.path).remove_leftovers()
+        assert all(file.exists() for file in left)
+    folder.remove_leftovers()
+    assert files(folder) == kept
+
+
 def test_a_disk_without_locks_is_told_of(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(37, "No locks available")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +109,34 @@ def test_what_was_to_be_kept_is_kept_when_nobody_takes_the_answers(tmp_path: Pat
         served.result(PATIENCE)
     assert [bytes(entries.get(f"key{number}") or b"") == LARGE for number in range(20)] == [True] * 20
     entries.close()
+
+
+SWEEPS_OFTEN = """
+from idcfs import cache_worker, upkeep
+cache_worker.SWEEP_AFTER, upkeep.ORPHAN_SECONDS = 0, 1.0
+cache_worker.main()
+"""
+
+
+async def test_a_worker_sweeps_again_and_again(tmp_path: Path, arena: Arena) -> None:
+    with contextlib.closing(Entries(tmp_path, LIMIT)) as entries:
+        entries.put_many([("key", LARGE)])
+    ours, theirs = socket.socketpair()
+    options = {"folder": str(tmp_path), "limit": LIMIT, "swept": [str(tmp_path)], "socket": theirs.fileno()}
+    command = [sys.executable, "-c", SWEEPS_OFTEN]
+    command.append(json.dumps({**options, "arena": arena.descriptor, "arena_size": arena.size}))
+    process = await trio.lowlevel.open_process(command, pass_fds=(theirs.fileno(), arena.descriptor))
+    theirs.close()
+    for name in ("0" * 28, "1" * 28):
+        left = files(tmp_path)[0].with_name(f"{name}.val")
+        left.write_bytes(LARGE)
+        with trio.fail_after(PATIENCE):
+            while left.exists():  # noqa: ASYNC110  # a worker tells nobody
+                await trio.sleep(0.01)
+    # At which it ends.
+    ours.close()
+    await process.wait()
+    assert len(files(tmp_path)) == 1
 
 
 async def test_what_is_dropped_has_no_parts(cache: ExtentCache) -> None:

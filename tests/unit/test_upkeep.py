@@ -18,6 +18,7 @@ from tests.unit.test_cache import entries_in
 SMALL = b"small"
 LARGE = bytes(range(256)) * 400
 OLD = time.time() - 10 * upkeep.ORPHAN_SECONDS
+YOUNG = time.time() - upkeep.ORPHAN_SECONDS / 10
 
 
 @pytest.fixture
@@ -84,10 +85,10 @@ DAMAGES = [flip, flip_inside, lose_file, plant_key, plant_name, plant_long_value
 
 def test_nothing_is_found_where_nothing_is_wrong(entries: Entries, tmp_path: Path) -> None:
     told: list[int] = []
-    orphan(tmp_path, changed=time.time())
+    orphan(tmp_path, changed=YOUNG)
     assert list(upkeep.check(tmp_path, True, told.append)) == []
     assert sum(told) == upkeep.count(tmp_path) == 200
-    assert upkeep.sweep(tmp_path, lambda: None) == 0
+    assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
     assert len(files(tmp_path)) == 101, "what is being written is young"
     assert all(entries.get(f"key{number}") is not None for number in range(200))
 
@@ -130,7 +131,7 @@ def test_values_of_all_kinds_cost_one_entry_at_most(
         check(tmp_path)
         check(tmp_path, repair=True)
         assert check(tmp_path) == []
-    assert upkeep.sweep(tmp_path, lambda: None) == 0
+    assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
     assert sum(entries.get(f"key{number}") is not None for number in range(200)) >= 198
     entries.put_many([("key3", SMALL), ("key4", LARGE)])
     assert bytes(entries.get("key4") or b"") == LARGE
@@ -156,10 +157,27 @@ def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(ent
     assert [found.what for found in check(tmp_path)] == [
         str(file.relative_to(tmp_path)) for file in sorted([lost, beside])
     ]
-    assert upkeep.sweep(tmp_path, lambda: None) == 2
+    assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 2
     assert len(files(tmp_path)) == 100
     assert [path.name for path in (tmp_path / "ab" / "cd").iterdir()] == ["notes.txt"]
     assert check(tmp_path) == []
+
+
+def test_young_files_go_too_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    with entries_in(tmp_path) as entries:
+        entries.put_many([("key", LARGE)])
+        orphan(tmp_path, changed=YOUNG)
+        assert check(tmp_path) == []
+    assert len(check(tmp_path)) == 1
+    before = upkeep.abandoned_before(tmp_path)
+    orphan(tmp_path, changed=time.time() + 1)
+    with entries_in(tmp_path) as entries:
+        # In a transaction that goes on while the files are looked at.
+        later = orphan(tmp_path, changed=time.time() + 1)
+        assert upkeep.sweep(tmp_path, before) == 1
+        assert later.exists()
+        assert bytes(entries.get("key") or b"") == LARGE
+    assert upkeep.sweep(tmp_path, time.time() + 10) == 2
 
 
 def test_wrong_counts_are_set_right(entries: Entries, tmp_path: Path) -> None:
@@ -169,7 +187,7 @@ def test_wrong_counts_are_set_right(entries: Entries, tmp_path: Path) -> None:
             assert len(check(tmp_path, repair=True)) == 1
             assert check(tmp_path) == []
             change(tmp_path, f"UPDATE Settings SET {wrong} WHERE key = '{key}'")
-            upkeep.sweep(tmp_path, lambda: None)
+            upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path))
             assert check(tmp_path) == []
     assert entries.usage()[0] == 200
     change(tmp_path, "DELETE FROM Settings WHERE key IN ('count', 'size')")
@@ -237,5 +255,5 @@ def test_exactly_what_is_old_and_unknown_is_swept(
         (folder / name(number)).parent.mkdir(parents=True, exist_ok=True)
         (folder / name(number)).touch()
         os.utime(folder / name(number), (OLD, OLD))
-    assert upkeep.sweep(folder, lambda: None) == len(there - known)
+    assert upkeep.sweep(folder, upkeep.abandoned_before(folder)) == len(there - known)
     assert {int(file.stem, 16) for file in files(folder)} == there & known
