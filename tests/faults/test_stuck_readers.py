@@ -18,7 +18,8 @@ from tests.faults.programs import HEADER, outcome
 from tests.faults.server import FaultServer
 from tests.faults.tree import SIZES, SMALL, Series, series
 from tests.index_factory import Row, make_index, objects
-from tests.mounting import Commands, is_running, status
+from tests.mounting import Commands, status
+from tests.processes import is_running
 
 READERS = 300
 """More than requests that the kernel lets wait in the background, and than connections to the mirror."""
