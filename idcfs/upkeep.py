@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 
 def count(folder: Path) -> int:
-    """How many entries the database knows; 0 if it cannot be read."""
+    """How many entries the database knows; 0 if there is none, or it cannot be read."""
     with contextlib.suppress(sqlite3.Error, UnicodeDecodeError), _connect(folder) as base:
         return int(base.execute("SELECT count(*) FROM Cache").fetchone()[0])
     return 0
@@ -140,7 +140,9 @@ def sweep(folder: Path, before: float, pause: Callable[[], None] = lambda: None)
 
 
 def _connect(folder: Path) -> "contextlib.closing[sqlite3.Connection]":
-    base = sqlite3.connect(folder / entry_database.NAME, _LOCK_SECONDS, isolation_level=None)
+    # Not to make one.
+    uri = f"{(folder / entry_database.NAME).absolute().as_uri()}?mode=rw"
+    base = sqlite3.connect(uri, _LOCK_SECONDS, isolation_level=None, uri=True)
     # Damaged text is to be dropped, and not to stop who looks for damage.
     base.text_factory = lambda text: text.decode(errors="replace")
     return contextlib.closing(base)

@@ -15,11 +15,13 @@ from idcfs import errors
 from idcfs.cli.group import PARTS, counted, main, size_text
 from idcfs.config import load_settings
 from idcfs.printable import printable
+from idcfs.private import UMASK
 
 
 @main.group()
 def cache() -> None:
     """Look at the cache folder, or empty it."""
+    os.umask(UMASK)
 
 
 @cache.command("info")
@@ -79,30 +81,36 @@ def cache_verify(cache_dir: str | None, repair: bool) -> None:
     What is dropped is fetched or built again when it is needed.
     """
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
-    found = 0
+    found = left = 0
     for name in PARTS:
         look = _verify_catalogue if name == "catalogue" else _verify_entries
         try:
-            for what, why in look(folder / name, name, repair):
+            for what, why, stays in look(folder / name, name, repair):
                 found += 1
+                left += stays
                 click.echo(f"{name}: {printable(what)}: {printable(why)}")
         except (OSError, sqlite3.Error) as error:
             raise errors.CacheUnusable(f"{folder / name}: {error}; it could not be checked") from error
-    if found and not repair:
-        raise errors.DamageFound(
-            f"{counted(found, 'damaged part')} in {folder}; drop them: idcfs cache verify --repair"
-        )
-    click.echo(f"{folder}: {counted(found, 'damaged part')} dropped" if found else f"{folder}: no damage")
+    if left < found:
+        click.echo(f"{folder}: {counted(found - left, 'damaged part')} dropped")
+    if left:
+        remedy = "wait until it is built, and try again" if repair else "drop them"
+        raise errors.DamageFound(f"{counted(left, 'damaged part')} in {folder}; {remedy}: idcfs cache verify --repair")
+    if not found:
+        click.echo(f"{folder}: no damage")
 
 
-def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str]]:
+def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
+    """What is damaged, why, and whether it stays."""
     from idcfs import upkeep
 
     with click.progressbar(length=upkeep.count(folder), label=name, file=sys.stderr) as progress:
-        yield from upkeep.check(folder, repair, progress.update)
+        for what, why in upkeep.check(folder, repair, progress.update):
+            yield what, why, not repair
 
 
-def _verify_catalogue(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str]]:
+def _verify_catalogue(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
+    """As of entries."""
     from idcfs.catalog import check
 
     with click.progressbar(check.files(folder), label=name, file=sys.stderr) as files:
@@ -110,6 +118,7 @@ def _verify_catalogue(folder: Path, name: str, repair: bool) -> Iterator[tuple[s
             why = check.damage(path)
             if why is None:
                 continue
-            if repair and not check.drop(folder, path):
-                why += "; it is being built, so it stays"
-            yield str(path.relative_to(folder)), why
+            is_dropped = repair and check.drop(folder, path)
+            if repair and not is_dropped:
+                why += "; its catalogue is being built, so it stays"
+            yield str(path.relative_to(folder)), why, not is_dropped

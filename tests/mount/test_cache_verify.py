@@ -1,5 +1,6 @@
 """`idcfs cache verify`, beside a live mount and without; what killed processes left goes with the next start."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -114,6 +115,35 @@ def test_a_name_that_was_planted_reaches_no_terminal(commands: Commands, cache: 
 def test_what_is_no_cache(commands: Commands) -> None:
     assert verify(commands, SOUND, "--cache-dir", str(commands.home / "none")) == [f"{commands.home}/none: no damage"]
     assert not (commands.home / "none").exists()
+
+
+def test_a_folder_without_a_database_is_sound_and_what_is_made_is_for_its_owner(commands: Commands) -> None:
+    folder = commands.home / "cache"
+    for name in ("objects", "listings", "catalogue"):
+        (folder / name).mkdir(parents=True)
+    for _ in range(2):
+        assert verify(commands, SOUND, "--cache-dir", str(folder)) == [f"{folder}: no damage"]
+    made = [path for path in folder.rglob("*") if path.is_file()]
+    assert [path.name for path in made if path.name != "in-use.lock" or path.stat().st_mode & 0o077] == []
+
+
+def test_what_is_being_built_stays_and_is_not_said_to_be_dropped(commands: Commands, cache: Path) -> None:
+    (series,) = (cache / "catalogue").glob("*/series.arrow")
+    data = series.read_bytes()
+    # The fixture's are linked to those of other tests.
+    series.unlink()
+    series.write_bytes(data)
+    flip(series, 50_000)
+    values(cache)[0].unlink()
+    with open(cache / "catalogue" / f"{series.parent.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = commands.idcfs("cache", "verify", "--repair")
+    assert done.returncode == DAMAGED
+    assert "1 damaged part in" in done.stderr.splitlines()[-1]
+    assert done.stdout.splitlines()[-1] == f"{cache}: 1 damaged part dropped"
+    assert "so it stays" in done.stdout
+    assert verify(commands, SOUND, "--repair")[-1] == f"{cache}: 1 damaged part dropped"
+    assert not series.exists()
 
 
 def leave_files(cache: Path) -> list[Path]:

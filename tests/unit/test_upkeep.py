@@ -97,6 +97,9 @@ def test_where_there_is_no_cache_nothing_is_found(tmp_path: Path) -> None:
     assert check(tmp_path / "none", True) == []
     assert upkeep.count(tmp_path / "none") == 0
     assert not (tmp_path / "none").exists()
+    assert upkeep.count(tmp_path) == 0
+    assert check(tmp_path, True) == []
+    assert not (tmp_path / "cache.db").exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
