@@ -124,31 +124,29 @@ COLUMNS = ["key", "raw", "store_time", "expire_time", "access_count", "tag", "si
 VALUES = ["NULL", "1.5", "4611686018427387904", "-5", "x'ff61'", "'text'", "CAST(x'ff61' AS TEXT)"]
 
 
-@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("column", COLUMNS)
-def test_values_of_all_kinds_cost_one_entry_at_most(
-    entries: Entries, tmp_path: Path, column: str, value: str, warnings_logged: WarningsLogged
-) -> None:
-    for key in ("key3", "key4"):
-        change(tmp_path, f"UPDATE Cache SET {column} = {value} WHERE key = ?", key)
-        check(tmp_path)
+def test_values_of_all_kinds_cost_one_entry_at_most(entries: Entries, tmp_path: Path, column: str) -> None:
+    for value in VALUES:
+        for key in ("key3", "key4"):
+            change(tmp_path, f"UPDATE Cache SET {column} = {value} WHERE key = ?", key)
+            check(tmp_path)
+            check(tmp_path, repair=True)
+            assert check(tmp_path) == [], value
+        assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
+        assert sum(entries.get(f"key{number}") is not None for number in range(200)) >= 198, value
+        entries.put_many([("key3", LARGE), ("key4", SMALL)])
+        assert bytes(entries.get("key3") or b"") == LARGE, value
+
+
+def test_a_wrong_size_counts_for_nothing(entries: Entries, tmp_path: Path) -> None:
+    for number, value in enumerate(VALUES):
+        change(tmp_path, f"UPDATE Cache SET size = {value} WHERE key = ?", f"key{number}")
+        assert len(check(tmp_path)) in {1, 2}, value
         check(tmp_path, repair=True)
         assert check(tmp_path) == []
-    assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
-    assert sum(entries.get(f"key{number}") is not None for number in range(200)) >= 198
-    entries.put_many([("key3", SMALL), ("key4", LARGE)])
-    assert bytes(entries.get("key4") or b"") == LARGE
-
-
-@pytest.mark.parametrize("value", VALUES)
-def test_a_wrong_size_counts_for_nothing(entries: Entries, tmp_path: Path, value: str) -> None:
-    change(tmp_path, f"UPDATE Cache SET size = {value} WHERE key = 'key3'")
-    assert len(check(tmp_path)) in {1, 2}
-    check(tmp_path, repair=True)
-    assert check(tmp_path) == []
-    known = sum(file.stat().st_size for file in files(tmp_path))
-    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as base:
-        assert base.execute("SELECT value FROM Settings WHERE key = 'size'").fetchone() == (known,)
+        known = sum(file.stat().st_size for file in files(tmp_path))
+        with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as base:
+            assert base.execute("SELECT value FROM Settings WHERE key = 'size'").fetchone() == (known,)
 
 
 def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(entries: Entries, tmp_path: Path) -> None:
