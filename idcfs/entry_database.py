@@ -35,6 +35,10 @@ _NOT_DAMAGE = frozenset(
 )  # fmt: skip
 """What SQLite says of the disk, or of others who use the database."""
 
+_SHARE_TRIES = 20
+_SHARE_PAUSE = 0.005
+"""Who asks whether anybody uses the cache has the lock alone for a moment; who has it for longer is not waited for."""
+
 _FORMATS = frozenset({b"", b"\1\1", b"\2\2"})
 """What a header has from byte 18 on (https://sqlite.org/fileformat.html): nothing yet, without a WAL, with one. With
 other numbers SQLite says that the database is read-only, or locked."""
@@ -122,10 +126,7 @@ class EntryDatabase:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._let_go()
         self._in_use = open_lock(self._folder)
-        with contextlib.suppress(OSError):
-            # Shared by all who use the cache, and taken from them for a moment by who asks whether anybody does; a file
-            # system that has no locks goes without.
-            fcntl.flock(self._in_use, fcntl.LOCK_SH)
+        _share(self._in_use)
         before = identity(self._folder)
         try:
             cache = self._open_database()
@@ -207,6 +208,19 @@ def check_tables(base: sqlite3.Connection) -> None:
 def open_lock(folder: Path) -> int:
     """A descriptor of the file that whoever uses the cache in *folder* has locked."""
     return os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _share(lock: int) -> None:
+    """Take a lock that all who use the cache share; a file system that has no locks goes without."""
+    for _ in range(_SHARE_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_SHARE_PAUSE)
+        except OSError:
+            return
+        else:
+            return
 
 
 def identity(folder: Path) -> Identity | None:

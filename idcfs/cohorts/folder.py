@@ -196,11 +196,12 @@ class CohortFolder:
 
     def remove_leftovers(self) -> None:
         """Remove what writers that were killed have left. Where that cannot be done it stays, and does no harm."""
-        if any(self._partial()):
-            with contextlib.suppress(IdcfsError), self._locked(), self._telling():
+        with contextlib.suppress(IdcfsError), self._telling():
+            if any(self._partial()):
                 # Whoever writes one has the lock.
-                for file in self._partial():
-                    file.unlink(missing_ok=True)
+                with self._locked():
+                    for file in self._partial():
+                        file.unlink(missing_ok=True)
 
     def _partial(self) -> Iterator[Path]:
         for folder in (self.path, self.path / _LAST_GOOD):

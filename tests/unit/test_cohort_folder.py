@@ -448,6 +448,11 @@ def test_what_killed_writers_left_is_removed_unless_somebody_writes(
     assert files(folder) == kept
 
 
+def test_a_folder_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    # Its name is too long for any file system.
+    CohortFolder(tmp_path / ("x" * 300)).remove_leftovers()
+
+
 def test_a_disk_without_locks_is_told_of(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(37, "No locks available")
