@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from idcfs.catalog.description import read_description
+from idcfs.catalog.description import FORMAT, read_description
 from idcfs.catalog.table import BATCH_ROWS, BatchCache, Table
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
@@ -18,8 +18,10 @@ _BATCH_BYTES = 1 << 20
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of the catalogues in *folder* that can be checked."""
-    found = (path for suffix in ("json", "arrow", "parquet") for path in folder.rglob(f"*.{suffix}"))
+    """The files of the catalogues in *folder* that can be checked; those of another format are another idcfs'."""
+    catalogues = folder.glob(f"*-{FORMAT}")
+    suffixes = ("json", "arrow", "parquet")
+    found = (path for catalogue in catalogues for suffix in suffixes for path in catalogue.rglob(f"*.{suffix}"))
     # What has a dot in its folder's name is being built.
     return sorted(path for path in found if not any("." in part for part in path.relative_to(folder).parts[:-1]))
 

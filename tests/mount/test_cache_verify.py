@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from idcfs.catalog.description import FORMAT
 from tests.mounting import Commands, mirror_series
 
 OLD = time.time() - 10 * 3600
@@ -100,6 +101,16 @@ def test_a_damaged_catalogue_is_dropped_and_built_again(commands: Commands, cach
     assert len(verify(commands, DAMAGED)) == 1
     verify(commands, SOUND, "--repair")
     assert not series.exists()
+
+
+def test_a_catalogue_of_another_idcfs_is_not_judged(commands: Commands, cache: Path) -> None:
+    (own,) = (cache / "catalogue").glob(f"*-{FORMAT}")
+    other = own.with_name(own.name.removesuffix(f"-{FORMAT}") + "-0")
+    other.mkdir()
+    (other / "contents.json").write_text("{}")
+    verify(commands, SOUND)
+    verify(commands, SOUND, "--repair")
+    assert (other / "contents.json").exists()
 
 
 def test_a_name_that_was_planted_reaches_no_terminal(commands: Commands, cache: Path) -> None:
