@@ -178,7 +178,9 @@ def _sweep(folders: dict[Path, float], entries: Entries, wait: float) -> None:
     while True:
         time.sleep(wait)
         for folder, before in folders.items():
-            before = max(before, time.time() - upkeep.ORPHAN_SECONDS)
+            now = time.time()
+            # A clock may have been set back since.
+            before = max(min(before, now), now - upkeep.ORPHAN_SECONDS)
             # Who is asked for entries finds out what is wrong with the folder, and says so.
             with contextlib.suppress(OSError, sqlite3.Error, UnicodeDecodeError):
                 upkeep.sweep(folder, before, lambda: time.sleep(SWEEP_PAUSE))

@@ -288,8 +288,8 @@ def is_sound(key: str, entry: BinaryIO, size: int) -> bool:
     return size <= LARGEST_BYTES and entry_form.unpack(key, entry, size, bytearray) is not None
 
 
-def is_in_use(folder: Path) -> bool:
-    """Whether a process has the cache in *folder* open."""
+def is_in_use(folder: Path, if_unknown: bool = False) -> bool:
+    """Whether a process has the cache in *folder* open; *if_unknown* where the file system has no locks."""
     if not folder.is_dir():
         return False
     lock = entry_database.open_lock(folder)
@@ -298,7 +298,7 @@ def is_in_use(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return if_unknown
     finally:
         os.close(lock)
     return False

@@ -46,6 +46,10 @@ other numbers SQLite says that the database is read-only, or locked."""
 Identity = tuple[int, int]
 """Device and inode: which file a name means."""
 
+_LOOKED_AT: dict[Identity, int] = {}
+"""Descriptors of databases, never closed: to close one would drop SQLite's locks, as all that a process has on a file
+are dropped when it closes any descriptor of it (https://sqlite.org/howtocorrupt.html, 2.2)."""
+
 
 class DatabaseLocked(Exception):
     """Another process does not let go of the database."""
@@ -233,8 +237,12 @@ def identity(folder: Path) -> Identity | None:
 
 
 def _versions(folder: Path) -> bytes:
-    with contextlib.suppress(OSError), open(folder / NAME, "rb") as file:
-        return file.read(20)[18:]
+    with contextlib.suppress(OSError):
+        found = identity(folder)
+        if found is not None:
+            if found not in _LOOKED_AT:
+                _LOOKED_AT[found] = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(_LOOKED_AT[found], 2, 18)
     return b""
 
 

@@ -7,6 +7,7 @@ same listing at the same time wait for one request.
 """
 
 import bisect
+import contextlib
 import functools
 import logging
 from array import array
@@ -20,7 +21,7 @@ import trio
 from idcfs.cache import Cache
 from idcfs.catalog.catalogue import Series
 from idcfs.catalog.table import Strings, column_of
-from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Untrusted, first_error
+from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Unreachable, Untrusted, first_error
 from idcfs.flights import Flights
 from idcfs.metrics import Metrics
 from idcfs.printable import printable
@@ -228,7 +229,8 @@ class Listings:
             return await self._list_once(bucket, series)
         if len(found) and _is_short(series, len(found), sum(found.sizes)):
             log.debug("series %s: bucket %s lists %d instances; listing it again", series.uuid, bucket, len(found))
-            found = max(found, await self._list_once(bucket, series), key=len)
+            with contextlib.suppress(Unreachable, AccessDenied, NotFound):
+                found = max(await self._list_once(bucket, series), found, key=lambda one: (len(one), sum(one.sizes)))
         return found
 
     async def _list_once(self, bucket: str, series: Series) -> "_Instances":

@@ -71,7 +71,7 @@ def absolute(path: Path) -> Path:
     except RuntimeError as error:
         raise UsageError(f"{path}: {error}; write the whole path") from error
     except TimeoutError as error:
-        raise MountFailed(f"{path}: {error.strerror}; see with idcfs status which mount does not answer") from error
+        raise MountFailed(f"{path}: {error.strerror}; a disk or a mount on the way there hangs") from error
 
 
 def _resolved(path: Path) -> Path:

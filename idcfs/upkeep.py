@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sqlite3
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -78,11 +79,13 @@ def abandoned_before(folder: Path) -> float:
 
     To be asked by a process that does not have the cache open itself.
     """
-    now = time.time()
     with contextlib.suppress(OSError):
-        if not is_in_use(folder):
+        # By the clock of the disk, which may be another machine's.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            now = os.fstat(file.fileno()).st_mtime
+        if not is_in_use(folder, if_unknown=True):
             return now
-    return now - ORPHAN_SECONDS
+    return time.time() - ORPHAN_SECONDS
 
 
 def check(folder: Path, repair: bool, checked: Callable[[int], None] = lambda rows: None) -> Iterator[Finding]:

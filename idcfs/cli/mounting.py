@@ -130,7 +130,7 @@ def _daemon_of(path: Path) -> int | None:
     """The process that serves a mount, if it answers."""
     try:
         return int(read_status(path)["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

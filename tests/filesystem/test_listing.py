@@ -9,7 +9,7 @@ import trio
 
 from idcfs import listing as listings
 from idcfs.catalog.index import Index
-from idcfs.errors import AccessDenied, NotFound, NotThereNow, Untrusted
+from idcfs.errors import AccessDenied, NotFound, NotThereNow, ReadError, Unreachable, Untrusted
 from idcfs.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
 from tests.conftest import WarningsLogged
@@ -137,6 +137,18 @@ async def test_what_ends_too_early_and_then_cannot_be_trusted_is_refused(cache: 
     async with open_filesystem(cache, index, LyingStore(in_turn(page("a.dcm"), foreign))) as opened:
         with pytest.raises(Untrusted):
             await opened.names(path_of(SMALL))
+
+
+@pytest.mark.parametrize("error", [Unreachable("gone"), AccessDenied("no"), NotFound("no such bucket")])
+async def test_what_ends_too_early_is_shown_if_it_cannot_be_asked_for_again(
+    cache: Path, index: Index, error: ReadError, warnings_logged: WarningsLogged
+) -> None:
+    def fail(prefix: str, token: str | None) -> ListPage:
+        raise error
+
+    async with open_filesystem(cache, index, LyingStore(in_turn(page("a.dcm"), fail))) as opened:
+        assert await opened.names(path_of(SMALL)) == ["a.dcm"]
+    warnings_logged.take("lists 1 instances, the index says 3")
 
 
 async def test_a_series_folder_holds_instances_only(cache: Path, index: Index) -> None:

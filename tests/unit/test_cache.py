@@ -17,6 +17,7 @@ from idcfs import entries as on_disk
 from idcfs import entry
 from idcfs.cache import Cache, open_cache
 from idcfs.entries import Entries, EntryRefused, is_in_use
+from idcfs.entry_database import DatabaseLocked, is_damage
 from idcfs.errors import CacheUnusable
 from tests.conftest import WarningsLogged
 
@@ -147,6 +148,22 @@ def test_a_value_for_which_there_is_no_place_stays(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="too many"):
             entries.get("key", refuse)
         assert bytes(entries.get("key") or b"") == LARGE
+
+
+def test_to_ask_what_is_wrong_with_a_database_that_is_open_takes_no_lock_from_it(tmp_path: Path) -> None:
+    def locks() -> list[str]:
+        own = f" {os.getpid()} "
+        inode = f":{os.stat(tmp_path / 'cache.db').st_ino} "
+        held = Path("/proc/locks").read_text().splitlines()
+        return [line.split(":", 1)[1] for line in held if own in line and inode in line]
+
+    with entries_in(tmp_path) as entries:
+        entries.put_many([("key", LARGE)])
+        before = locks()
+        assert before
+        for error in (DatabaseLocked("by another"), sqlite3.OperationalError("disk I/O error")):
+            is_damage(error, tmp_path)
+        assert locks() == before
 
 
 def test_whether_a_cache_is_in_use(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import contextlib
+import errno
+import fcntl
 import os
 import pickle
 import sqlite3
@@ -162,6 +164,22 @@ def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(ent
     assert len(files(tmp_path)) == 100
     assert [path.name for path in (tmp_path / "ab" / "cd").iterdir()] == ["notes.txt"]
     assert check(tmp_path) == []
+
+
+def test_by_the_clock_of_the_disk_young_files_are_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = time.time() + 100
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    before = upkeep.abandoned_before(tmp_path)
+    (tmp_path / "later").touch()
+    assert before <= (tmp_path / "later").stat().st_mtime
+
+
+def test_where_nothing_can_be_locked_young_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(lock: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert upkeep.abandoned_before(tmp_path) <= time.time() - upkeep.ORPHAN_SECONDS
 
 
 def test_young_files_go_too_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
