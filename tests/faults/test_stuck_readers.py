@@ -40,18 +40,28 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 PATIENCE = 30
 
 
+def crowd_of(readers: int, size: int) -> Series:
+    """A series with a file for each reader; it comes before what is cached, so that nothing of it is read ahead."""
+    return Series(Row(collection="crowd", patient="patient", sizes=(size,) * readers))
+
+
+@contextlib.contextmanager
+def served(folder: Path, *shown: Series) -> Iterator[tuple[FaultServer, Commands, tuple[str | Path, ...]]]:
+    """A server of some series, who mounts them, and the flags that name both."""
+    rows = [one.row for one in shown]
+    make_index(folder / "index", rows)
+    commands = Commands(folder / "home")
+    commands.home.mkdir()
+    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects(rows)}) as server:
+        yield server, commands, ("--index", folder / "index", "--mirror", server.url)
+
+
 @pytest.mark.parametrize(("size", "length"), [(70_000, HEADER), (526_000, 526_000)], ids=["headers", "whole files"])
 def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: int) -> None:
     """Headers take little of the memory that all bytes go through; whole files of so many want more than there is."""
-    crowd = Series(Row(collection="crowd", patient="patient", sizes=(size,) * READERS))
-    # After the crowd, so that nothing of the crowd is read ahead of it.
-    cached = series("known")
-    rows = [crowd.row, cached.row]
-    make_index(tmp_path / "index", rows)
-    commands = Commands(tmp_path / "home")
-    commands.home.mkdir()
-    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects(rows)}) as server:
-        flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", str(TIMEOUT))
+    crowd, cached = crowd_of(READERS, size), series("known")
+    with served(tmp_path, crowd, cached) as (server, commands, source):
+        flags = (*source, "--timeout", str(TIMEOUT))
         with commands.mounted(tmp_path / "idc", *flags) as point:
             assert {outcome(look).told for look in looks(point, cached).values()} == {RIGHT}
         # A new daemon has nothing of what is cached in memory.
@@ -79,14 +89,9 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: in
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can hide the kernel's limits")
 def test_where_few_may_wait_they_do_not_wait_for_long(tmp_path: Path) -> None:
-    crowd = Series(Row(collection="crowd", patient="patient", sizes=(70_000,) * KERNELS_MOST))
-    cached = series("known")
-    rows = [crowd.row, cached.row]
-    make_index(tmp_path / "index", rows)
-    commands = Commands(tmp_path / "home")
-    commands.home.mkdir()
-    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects(rows)}) as server:
-        flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", str(2 * PATIENCE))
+    crowd, cached = crowd_of(KERNELS_MOST, 70_000), series("known")
+    with served(tmp_path, crowd, cached) as (server, commands, source):
+        flags = (*source, "--timeout", str(2 * PATIENCE))
         with mounted_without_limits(commands, tmp_path / "idc", *flags) as point:
             assert "max_background" in status(point)["limits_failure"]
             look = looks(point, cached)[f"read of {SMALL} bytes"]
