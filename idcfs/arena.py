@@ -44,7 +44,8 @@ class Arena:
         self._token = trio.lowlevel.current_trio_token()
         self._free = [Region(0, size)]
         self.reclaim: Callable[[], bool] = lambda: False
-        """Lets go of a buffer that is kept only because it may be useful; whether there was one."""
+        """Lets go of a buffer that is kept only because it may be useful; whether there was one. Whoever keeps one
+        more calls `reclaimable`."""
         self._returned: deque[Region] = deque()
         self._waiting = 0
         self._freed = trio.Event()
@@ -89,6 +90,11 @@ class Arena:
                 self._free[at : at + 1] = [rest] if rest.start < rest.stop else []
                 return self._buffer(taken)
         return None
+
+    def reclaimable(self) -> None:
+        """There is something new that `reclaim` may let go of."""
+        if self._waiting:
+            self._wake()
 
     def start(self, buffer: memoryview) -> int | None:
         """Where a buffer begins, from the arena's start; None if it is not of this arena."""

@@ -181,8 +181,7 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
         order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, settings.timeout, arena.size)
-        arena.reclaim = fetcher.forget_oldest
+        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, settings.timeout, arena)
         prefetcher = Prefetcher(fetcher, listings, pages, nursery)
         reader = Reader(fetcher, prefetcher, listings, metrics, nursery, settings.timeout, arena.size, order.following)
         caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import trio
 
 from idcfs import readahead
+from idcfs.arena import Arena
 from idcfs.entry import Buffer
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Untrusted
 from idcfs.extent_cache import ExtentCache
@@ -38,12 +39,14 @@ _EXTENTS_REMEMBERED = 100_000
 
 
 class _Memory:
-    """The extents that were used last, up to *limit* bytes."""
+    """The extents that were used last, up to a part of an arena, and for as long as nobody waits for memory."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._limit = int(arena.size * MEMORY_PART)
         self._extents: OrderedDict[Extent, Buffer] = OrderedDict()
         self._size = 0
+        arena.reclaim = self.forget_oldest
 
     def __contains__(self, extent: Extent) -> bool:
         return extent in self._extents
@@ -60,11 +63,14 @@ class _Memory:
         self._size += len(data)
         while self._size > self._limit:
             self.forget_oldest()
+        self._arena.reclaimable()
 
     def forget_oldest(self) -> bool:
-        if self._extents:
-            self.forget(next(iter(self._extents)))
-        return bool(self._extents)
+        """Let go of the extent that was not used for longest; whether there was one."""
+        if not self._extents:
+            return False
+        self.forget(next(iter(self._extents)))
+        return True
 
     def forget(self, extent: Extent) -> None:
         if extent in self._extents:
@@ -81,7 +87,7 @@ class Fetcher:
         listings: where instances are looked up.
         nursery: runs the fetches, so that a caller who gives up does not end them for the others.
         timeout: seconds that a fetch may take.
-        memory: bytes of the arena that everything goes through.
+        arena: what everything goes through.
     """
 
     def __init__(
@@ -93,7 +99,7 @@ class Fetcher:
         metrics: Metrics,
         nursery: trio.Nursery,
         timeout: float,
-        memory: int,
+        arena: Arena,
     ) -> None:
         self._store = store
         self._mirror = mirror
@@ -104,7 +110,7 @@ class Fetcher:
         self._flights = Flights[Extent, Buffer](nursery, timeout)
         self._learning = Flights[int, None](nursery, timeout)
         self._failures = Failures[tuple[int, int, int]]()
-        self._memory = _Memory(int(memory * MEMORY_PART))
+        self._memory = _Memory(arena)
         self._in_cache: dict[int, set[Extent] | None] = {}
         self._extents_remembered = 0
 
@@ -126,10 +132,6 @@ class Fetcher:
     def forget(self, extent: Extent) -> None:
         """An extent is not needed in memory any more."""
         self._memory.forget(extent)
-
-    def forget_oldest(self) -> bool:
-        """Let go of the extent that was not used for longest; whether there are more."""
-        return self._memory.forget_oldest()
 
     def shorten(self, timeout: float) -> None:
         """From now on a fetch may take *timeout* seconds."""

@@ -46,7 +46,7 @@ LAYERS: dict[str, set[str]] = {
     "listing": {"cache", "catalog", "errors", "flights", "metrics", "printable", "store"},
     "series_order": {"catalog"},
     "fetcher": {
-        "entry", "errors", "extent_cache", "failures", "flights", "listing", "metrics", "readahead", "store",
+        "arena", "entry", "errors", "extent_cache", "failures", "flights", "listing", "metrics", "readahead", "store",
     },
     "prefetcher": {"entry", "errors", "fetcher", "inode", "listing", "page_cache", "readahead"},
     "reader": {"entry", "errors", "fetcher", "listing", "metrics", "prefetcher", "readahead"},

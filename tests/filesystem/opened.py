@@ -120,7 +120,7 @@ async def open_filesystem(
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
         order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, seconds, arena.size)
+        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, seconds, arena)
         prefetcher = Prefetcher(fetcher, listings, pages, nursery)
         reader = Reader(fetcher, prefetcher, listings, metrics, nursery, seconds, arena.size, order.following)
         control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)

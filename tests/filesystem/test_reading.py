@@ -254,8 +254,7 @@ async def test_a_read_that_waits_for_the_mirror_holds_no_memory_for_what_came_fr
         await until_asked(store, 1)
         await trio.testing.wait_all_tasks_blocked()
         with trio.fail_after(PATIENCE):
-            # Who waits for memory has those extents forgotten that are there for nobody.
-            opened.arena.reclaim = opened.fetcher.forget_oldest
+            # Who waits for memory has those extents forgotten that are there for nobody, now and later.
             await opened.arena.take(opened.arena.size)
         store.gate.set()
 

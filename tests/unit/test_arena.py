@@ -120,6 +120,26 @@ async def test_all_who_wait_are_served_one_after_the_other(arena: Arena) -> None
     assert sorted(served) == list(range(10))
 
 
+@pytest.mark.parametrize("when", ["before", "while somebody waits"])
+async def test_who_finds_no_room_takes_what_is_kept_only_because_it_may_be_useful(arena: Arena, when: str) -> None:
+    used, kept = [await arena.take(SIZE // 2), await arena.take(SIZE // 2)], list[memoryview]()
+
+    def forget() -> bool:
+        return bool(kept and kept.pop())
+
+    arena.reclaim = forget
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            if when == "before":
+                kept.append(used.pop())
+            nursery.start_soon(arena.take, SIZE // 2)
+            await trio.testing.wait_all_tasks_blocked()
+            if when != "before":
+                kept.append(used.pop())
+                arena.reclaimable()
+    assert not kept
+
+
 async def test_what_never_fits_is_refused(arena: Arena) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         await arena.take(SIZE + 1)
