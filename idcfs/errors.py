@@ -5,6 +5,8 @@ to an exit code. `ReadError` and its children happen under a file-system call; t
 an errno. Nothing in here knows exit codes or errnos.
 """
 
+from typing import TypeVar
+
 
 class IdcfsError(Exception):
     """Something a person should read: the message is one line that names the thing and the way out."""
@@ -132,6 +134,14 @@ class ObjectChanged(ReadError):
 
 class Untrusted(ReadError):
     """The answer is not what was asked for: wrong length, range, key or form."""
+
+
+Ours = TypeVar("Ours", bound=IdcfsError)
+
+
+def again(error: Ours) -> Ours:
+    """The same error, to be raised for another caller: a shared one would collect all their tracebacks."""
+    return type(error)(*error.args)
 
 
 def first_error(error: Exception) -> Exception:

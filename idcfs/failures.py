@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from idcfs.errors import ReadError
+from idcfs.errors import ReadError, again
 
 SECONDS = 3.0
 """How long a failure is remembered, a guess: the kernel asks again within milliseconds, on a busy machine later."""
@@ -33,8 +33,7 @@ class Failures(Generic[K]):
             return
         until, error = self._errors.get(key, (0.0, None))
         if error is not None and trio.current_time() < until:
-            # A new exception for each: a shared one would collect all their tracebacks.
-            raise type(error)(*error.args)
+            raise again(error)
 
     def note(self, key: K, error: ReadError, asked: float) -> None:
         """Somebody who asked at *asked*, in trio's time, is being told of an error."""

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from idcfs.errors import DeadlineExceeded, IdcfsError, first_error
+from idcfs.errors import DeadlineExceeded, IdcfsError, again, first_error
 
 _GRACE = 0.5
 """Seconds more that those who wait give to work that bounds itself, so that they hear its own error."""
@@ -66,8 +66,7 @@ class Flights(Generic[K, V]):
         if not flight.done.is_set():
             raise DeadlineExceeded(f"no answer within {self.timeout:g} seconds")
         if isinstance(flight.error, IdcfsError):
-            # A new exception for each caller: a shared one would collect all their tracebacks.
-            raise type(flight.error)(*flight.error.args) from flight.error
+            raise again(flight.error) from flight.error
         if flight.error is not None:
             raise flight.error
         return flight.value  # type: ignore[return-value]  # set where `error` is None

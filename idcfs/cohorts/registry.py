@@ -27,6 +27,7 @@ from idcfs.errors import (
     NoSpace,
     NotThereNow,
     QueryRefused,
+    again,
 )
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ class Cohorts:
         with trio.move_on_after(BIND_SECONDS):
             await evaluation.bound.wait()
         if evaluation.error is not None:
-            raise _copy(evaluation.error)
+            raise again(evaluation.error)
 
     async def evaluated(self, cohort: Cohort) -> IdcfsError | None:
         """Wait until a cohort's view is that of its text; returns what is wrong with the text, if anything is.
@@ -399,8 +400,3 @@ class Cohorts:
         if cohort.generation is not None:
             self._catalogue.temporary.retire(cohort.generation)
         cohort.generation = cohort.result = None
-
-
-def _copy(error: IdcfsError) -> IdcfsError:
-    # A new exception for each caller: a shared one would collect all their tracebacks.
-    return type(error)(*error.args)
