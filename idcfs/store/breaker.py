@@ -3,11 +3,17 @@
 A circuit breaker. Closed, it passes calls on; when several in a row have failed it opens, and all calls fail at once;
 after a pause it lets one through, the probe, whose outcome closes it or begins a longer pause. What counts are whole
 calls, with all that is tried again within them (it goes around `RetryingStore`): requests that fail for a moment in
-between are no reason to refuse others. Belongs to the event loop.
+between are no reason to refuse others.
+
+Listings and bytes are counted each by themselves: something in between may let listings through, and no images. What
+fails shuts off both; an answer lets its own kind through again, and the other one too if that has not failed so often.
+Belongs to the event loop.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import NamedTuple, TypeVar
 
 import trio
@@ -28,11 +34,17 @@ _Answer = TypeVar("_Answer")
 _Outcome = bytes | memoryview | ReadError
 
 
+class _Kind(Enum):
+    LISTING = "listing"
+    BYTES = "bytes"
+
+
 class BreakerState(NamedTuple):
     """How a mirror does.
 
-    `state` is "closed" (it is asked), "open" (it is not) or "probing" (one call asks it); `failures` is how many calls
-    in a row have failed, `reason` what the last of them said, and `retry_in` the seconds until the next may ask.
+    `state` is "closed" (it is asked), "open" (it is not, or not for bytes, or not for listings) or "probing" (one call
+    asks it); `failures` is how many calls in a row have failed, `reason` what the last of them said, and `retry_in` the
+    seconds until the next may ask.
     """
 
     state: str
@@ -47,10 +59,13 @@ class BreakerStore(StoreAround):
     def __init__(self, inner: ObjectStore, name: str) -> None:
         super().__init__(inner)
         self._name = name
-        self._failures = 0
+        self._failures: Counter[_Kind] = Counter()
         self._reason: str | None = None
         # When it opened, and when the next probe may be; None while it is closed.
         self._opened: float | None = None
+        # The kinds of calls for which it opened, and those that were answered since.
+        self._failing: set[_Kind] = set()
+        self._answered: set[_Kind] = set()
         self._next_probe = 0.0
         self._pause = FIRST_PAUSE
         self._is_probing = False
@@ -64,55 +79,58 @@ class BreakerStore(StoreAround):
     def state(self) -> BreakerState:
         """How the mirror does."""
         if self._opened is None:
-            return BreakerState("closed", self._failures, self._reason, None)
+            return BreakerState("closed", self._failures.total(), self._reason, None)
         wait = round(max(0.0, self._next_probe - trio.current_time()), 1)
-        return BreakerState("probing" if self._is_probing else "open", self._failures, self._reason, wait)
+        return BreakerState("probing" if self._is_probing else "open", self._failures.total(), self._reason, wait)
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; MirrorAway at once while the breaker is open."""
-        return await self._ask(lambda: self._inner.list_page(bucket, prefix, token))
+        return await self._ask(_Kind.LISTING, lambda: self._inner.list_page(bucket, prefix, token))
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; MirrorAway at once while the breaker is open."""
-        return await self._ask(lambda: self._inner.get(bucket, key, start, stop, storing, arriving))
+        return await self._ask(_Kind.BYTES, lambda: self._inner.get(bucket, key, start, stop, storing, arriving))
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
         """See `ObjectStore.get_soon`; nothing is started while the breaker is open.
 
         It is one attempt, so that its failure does not count; but an answer shows that the mirror is there.
         """
-        if self._opened is not None:
+        if self._is_shut(_Kind.BYTES):
             return False
         if not self._failures:
             return self._inner.get_soon(bucket, key, start, stop, storing, done)
 
         def told(outcome: _Outcome) -> None:
             if not isinstance(outcome, Unreachable):
-                self._close()
+                self._note_answer(_Kind.BYTES)
             done(outcome)
 
         return self._inner.get_soon(bucket, key, start, stop, storing, told)
 
-    async def _ask(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        if self._opened is not None:
-            return await self._probe(ask)
+    def _is_shut(self, kind: _Kind) -> bool:
+        return self._opened is not None and kind not in self._answered
+
+    async def _ask(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        if self._is_shut(kind):
+            return await self._probe(kind, ask)
         try:
             answer = await ask()
         except Unreachable as error:
-            self._note(error)
+            self._note_failure(kind, error)
             raise
         except ReadError:
             # What is refused, or garbled, is an answer.
-            self._close()
+            self._note_answer(kind)
             raise
-        if self._failures:
-            self._close()
+        if self._failures or self._opened is not None:
+            self._note_answer(kind)
         return answer
 
-    async def _probe(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Ask while the breaker is open, if nobody else does and the pause is over."""
+    async def _probe(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Ask what is shut off, if nobody else does and the pause is over."""
         wait = self._next_probe - trio.current_time()
         if self._is_probing or wait > 0:
             when = "it is being asked now" if self._is_probing else f"it is asked again in {wait:.0f} s"
@@ -122,32 +140,44 @@ class BreakerStore(StoreAround):
             answer = await ask()
         except Unreachable as error:
             self._reason = str(error)
-            self._failures += 1
+            self._failures[kind] += 1
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._next_probe = trio.current_time() + self._pause
             log.debug("mirror %s is still away: %s", self._name, error)
             raise
         except ReadError:
-            self._close()
+            self._note_answer(kind)
             raise
         finally:
             # Of a probe that was cancelled nothing is known, and the next call may be one.
             self._is_probing = False
-        self._close()
+        self._note_answer(kind)
         return answer
 
-    def _note(self, error: Unreachable) -> None:
-        """A call has failed that was made while the breaker was closed."""
-        self._failures += 1
+    def _note_failure(self, kind: _Kind, error: Unreachable) -> None:
+        """A call has failed that was let through."""
+        self._failures[kind] += 1
         self._reason = str(error)
-        if self._failures >= FAILURES and self._opened is None:
+        if self._failures[kind] < FAILURES:
+            return
+        self._failing.add(kind)
+        self._answered.discard(kind)
+        if self._opened is None:
             self._opened = trio.current_time()
             self._pause = FIRST_PAUSE
             self._next_probe = self._opened + self._pause
             log.warning("mirror %s is away and is asked no more than now and then: %s", self._name, error)
 
-    def _close(self) -> None:
+    def _note_answer(self, kind: _Kind) -> None:
         """The mirror has answered."""
-        if self._opened is not None:
+        del self._failures[kind]
+        if not self._failures:
+            self._reason = None
+        if self._opened is None:
+            return
+        self._failing.discard(kind)
+        self._answered.add(kind)
+        if not self._failing:
             log.info("mirror %s answers again, after %.0f s", self._name, trio.current_time() - self._opened)
-        self._failures, self._reason, self._opened = 0, None, None
+            self._opened = None
+            self._answered.clear()

@@ -1,7 +1,8 @@
 """When a mirror is asked, and when it is spared."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from hashlib import md5
 from itertools import chain, repeat
 
 import pytest
@@ -16,13 +17,14 @@ from tests.memory_store import FailingStore, MemoryStore
 
 BUCKET = "idc-open-data"
 AWAY = "mirror test is away"
-STORING = Storing('"e"', 7)
+CONTENT = b"content"
+STORING = Storing(f'"{md5(CONTENT, usedforsecurity=False).hexdigest()}"', len(CONTENT))
 
 
 @pytest.fixture
 def inner() -> MemoryStore:
     store = MemoryStore()
-    store.put(BUCKET, "k", b"content")
+    store.put(BUCKET, "k", CONTENT)
     return store
 
 
@@ -35,10 +37,21 @@ async def get(store: BreakerStore) -> bytes:
     return bytes(await store.get(BUCKET, "k", 0, 7, found.storing))
 
 
-async def fail(store: BreakerStore, times: int, match: str = "refused") -> None:
+async def list_page(store: BreakerStore) -> None:
+    await store.list_page(BUCKET, "k")
+
+
+async def get_bytes(store: BreakerStore) -> None:
+    await store.get(BUCKET, "k", 0, 7, STORING)
+
+
+Ask = Callable[[BreakerStore], Awaitable[None]]
+
+
+async def fail(store: BreakerStore, times: int, match: str = "refused", ask: Ask = list_page) -> None:
     for _ in range(times):
         with pytest.raises(Unreachable, match=match):
-            await store.list_page(BUCKET, "k")
+            await ask(store)
 
 
 async def test_a_mirror_that_is_well_is_asked_each_time(inner: MemoryStore) -> None:
@@ -148,11 +161,46 @@ async def test_one_good_answer_begins_the_count_anew(inner: MemoryStore) -> None
         await store.list_page(BUCKET, "k")
 
 
+@pytest.mark.parametrize(("failing", "well"), [(get_bytes, list_page), (list_page, get_bytes)])
+async def test_answers_of_one_kind_do_not_hide_that_the_other_fails(
+    inner: MemoryStore,
+    warnings_logged: WarningsLogged,
+    autojump_clock: trio.testing.MockClock,
+    failing: Ask,
+    well: Ask,
+) -> None:
+    refused = Unreachable("refused")
+    script = [None, *[refused, None] * (FAILURES - 1), refused, None, refused, None, *[refused] * FAILURES, None, None]
+    store = BreakerStore(FailingStore(inner, script), "test")
+    await well(store)
+    for _ in range(FAILURES - 1):
+        await fail(store, 1, ask=failing)
+        await well(store)
+        assert store.state.state == "closed"
+    await fail(store, 1, ask=failing)
+    warnings_logged.take(AWAY)
+    # Of the other kind nothing is known, until it is asked.
+    await fail(store, 1, AWAY, ask=well)
+    await trio.sleep(FIRST_PAUSE)
+    await well(store)
+    assert store.state[:3] == ("open", FAILURES, "refused")
+    await fail(store, 1, ask=failing)
+    await fail(store, 1, AWAY, ask=failing)
+    await well(store)
+    await fail(store, FAILURES, ask=well)
+    await fail(store, 1, AWAY, ask=well)
+    await trio.sleep(2 * FIRST_PAUSE)
+    await failing(store)
+    assert store.state.state == "open"
+    await well(store)
+    assert store.state == ("closed", 0, None, None)
+
+
 async def test_what_comes_soon_begins_the_count_anew_and_does_not_count(inner: MemoryStore) -> None:
     (found,) = (await inner.list_page(BUCKET, "k")).objects
     script = [*[Unreachable("refused")] * (FAILURES - 1), Unreachable("soon"), None]
     async with BreakerStore(FailingStore(inner, script), "test") as store:
-        await fail(store, FAILURES - 1)
+        await fail(store, FAILURES - 1, ask=get_bytes)
         outcomes: list[object] = []
         for number in (1, 2):
             assert store.get_soon(BUCKET, "k", 0, 7, found.storing, outcomes.append)
