@@ -5,8 +5,10 @@ after a pause it lets one through, the probe, whose outcome closes it or begins 
 calls, with all that is tried again within them (it goes around `RetryingStore`): requests that fail for a moment in
 between are no reason to refuse others.
 
-Listings and bytes are counted each by themselves: something in between may let listings through, and no images. What
-fails shuts off both; an answer lets its own kind through again, and the other one too if that has not failed so often.
+Listings and bytes are counted each by themselves: something in between may let listings through, and no images. As
+mostly all is away, what fails shuts off both, and an answer opens both; but a kind that goes on failing while the other
+is answered stands alone then: it shuts off nothing else, and only its own answer helps.
+
 Belongs to the event loop.
 """
 
@@ -61,12 +63,12 @@ class BreakerStore(StoreAround):
         self._name = name
         self._failures: Counter[_Kind] = Counter()
         self._reason: str | None = None
-        # When it opened, and when the next probe may be; None while it is closed.
-        self._opened: float | None = None
-        # The kinds of calls for which it opened, and those that were answered since.
-        self._failing: set[_Kind] = set()
-        self._answered: set[_Kind] = set()
-        self._next_probe = 0.0
+        # What is not let through.
+        self._shut: set[_Kind] = set()
+        # What had failed last when the other kind was answered, and was not answered since.
+        self._alone: set[_Kind] = set()
+        # Of what is shut.
+        self._opened = self._next_probe = 0.0
         self._pause = FIRST_PAUSE
         self._is_probing = False
 
@@ -78,7 +80,7 @@ class BreakerStore(StoreAround):
     @property
     def state(self) -> BreakerState:
         """How the mirror does."""
-        if self._opened is None:
+        if not self._shut:
             return BreakerState("closed", self._failures.total(), self._reason, None)
         wait = round(max(0.0, self._next_probe - trio.current_time()), 1)
         return BreakerState("probing" if self._is_probing else "open", self._failures.total(), self._reason, wait)
@@ -98,7 +100,7 @@ class BreakerStore(StoreAround):
 
         It is one attempt, so that its failure does not count; but an answer shows that the mirror is there.
         """
-        if self._is_shut(_Kind.BYTES):
+        if _Kind.BYTES in self._shut:
             return False
         if not self._failures:
             return self._inner.get_soon(bucket, key, start, stop, storing, done)
@@ -110,11 +112,8 @@ class BreakerStore(StoreAround):
 
         return self._inner.get_soon(bucket, key, start, stop, storing, told)
 
-    def _is_shut(self, kind: _Kind) -> bool:
-        return self._opened is not None and kind not in self._answered
-
     async def _ask(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        if self._is_shut(kind):
+        if kind in self._shut:
             return await self._probe(kind, ask)
         try:
             answer = await ask()
@@ -125,7 +124,7 @@ class BreakerStore(StoreAround):
             # What is refused, or garbled, is an answer.
             self._note_answer(kind)
             raise
-        if self._failures or self._opened is not None:
+        if self._failures:
             self._note_answer(kind)
         return answer
 
@@ -160,24 +159,19 @@ class BreakerStore(StoreAround):
         self._reason = str(error)
         if self._failures[kind] < FAILURES:
             return
-        self._failing.add(kind)
-        self._answered.discard(kind)
-        if self._opened is None:
+        if not self._shut:
             self._opened = trio.current_time()
             self._pause = FIRST_PAUSE
             self._next_probe = self._opened + self._pause
             log.warning("mirror %s is away and is asked no more than now and then: %s", self._name, error)
+        self._shut |= {kind} if kind in self._alone else set(_Kind)
 
     def _note_answer(self, kind: _Kind) -> None:
         """The mirror has answered."""
         del self._failures[kind]
         if not self._failures:
             self._reason = None
-        if self._opened is None:
-            return
-        self._failing.discard(kind)
-        self._answered.add(kind)
-        if not self._failing:
+        was_shut, self._shut = self._shut, (self._shut & self._alone) - {kind}
+        self._alone = (self._alone | self._failures.keys()) - {kind}
+        if was_shut and not self._shut:
             log.info("mirror %s answers again, after %.0f s", self._name, trio.current_time() - self._opened)
-            self._opened = None
-            self._answered.clear()

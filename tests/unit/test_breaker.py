@@ -161,7 +161,11 @@ async def test_one_good_answer_begins_the_count_anew(inner: MemoryStore) -> None
         await store.list_page(BUCKET, "k")
 
 
-@pytest.mark.parametrize(("failing", "well"), [(get_bytes, list_page), (list_page, get_bytes)])
+KINDS = pytest.mark.parametrize(("failing", "well"), [(get_bytes, list_page), (list_page, get_bytes)])
+REFUSED = Unreachable("refused")
+
+
+@KINDS
 async def test_answers_of_one_kind_do_not_hide_that_the_other_fails(
     inner: MemoryStore,
     warnings_logged: WarningsLogged,
@@ -169,30 +173,49 @@ async def test_answers_of_one_kind_do_not_hide_that_the_other_fails(
     failing: Ask,
     well: Ask,
 ) -> None:
-    refused = Unreachable("refused")
-    script = [None, *[refused, None] * (FAILURES - 1), refused, None, refused, None, *[refused] * FAILURES, None, None]
+    script = [*[REFUSED, None] * (FAILURES + 1), *[REFUSED] * FAILURES]
     store = BreakerStore(FailingStore(inner, script), "test")
-    await well(store)
-    for _ in range(FAILURES - 1):
+    for _ in range(FAILURES):
+        assert store.state.state == "closed"
         await fail(store, 1, ask=failing)
         await well(store)
-        assert store.state.state == "closed"
-    await fail(store, 1, ask=failing)
     warnings_logged.take(AWAY)
-    # Of the other kind nothing is known, until it is asked.
-    await fail(store, 1, AWAY, ask=well)
+    await fail(store, 3, AWAY, ask=failing)
     await trio.sleep(FIRST_PAUSE)
-    await well(store)
-    assert store.state[:3] == ("open", FAILURES, "refused")
     await fail(store, 1, ask=failing)
-    await fail(store, 1, AWAY, ask=failing)
     await well(store)
+    assert store.state[:3] == ("open", FAILURES + 1, "refused")
+    # Now the other one goes away, too.
     await fail(store, FAILURES, ask=well)
     await fail(store, 1, AWAY, ask=well)
     await trio.sleep(2 * FIRST_PAUSE)
     await failing(store)
-    assert store.state.state == "open"
     await well(store)
+    assert store.state == ("closed", 0, None, None)
+
+
+@KINDS
+async def test_any_answer_opens_all_but_what_fails_again(
+    inner: MemoryStore,
+    warnings_logged: WarningsLogged,
+    autojump_clock: trio.testing.MockClock,
+    failing: Ask,
+    well: Ask,
+) -> None:
+    script = [*[REFUSED] * FAILURES, None, REFUSED, None, None]
+    store = BreakerStore(FailingStore(inner, script), "test")
+    await fail(store, FAILURES, ask=failing)
+    warnings_logged.take(AWAY)
+    await fail(store, 1, AWAY, ask=well)
+    await trio.sleep(FIRST_PAUSE)
+    await well(store)
+    assert store.state.state == "closed"
+    await fail(store, 1, ask=failing)
+    await fail(store, 1, AWAY, ask=failing)
+    warnings_logged.take(AWAY)
+    await well(store)
+    await trio.sleep(FIRST_PAUSE)
+    await failing(store)
     assert store.state == ("closed", 0, None, None)
 
 
