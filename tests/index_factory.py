@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import trio
 
+from idcfs.catalog.catalogue import open_catalogue
 from idcfs.catalog.index import Index, find_index
 from tests.memory_store import MemoryStore
 
@@ -176,6 +178,17 @@ def objects(rows: Iterable[Row]) -> Iterator[tuple[str, str, bytes]]:
     for row in rows:
         for instance in instances(row):
             yield row.bucket, f"{row.uuid}/{instance.name}", instance.content
+
+
+def build_catalogue(folder: Path, index: Index) -> Path:
+    """Build the catalogue of an index, attributes included, in a cache folder, and return that."""
+
+    async def build() -> None:
+        async with open_catalogue(folder, index) as catalogue:
+            await catalogue.attributes_file()
+
+    trio.run(build)
+    return folder
 
 
 def fill_store(store: MemoryStore, rows: Iterable[Row]) -> MemoryStore:

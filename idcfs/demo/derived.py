@@ -7,13 +7,13 @@ their true UIDs; a viewer can lay them over the slices.
 from collections.abc import Iterable
 
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 
 from idcfs.demo.modules import (
     NOTE,
     PATIENT_NAME,
     TIME,
     add_content_moment,
+    add_dimensions,
     add_frame_of_reference,
     code,
     dicom_date,
@@ -22,7 +22,7 @@ from idcfs.demo.modules import (
     reference,
 )
 from idcfs.demo.phantom import COLUMNS, ROWS
-from idcfs.demo.selection import IndexedSeries, synthetic_uid
+from idcfs.demo.selection import IndexedSeries
 from idcfs.demo.slices import AXIAL, phantom_of
 
 
@@ -44,7 +44,11 @@ def segmentation(series: IndexedSeries, number: int, source: IndexedSeries) -> D
     image.SegmentationType = "BINARY"
     image.SegmentsOverlap = "NO"
     image.SegmentSequence = [_segment()]
-    _add_dimensions(image, series)
+    indexes = {
+        "ReferencedSegmentNumber": "SegmentIdentificationSequence",
+        "ImagePositionPatient": "PlanePositionSequence",
+    }
+    add_dimensions(image, series, "3D", indexes)
     _add_functional_groups(image, source, slices)
     image.ReferencedSeriesSequence = [
         item(
@@ -75,24 +79,6 @@ def _segment() -> Dataset:
         SegmentedPropertyTypeCodeSequence=code("52988006", "SCT", "Lesion"),
         RecommendedDisplayCIELabValue=[34885, 53485, 50171],
     )
-
-
-def _add_dimensions(image: Dataset, series: IndexedSeries) -> None:
-    organization = synthetic_uid("dimensions", series.crdc_series_uuid)
-    image.DimensionOrganizationType = "3D"
-    image.DimensionOrganizationSequence = [item(DimensionOrganizationUID=organization)]
-    image.DimensionIndexSequence = [
-        item(
-            DimensionOrganizationUID=organization,
-            DimensionIndexPointer=Tag(pointer),
-            FunctionalGroupPointer=Tag(group),
-            DimensionDescriptionLabel=pointer,
-        )
-        for pointer, group in (
-            ("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
-            ("ImagePositionPatient", "PlanePositionSequence"),
-        )
-    ]
 
 
 def _add_functional_groups(image: Dataset, source: IndexedSeries, slices: list[int]) -> None:

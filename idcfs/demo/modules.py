@@ -9,6 +9,7 @@ import io
 
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from idcfs.demo.selection import IndexedSeries, synthetic_uid
@@ -85,6 +86,22 @@ def add_frame_of_reference(target: Dataset, series: IndexedSeries) -> None:
     """Add the frame of reference module."""
     target.FrameOfReferenceUID = series.frame_of_reference_uid
     target.PositionReferenceIndicator = ""
+
+
+def add_dimensions(target: Dataset, series: IndexedSeries, kind: str, indexes: dict[str, str]) -> None:
+    """Add the multi-frame dimension module; *indexes* has the keyword of each dimension's functional group."""
+    organization = synthetic_uid("dimensions", series.crdc_series_uuid)
+    target.DimensionOrganizationType = kind
+    target.DimensionOrganizationSequence = [item(DimensionOrganizationUID=organization)]
+    target.DimensionIndexSequence = [
+        item(
+            DimensionOrganizationUID=organization,
+            DimensionIndexPointer=Tag(pointer),
+            FunctionalGroupPointer=Tag(group),
+            DimensionDescriptionLabel=pointer,
+        )
+        for pointer, group in indexes.items()
+    ]
 
 
 def add_content_moment(target: Dataset, series: IndexedSeries) -> None:

@@ -7,12 +7,12 @@ All levels show the same stained tissue, and cover the same area of glass.
 from math import isqrt
 
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 
 from idcfs.demo.colour import SRGB_PROFILE
 from idcfs.demo.modules import (
     TIME,
     add_content_moment,
+    add_dimensions,
     add_frame_of_reference,
     code,
     dicom_date,
@@ -24,6 +24,7 @@ from idcfs.demo.selection import IndexedSeries, synthetic_uid
 TILE = 256
 _BASE = 1024
 _BASE_SPACING = 0.001
+_DIMENSIONS = "RowPositionInTotalImagePixelMatrix", "ColumnPositionInTotalImagePixelMatrix"
 _NUCLEI = 600
 _GLASS = bytes((242, 240, 244))
 _NUCLEUS = bytes((92, 48, 132))
@@ -47,7 +48,7 @@ def slide_level(series: IndexedSeries, number: int) -> Dataset:
     _add_specimen(image, series)
     _add_matrix(image, size)
     _add_optical_path(image)
-    _add_dimensions(image, series)
+    add_dimensions(image, series, "TILED_FULL", dict.fromkeys(_DIMENSIONS, "PlanePositionSlideSequence"))
     _add_functional_groups(image, reduction)
     _add_pixels(image, tiles)
     return image
@@ -127,20 +128,6 @@ def _add_optical_path(image: Dataset) -> None:
             ICCProfile=SRGB_PROFILE,
             ColorSpace="SRGB",
         )
-    ]
-
-
-def _add_dimensions(image: Dataset, series: IndexedSeries) -> None:
-    organization = synthetic_uid("dimensions", series.crdc_series_uuid)
-    image.DimensionOrganizationType = "TILED_FULL"
-    image.DimensionOrganizationSequence = [item(DimensionOrganizationUID=organization)]
-    image.DimensionIndexSequence = [
-        item(
-            DimensionOrganizationUID=organization,
-            DimensionIndexPointer=Tag(pointer),
-            FunctionalGroupPointer=Tag("PlanePositionSlideSequence"),
-        )
-        for pointer in ("RowPositionInTotalImagePixelMatrix", "ColumnPositionInTotalImagePixelMatrix")
     ]
 
 

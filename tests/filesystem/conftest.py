@@ -4,12 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import trio
 
-from idcfs.catalog.catalogue import open_catalogue
 from idcfs.catalog.index import Index
 from tests.filesystem import rows
-from tests.index_factory import fill_store, make_index
+from tests.index_factory import build_catalogue, fill_store, make_index
 from tests.memory_store import MemoryStore
 
 
@@ -20,14 +18,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.fixture(scope="session")
 def built(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built")
-
-    async def build() -> None:
-        async with open_catalogue(folder, index) as catalogue:
-            await catalogue.attributes_file()
-
-    trio.run(build)
-    return folder
+    return build_catalogue(tmp_path_factory.mktemp("built"), index)
 
 
 @pytest.fixture

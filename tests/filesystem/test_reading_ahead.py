@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import shutil
 from itertools import repeat
 from pathlib import Path
 from types import TracebackType
@@ -11,14 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from idcfs.catalog.catalogue import open_catalogue
 from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.prefetcher import FIRST_PREFETCHES
 from idcfs.readahead import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
 from idcfs.store.base import Arriving, Done, Storing
 from tests.filesystem.opened import PATIENCE, Opened, open_filesystem, path_of
-from tests.index_factory import Row, fill_store, instances, make_index
+from tests.index_factory import Row, build_catalogue, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
 
 SLICE = 90_000
@@ -40,19 +38,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.fixture(scope="module")
 def built(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built")
-
-    async def build() -> None:
-        async with open_catalogue(folder, index):
-            pass
-
-    trio.run(build)
-    return folder
-
-
-@pytest.fixture
-def cache(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "cache"))
+    return build_catalogue(tmp_path_factory.mktemp("built"), index)
 
 
 @pytest.fixture

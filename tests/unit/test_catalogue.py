@@ -21,7 +21,7 @@ from idcfs.catalog.description import FORMAT
 from idcfs.catalog.index import Index
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, IndexUnusable, NotFound, UsageError
-from tests.index_factory import PriorRow, Row, make_index
+from tests.index_factory import PriorRow, Row, build_catalogue, make_index
 
 ROWS = [Row("a", "p1"), Row("a", "p2", revised=2), Row("b", "p3", revised=3, analysis_result="Nuclei")]
 PRIOR = [PriorRow("a", "p2", first=1, last=1)]
@@ -47,14 +47,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 @pytest.fixture(scope="module")
 def built(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with the catalogue in it."""
-    folder = tmp_path_factory.mktemp("built")
-
-    async def build() -> None:
-        async with open_catalogue(folder, index):
-            pass
-
-    trio.run(build)
-    return folder
+    return build_catalogue(tmp_path_factory.mktemp("built"), index)
 
 
 @pytest.fixture
