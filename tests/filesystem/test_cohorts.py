@@ -117,6 +117,8 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     slow.write_text('#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec {} "$@"\n'.format(*words))
     slow.chmod(0o755)
     monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable=str(slow)))
+    # Who writes waits in vain.
+    monkeypatch.setattr("idcfs.cohorts.registry.BIND_SECONDS", 1)
     return Gate(file)
 
 
@@ -370,6 +372,19 @@ async def test_a_text_that_was_on_its_way_at_the_end_of_the_mount_lost_nothing(
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.names("cohorts/mine") == ["nlst"]
         assert b"indexx" in await opened.read("cohorts/mine/.error")
+
+
+async def test_who_writes_a_text_hears_of_its_errors_where_processes_take_seconds_to_start(
+    cache: Path, index: Index, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = tmp_path / "python"
+    late.write_text(f'#!/bin/sh\nsleep 3\nexec {shlex.quote(sys.executable)} "$@"\n')
+    late.chmod(0o755)
+    monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable=str(late)))
+    async with open_filesystem(cache, index, store) as opened:
+        await make(opened, "mine")
+        with pytest.raises(QueryRefused, match="indexx"):
+            await write(opened, "mine", BROKEN)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["in one mount", "in the next mount"])
@@ -632,7 +647,7 @@ async def test_a_look_waits_no_longer_than_a_call_may(
     cache: Path, index: Index, store: MemoryStore, gate: Gate
 ) -> None:
     keep(cache / "cohorts", "mine", NLST)
-    async with open_filesystem(cache, index, store, seconds=0.1) as opened:
+    async with open_filesystem(cache, index, store, seconds=1) as opened:
         for path in ("cohorts/mine/nlst", "cohorts/mine/.error", "cohorts/mine/.summary"):
             with pytest.raises(DeadlineExceeded, match="mine"):
                 await opened.node(path)
@@ -708,7 +723,7 @@ async def test_another_text_ends_the_evaluation_of_the_one_before(
 
 async def test_removing_a_cohort_ends_its_evaluation(cache: Path, index: Index, store: MemoryStore, gate: Gate) -> None:
     keep(cache / "cohorts", "mine", NLST)
-    async with open_filesystem(cache, index, store, seconds=0.1) as opened:
+    async with open_filesystem(cache, index, store, seconds=1) as opened:
         with pytest.raises(DeadlineExceeded):
             await opened.names("cohorts/mine")
         await until(children)
@@ -741,7 +756,7 @@ async def test_nothing_is_left_of_an_evaluation_when_the_mount_ends(
     cache: Path, index: Index, store: MemoryStore, gate: Gate
 ) -> None:
     keep(cache / "cohorts", "mine", NLST)
-    async with open_filesystem(cache, index, store, seconds=0.1) as opened:
+    async with open_filesystem(cache, index, store, seconds=1) as opened:
         with pytest.raises(DeadlineExceeded):
             await opened.names("cohorts/mine")
         await until(children)
