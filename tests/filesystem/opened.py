@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+import trio.testing
 
 from idcfs.arena import Arena
 from idcfs.cache import open_cache
@@ -48,6 +49,7 @@ class Opened:
     catalogue: Catalogue
     listings: Listings
     fetcher: Fetcher
+    prefetcher: Prefetcher
     objects: ExtentCache
     arena: Arena
     metrics: Metrics
@@ -90,6 +92,17 @@ class Opened:
             while (await self.objects.usage())[0] < entries:  # noqa: ASYNC110  # a cache calls nobody
                 await trio.sleep(0.005)
 
+    async def settled(self) -> None:
+        """Wait until everything that was asked for is here and kept, also what threads and workers are asked for."""
+        with trio.fail_after(PATIENCE):
+            while True:
+                await trio.testing.wait_all_tasks_blocked()
+                await self.fetcher.finish_writing()
+                flights = self.listings._flights, self.fetcher._flights, self.fetcher._learning
+                if not any(each._flights for each in flights) and not self.prefetcher._fetching:
+                    return
+                await trio.sleep(0.005)
+
 
 @contextlib.asynccontextmanager
 async def open_filesystem(
@@ -127,7 +140,7 @@ async def open_filesystem(
         settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
         registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
         filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
-        yield Opened(filesystem, catalogue, listings, fetcher, objects, arena, metrics, registry)
+        yield Opened(filesystem, catalogue, listings, fetcher, prefetcher, objects, arena, metrics, registry)
         nursery.cancel_scope.cancel()
 
 

@@ -13,7 +13,7 @@ from idcfs.errors import AccessDenied, NotFound, NotThereNow, ReadError, Unreach
 from idcfs.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
 from tests.conftest import WarningsLogged
-from tests.filesystem.opened import GatedStore, open_filesystem, path_of
+from tests.filesystem.opened import PATIENCE, GatedStore, open_filesystem, path_of
 from tests.filesystem.rows import LARGE, MANY, SMALL, SPACES
 from tests.index_factory import fill_store, instances
 from tests.memory_store import MemoryStore
@@ -241,15 +241,19 @@ async def test_who_opens_one_series_after_the_other_has_a_few_listed_ahead(cache
             with contextlib.suppress(NotFound):
                 await opened.filesystem.open_folder(folders[number].inode)
 
-        asked: list[int] = []
+        def listed() -> int:
+            return len({request.key[:36] for request in store.requests})
+
         async with trio.open_nursery() as nursery:
-            for number in (0, 2, 3):
+            # One ahead of each; the next one in order makes a walk.
+            for number, wanted in ((0, 2), (2, 4), (3, min(4 + LISTED_AHEAD, len(folders)))):
                 nursery.start_soon(open_at_gate, number)
+                with trio.fail_after(PATIENCE):
+                    while listed() < wanted:  # noqa: ASYNC110  # a store calls nobody
+                        await trio.sleep(0.005)
                 await until_quiet(store)
-                asked.append(len({request.key[:36] for request in store.requests}))
+                assert listed() == wanted
             store.gate.set()
-        assert asked[:2] == [2, 4], "one ahead of each"
-        assert asked[2] == min(4 + LISTED_AHEAD, len(folders)), "the next one in order makes a walk"
         await until_quiet(store)
 
 

@@ -207,7 +207,7 @@ async def test_who_waited_in_vain_for_a_whole_file_does_not_wait_again_for_its_h
 ) -> None:
     """The kernel asks again for a page that failed, and meanwhile the readers of the series may turn to headers."""
     hanging = FailingStore(store, [None, *repeat(60.0, 9)])
-    async with open_filesystem(cache, index, hanging, seconds=1) as opened:
+    async with open_filesystem(cache, index, hanging, seconds=2) as opened:
         address = unpack((await opened.node(file_of(MANY))).inode)
         assert isinstance(address, FileAddress)
         whole = Extent(address.series, FAR, 0, MANY.sizes[FAR])
@@ -238,7 +238,7 @@ async def test_a_read_of_many_blocks_takes_no_longer_than_one(cache: Path, index
         with pytest.raises(DeadlineExceeded):
             # In no order that is known, so nothing is fetched ahead.
             await opened.read(file_of(SLIDE), 7 * BLOCK, 8 * BLOCK)
-        assert trio.current_time() - began < 3
+        assert trio.current_time() - began < 5
 
 
 async def test_a_read_that_waits_for_the_mirror_holds_no_memory_for_what_came_from_the_disk(

@@ -64,22 +64,11 @@ def large_and_small(row: Row) -> tuple[int, int]:
     return order[-1], order[0]
 
 
-async def settle(opened: Opened) -> None:
-    """Wait until everything that was asked for is here and kept."""
-    with trio.fail_after(PATIENCE):
-        while True:
-            fetched = opened.metrics.objects_fetched
-            await trio.testing.wait_all_tasks_blocked(0.02)
-            await opened.fetcher.finish_writing()
-            if opened.metrics.objects_fetched == fetched:
-                return
-
-
 async def scan(opened: Opened, row: Row) -> None:
     """Read the start of each file, as a tool does that wants headers."""
     for number, instance in enumerate(files_of(row)):
         assert await opened.read(file_of(row, number), 0, 4096) == instance.content[:4096]
-        await settle(opened)
+        await opened.settled()
 
 
 async def test_files_are_fetched_ahead_and_each_once(cache: Path, index: Index, store: MemoryStore) -> None:
@@ -92,7 +81,7 @@ async def test_files_are_fetched_ahead_and_each_once(cache: Path, index: Index, 
             assert number == 0 or instance.name in asked
             for start in range(0, SLICE, PIECE):
                 assert await opened.read(file_of(SCAN, number), start, PIECE) == instance.content[start : start + PIECE]
-            await settle(opened)
+            await opened.settled()
     asked_for = [request.key for request in gets(store, SCAN)]
     assert len(asked_for) == len(set(asked_for)) == 40
 
@@ -123,7 +112,7 @@ async def test_a_scan_of_what_is_there_whole_asks_for_nothing(cache: Path, index
     async with open_filesystem(cache, index, store) as opened:
         for number in range(40):
             await opened.read(file_of(SCAN, number))
-        await settle(opened)
+        await opened.settled()
     asked = len(gets(store, SCAN))
     async with open_filesystem(cache, index, store) as opened:
         await scan(opened, SCAN)
@@ -148,8 +137,8 @@ async def test_blocks_that_follow_each_other_are_one_request(cache: Path, index:
         for start in range(0, len(content), PIECE):
             assert await opened.read(file_of(SLIDE, large), start, PIECE) == content[start : start + PIECE]
             if start % BLOCK == 0:
-                await settle(opened)
-        await settle(opened)
+                await opened.settled()
+        await opened.settled()
     asked = [request for request in gets(store, SLIDE) if request.key.endswith(files_of(SLIDE)[large].name)]
     spans = sorted((request.start, request.stop) for request in asked if request.start is not None)
     assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])], "each byte once"
@@ -168,12 +157,12 @@ async def test_blocks_on_the_disk_are_not_asked_for_again(cache: Path, index: In
     async with open_filesystem(cache, index, store) as opened:
         for block in (5, 30, 11):
             await opened.read(file_of(SLIDE, large), block * BLOCK, 10)
-        await settle(opened)
+        await opened.settled()
     before = len(gets(store, SLIDE))
     async with open_filesystem(cache, index, store) as opened:
         for start in range(0, len(content), BLOCK):
             assert await opened.read(file_of(SLIDE, large), start, BLOCK) == content[start : start + BLOCK]
-            await settle(opened)
+            await opened.settled()
     asked: list[int] = []
     for request in gets(store, SLIDE)[before:]:
         if request.key.endswith(files_of(SLIDE)[large].name):
@@ -190,13 +179,13 @@ async def test_the_next_series_is_listed_and_fetched_in_the_order_of_the_tree(
         await opened.names(path_of(SECOND))
         for number in range(5):
             await opened.read(file_of(SECOND, number))
-            await settle(opened)
+            await opened.settled()
         assert is_listed(store, THIRD)
         assert gets(store, THIRD)
         await opened.names(path_of(THIRD))
         for number in range(5):
             await opened.read(file_of(THIRD, number))
-            await settle(opened)
+            await opened.settled()
     assert len(gets(store, THIRD)) == 5
     assert len([request for request in store.requests if request.operation == "list"]) == len(
         {request.key for request in store.requests if request.operation == "list"}
@@ -211,7 +200,7 @@ async def test_in_a_cohort_the_next_series_is_the_cohorts(cache: Path, index: In
     async with open_filesystem(cache, index, store) as opened:
         for number in range(5):
             await opened.read(f"cohorts/mine/{file_of(SECOND, number)}")
-            await settle(opened)
+            await opened.settled()
         assert is_listed(store, SLIDE)
         assert not is_listed(store, THIRD)
 
@@ -221,7 +210,7 @@ async def test_what_was_served_to_its_end_is_not_kept_in_memory(cache: Path, ind
         for number, instance in enumerate(files_of(SCAN)):
             for start in range(0, SLICE, PIECE):
                 assert await opened.read(file_of(SCAN, number), start, PIECE) == instance.content[start : start + PIECE]
-            await settle(opened)
+            await opened.settled()
         assert not [data for data in opened.fetcher._memory._extents.values() if len(data) == SLICE]
         # From the disk.
         asked = len(gets(store, SCAN))
@@ -240,7 +229,7 @@ async def test_an_object_stored_anew_while_its_old_bytes_wait_to_be_written(
         new = files_of(SLIDE)[large].content[::-1]
         store.put(SLIDE.bucket, f"{SLIDE.uuid}/{name}", new)
         assert await opened.read(file_of(SLIDE, large), 9 * BLOCK, 10) == new[9 * BLOCK : 9 * BLOCK + 10]
-        await settle(opened)
+        await opened.settled()
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.read(file_of(SLIDE, large)) == new
 
@@ -271,9 +260,7 @@ async def test_a_mount_ends_in_peace_while_more_is_wanted_than_is_asked_for(tmp_
     many = Row("ct", "many", sizes=(HEAD + 1,) * 400)
     store = LateStore()
     fill_store(store, [many])
-    async with open_filesystem(
-        tmp_path / "cache", make_index(tmp_path / "index", [many]), store, seconds=0.5
-    ) as opened:
+    async with open_filesystem(tmp_path / "cache", make_index(tmp_path / "index", [many]), store, seconds=1) as opened:
         node = await opened.node(path_of(many))
         await opened.entries(node.inode)
         number = 0
@@ -349,7 +336,7 @@ async def test_a_block_of_a_run_is_there_before_the_runs_end(cache: Path, index:
             assert not store.may_end.is_set()
             store.may_end.set()
             assert await opened.read(file_of(SLIDE, large), stop - 10, 10) == content[stop - 10 : stop]
-        await settle(opened)
+        await opened.settled()
         assert await opened.read(file_of(SLIDE, large)) == content
 
 
