@@ -17,10 +17,7 @@ from tests.faults.server import GET, FaultServer
 from tests.faults.tree import LARGE, series
 from tests.index_factory import make_index, objects
 from tests.mounting import ORDINARY_USER, Commands
-from tests.processes import children_of, is_running, until
-
-SOON = 10
-"""Seconds for what happens at once, on a busy machine."""
+from tests.processes import PATIENCE, children_of, is_running, until
 
 SLOW_QUERY = (
     "SELECT max(SeriesInstanceUID) AS SeriesInstanceUID FROM index, range(100000000000) AS t(n) WHERE hash(n) = 0"
@@ -63,17 +60,17 @@ def test_a_killed_daemon_leaves_nobody_waiting_and_nothing_behind(commands: Comm
                 assert commands.run("sh", "-c", f"echo '{SLOW_QUERY}' > {cohort}/.query").returncode == 0
                 reader = commands.start("cat", file, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
                 try:
-                    until(lambda: server.requests[GET], SOON)
+                    until(lambda: server.requests[GET])
                     children = children_of(daemon)
                     for program in ("idcfs.store.worker", "idcfs.cache_worker", "idcfs.cohorts"):
                         assert children_of(daemon, program), f"{program} is not running"
                     os.kill(daemon, signal.SIGKILL)
-                    until(lambda: "not connected" in commands.run("stat", "-f", point, timeout=SOON).stderr, SOON)
-                    assert "not connected" in reader.communicate(timeout=SOON)[1]
+                    until(lambda: "not connected" in commands.run("stat", "-f", point, timeout=PATIENCE).stderr)
+                    assert "not connected" in reader.communicate(timeout=PATIENCE)[1]
                 finally:
                     reader.kill()
                     reader.communicate()
-            until(lambda: not any(map(is_running, children)), SOON)
+            until(lambda: not any(map(is_running, children)))
             assert commands.run("fusermount3", "-u", point).returncode == 0
             assert os.listdir(point) == []
         finally:

@@ -151,7 +151,7 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
             try:
                 time.sleep(0.2)
                 os.kill(daemon, signal.SIGKILL)
-                until(lambda: number_of(lambda: os.statvfs(point)) == errno.ENOTCONN, 2)
+                until(lambda: number_of(lambda: os.statvfs(point)) == errno.ENOTCONN)
                 reader.wait(PATIENCE)
                 assert reader.returncode != 0
             finally:
