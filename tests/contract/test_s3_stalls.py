@@ -164,7 +164,10 @@ STALLING = {
 @pytest.mark.parametrize("behaviour", STALLING.values(), ids=STALLING)
 async def test_a_connection_that_stalls_is_given_up_early(behaviour: Behaviour) -> None:
     async with served(behaviour) as (_, store):
-        with trio.fail_after(TIMEOUT - STALL), pytest.raises(Stalled, match="next to nothing came for 1 seconds") as raised:
+        with (
+            trio.fail_after(TIMEOUT - STALL),
+            pytest.raises(Stalled, match="next to nothing came for 1 seconds") as raised,
+        ):
             await get(store)
         assert store._workers._subject in str(raised.value)
 
