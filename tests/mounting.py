@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.processes import is_running
+from tests.processes import PATIENCE, is_running
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Commands:
     def end(self, path: Path, daemon: int) -> None:
         """Unmount, and see that the daemon goes."""
         self.idcfs("unmount", "--lazy", path)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE
         while is_running(daemon) and time.monotonic() < deadline:
             time.sleep(0.02)
         if is_running(daemon):
@@ -78,8 +78,8 @@ class Commands:
             raise AssertionError(f"the daemon {daemon} of {path} did not end")
 
 
-RECOVERY_SECONDS = 10.0
-"""Longer than a failure is remembered, and than a breaker that has just opened stays open."""
+RECOVERY_SECONDS = 30.0
+"""Longer than a failure is remembered, and than a breaker that has opened a few times stays open."""
 
 
 def once_recovered(call: Callable[[], T]) -> T:

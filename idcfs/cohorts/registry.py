@@ -36,8 +36,8 @@ RETRY_SECONDS = 5.0
 """After what is no fault of the text, such as a full disk, a look tries again, but not before that."""
 
 BIND_SECONDS = 10.0
-"""How long writing a text waits to hear whether it is sound: a busy machine takes seconds to start the process that says
-so, (m) and a quiet one 0.5 s. A guess at what its author waits for rather than not hear of an error."""
+"""How long writing a text waits to hear whether it is sound: a busy machine takes seconds to start the process that
+says so, and a quiet one half a second. A guess at what its author waits for rather than not hear of an error."""
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from tests.mounting import Commands, status
 TIMEOUT = 6
 """Seconds that the mounts give a request; a sixth of it is a stall, for which a busy machine must not be taken."""
 
-RECOVERY = 15
+RECOVERY = 30
 """Seconds after the end of a fault in which everything must work again: a guess at what a user does not mind."""
 
 HANG = 60

@@ -26,13 +26,13 @@ READERS = 6
 LONGEST_LIFE = 0.7
 """Seconds in which the readers have read everything several times."""
 
-START = 10
+START = 30
 """Seconds that a start may take on a busy machine; it takes half a second."""
 
-SWEPT = 40
+SWEPT = 60
 """Seconds until a mount has swept its cache, on a busy machine; it begins after ten."""
 
-GONE = 10
+GONE = 30
 """Seconds until processes whose daemon was killed are gone, on a busy machine."""
 
 

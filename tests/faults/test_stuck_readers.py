@@ -27,8 +27,8 @@ READERS = 300
 TIMEOUT = 20
 """Seconds that the mount gives a request, so that the readers still wait when the last look is taken."""
 
-PROMPT = 2
-"""Seconds that an answer from the cache may take on a busy machine."""
+PROMPT = TIMEOUT / 4
+"""Seconds that an answer from the cache may take on a busy machine; who waits for the mirror waits for longer."""
 
 GRACE = 5
 

@@ -17,7 +17,7 @@ import pytest
 from idcfs.catalog.index import find_index
 from tests.mount.conftest import give_catalogue
 from tests.mounting import Commands, status
-from tests.processes import is_running, stopped
+from tests.processes import PATIENCE, is_running, stopped
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
 
@@ -418,7 +418,7 @@ def test_interrupting_the_first_mount_leaves_nothing(commands: Commands, world_r
     while "reading the index" not in process.stderr.readline():
         pass
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(PATIENCE) == 130
     process.stderr.close()
     assert not os.path.ismount(commands.home / "idc")
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
@@ -512,7 +512,7 @@ def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirro
             assert len(os.listdir(point)) == IN_THE_ROOT
             daemon.send_signal(signal.SIGTERM)
             assert told.recv(100) == b"STOPPING=1"
-            assert daemon.wait(10) == 0
+            assert daemon.wait(PATIENCE) == 0
             assert not os.path.ismount(point)
         finally:
             daemon.kill()
@@ -541,7 +541,7 @@ def test_ctrl_c_in_the_foreground_unmounts(commands: Commands, folder_mirror: Pa
         assert daemon.stdout is not None
         assert daemon.stdout.readline().startswith("IDC v25")
         daemon.send_signal(signal.SIGINT)
-        assert daemon.wait(10) == 0
+        assert daemon.wait(PATIENCE) == 0
         assert not os.path.ismount(point)
         daemon.stdout.close()
     finally:
