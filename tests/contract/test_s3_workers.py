@@ -250,6 +250,9 @@ async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served() -> 
 
 
 async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged) -> None:
+    gc.collect()
+    # What failed before is kept by pytest, with all that it had.
+    before = arenas_open()
     async with letters() as server, s3_store(server.url, workers=1) as store:
         with monkeypatch.context() as patched:
             patched.setattr(sys, "executable", "/no/such/python")
@@ -260,7 +263,7 @@ async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warni
         assert await get(store) == b"aaaaa"
     del store
     gc.collect()
-    assert not arenas_open()
+    assert arenas_open() <= before
 
 
 async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others(
