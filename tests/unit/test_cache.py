@@ -482,7 +482,6 @@ async def test_a_cache_whose_database_is_locked_when_it_is_opened_comes_back(
 async def test_a_disk_that_hangs_holds_nobody_up_and_the_cache_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("idcfs.cache.ANSWER_SECONDS", 0.2)
     works = threading.Event()
     get = Entries.get
 
@@ -492,6 +491,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_and_the_cache_comes_back(
 
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("key", LARGE)
+        monkeypatch.setattr("idcfs.cache.ANSWER_SECONDS", 0.2)
         monkeypatch.setattr(Entries, "get", hang)
         monkeypatch.setattr(Entries, "try_disk", lambda entries: works.wait())
         try:
@@ -503,6 +503,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_and_the_cache_comes_back(
             assert "no answer" in cache.failure
         finally:
             works.set()
+        monkeypatch.setattr("idcfs.cache.ANSWER_SECONDS", PATIENCE)
         with trio.fail_after(PATIENCE):
             while cache.failure:  # noqa: ASYNC110  # a cache calls nobody
                 await trio.sleep(0.01)

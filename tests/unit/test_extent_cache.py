@@ -63,10 +63,10 @@ async def kept(cache: ExtentCache, numbers: range) -> list[int]:
     return [number for number in numbers if await value(cache, f"key{number}") == LARGE]
 
 
-async def part(cache: ExtentCache, key: str, start: int, stop: int) -> bytes | None:
+async def part(cache: ExtentCache, key: str, start: int, stop: int, seconds: float = PATIENCE) -> bytes | None:
     """A part, from a file that the question for one has opened."""
     found = cache.get_part(key, start, stop)
-    with trio.move_on_after(1):
+    with trio.move_on_after(seconds):
         while found is None:
             await trio.sleep(0.01)
             found = cache.get_part(key, start, stop)
@@ -80,7 +80,7 @@ async def test_parts_of_what_was_read_are_read_by_themselves(tmp_path: Path, cac
     assert cache.get_part("key", 0, 10) is None, "nobody has read it"
     assert await cache.get("key", len(LARGE), in_parts=True) is not None
     assert await cache.get("inline", len(SMALL), in_parts=True) is not None
-    assert await part(cache, "inline", 0, 1) is None, "it has no file of its own"
+    assert await part(cache, "inline", 0, 1, seconds=1) is None, "it has no file of its own"
     assert await part(cache, "key", 1000, 1300) == LARGE[1000:1300]
     assert await cache.get("key", len(LARGE), in_parts=True) is not None
     assert cache.get_part("key", 1000, 1300) == LARGE[1000:1300], "its file is still open"
@@ -145,7 +145,7 @@ async def test_what_is_dropped_has_no_parts(cache: ExtentCache) -> None:
     assert await cache.get("key", len(LARGE), in_parts=True) is not None
     assert await part(cache, "key", 0, 10) is not None
     await cache.delete({"key"})
-    assert await part(cache, "key", 0, 10) is None
+    assert await part(cache, "key", 0, 10, seconds=1) is None
 
 
 @pytest.mark.parametrize("content", [b"x", SMALL, LARGE])
