@@ -18,6 +18,10 @@ ORDINARY_USER = 65534
 """Nobody: on every Linux system, and without rights."""
 
 
+LONGEST = 120
+"""Seconds after which a command is taken never to end; what takes longest is the first mount of the real index."""
+
+
 @dataclass
 class Commands:
     """Runs idcfs with a home of its own, as root or as an ordinary user."""
@@ -26,7 +30,7 @@ class Commands:
     user: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str | Path, timeout: float = LONGEST) -> subprocess.CompletedProcess[str]:
         """Run a command line; idcfs is the first word unless another program is."""
         return subprocess.run(
             [str(argument) for argument in arguments],
@@ -40,7 +44,7 @@ class Commands:
             [str(argument) for argument in arguments], text=True, env=self.variables(), **self.identity(), **options
         )
 
-    def idcfs(self, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def idcfs(self, *arguments: str | Path, timeout: float = LONGEST) -> subprocess.CompletedProcess[str]:
         """Run idcfs."""
         return self.run("idcfs", *arguments, timeout=timeout)
 

@@ -16,7 +16,7 @@ import pytest
 
 from idcfs.catalog.index import find_index
 from tests.mount.conftest import give_catalogue
-from tests.mounting import Commands, status
+from tests.mounting import LONGEST, Commands, status
 from tests.processes import PATIENCE, is_running, stopped
 
 NOTHING_LISTENS = "http://127.0.0.1:9"
@@ -279,7 +279,7 @@ def test_a_mirror_folder_may_be_named_from_here(commands: Commands, folder_mirro
     point = commands.home / "idc"
     starting = commands.start("idcfs", "mount", "--mirror", "./near", point, cwd=commands.home)
     try:
-        assert starting.wait(60) == 0
+        assert starting.wait(LONGEST) == 0
         assert os.listdir(point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4")
     finally:
         commands.idcfs("unmount", "--lazy", point)
@@ -429,7 +429,7 @@ def test_two_first_mounts_at_once(world_readable: Path, commands: Commands) -> N
     points = [commands.home / "one", commands.home / "two"]
     starting = [commands.start("idcfs", "mount", "--cache-dir", cache, point) for point in points]
     try:
-        assert [process.wait(60) for process in starting] == [0, 0]
+        assert [process.wait(LONGEST) for process in starting] == [0, 0]
         assert os.listdir(points[0]) == os.listdir(points[1])
         assert len(list((cache / "catalogue").glob("*/contents.json"))) == 1
     finally:
