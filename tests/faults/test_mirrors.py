@@ -144,7 +144,7 @@ PAUSES = 4
 def test_a_mirror_that_is_away_is_not_waited_for(commands: Commands, server: FaultServer) -> None:
     # The one that follows the first of them is in the cache, and is not asked for ahead.
     missing = [THIRD, SECOND, FIRST]
-    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "3") as point:
+    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "6") as point:
         assert told(point, LAST) == RIGHT
         with server.failing(Fault(stall_before_headers)):
             while state_of(point, server.url) == "closed":
@@ -166,7 +166,7 @@ def test_a_mirror_that_is_away_is_not_waited_for(commands: Commands, server: Fau
 
 
 def test_a_mount_can_be_made_while_its_mirror_is_away(commands: Commands, server: FaultServer) -> None:
-    flags = ("--mirror", server.url, "--timeout", "3")
+    flags = ("--mirror", server.url, "--timeout", "6")
     with commands.mounted(commands.home / "idc", *flags) as point:
         expected = sorted(os.listdir(point))
         assert told(point, LAST) == RIGHT

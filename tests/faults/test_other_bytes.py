@@ -38,7 +38,7 @@ def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path
     commands.home.mkdir()
     name, content = one.instance(SIZE)
     with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects([one.row])}) as server:
-        flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", "3")
+        flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", "6")
         with commands.mounted(tmp_path / "idc", *flags) as point:
 
             def read() -> str:
