@@ -113,7 +113,13 @@ def _fetched(place: World) -> int:
 
 def _damage(cache: Path, chance: random.Random, *, lives: bool) -> list[Damage]:
     """Flip bits of files in the cache folder, and cut some short; of data the newest, which are in use."""
-    return [_damage_one(cache, chance, lives) for _ in range(chance.randint(1, AT_ONCE))]
+    done: list[Damage] = []
+    wanted = chance.randint(1, AT_ONCE)
+    while len(done) < wanted:
+        # A mount may remove a file while it is looked at.
+        with contextlib.suppress(FileNotFoundError):
+            done.append(_damage_one(cache, chance, lives))
+    return done
 
 
 def _damage_one(cache: Path, chance: random.Random, lives: bool) -> Damage:
