@@ -1,5 +1,6 @@
 """Bytes through a mount, from a folder and from an S3 server over TCP, with real tools."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -151,7 +152,11 @@ def test_the_cache_keeps_its_limit(commands: Commands, s3_mirror: str, folder_mi
     with commands.mounted(commands.home / "idc", "--mirror", s3_mirror, "--cache-size", "64MiB") as point:
         for uuid in mirror_series(folder_mirror):
             checksums(by_uuid(point, uuid))
-        used = sum(path.stat().st_blocks * 512 for path in (commands.home / ".cache/idcfs/objects").rglob("*.val"))
+        used = 0
+        for path in (commands.home / ".cache/idcfs/objects").rglob("*.val"):
+            # What was written last may still push others out.
+            with contextlib.suppress(FileNotFoundError):
+                used += path.stat().st_blocks * 512
         assert used < 70 << 20
         assert checksums(by_uuid(point, REAL_CT)) == checksums(mirror_series(REAL_MIRROR)[REAL_CT])
 
