@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import trio
+
 PATIENCE = 30
 """Seconds after which what a test waits for is taken never to come."""
 
@@ -48,3 +50,10 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     while not true():
         assert time.monotonic() < deadline, "it has not come"
         time.sleep(0.01)
+
+
+async def until_true(true: Callable[[], object]) -> None:
+    """As `until`, while trio's other tasks go on."""
+    with trio.fail_after(PATIENCE):
+        while not true():  # noqa: ASYNC110  # what is waited for calls nobody
+            await trio.sleep(0.005)

@@ -7,10 +7,9 @@ import pytest
 
 from tests.faults.cases import RIGHT, body
 from tests.faults.programs import outcome
-from tests.faults.server import Answer, Exchange, Fault, FaultServer
+from tests.faults.server import Answer, Exchange, Fault
 from tests.faults.tree import series
-from tests.index_factory import make_index, objects
-from tests.mounting import Commands
+from tests.faults.world import world
 
 SIZE = 700
 
@@ -33,17 +32,12 @@ def flipped(total: str) -> Fault:
 @pytest.mark.parametrize("total", [str(SIZE), str(SIZE + 1), "*"])
 def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path, total: str) -> None:
     one = series("one")
-    make_index(tmp_path / "index", [one.row])
-    commands = Commands(tmp_path / "home")
-    commands.home.mkdir()
     name, content = one.instance(SIZE)
-    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects([one.row])}) as server:
-        flags = ("--index", tmp_path / "index", "--mirror", server.url, "--timeout", "6")
-        with commands.mounted(tmp_path / "idc", *flags) as point:
+    with world(tmp_path, [one.row], "--timeout", "6") as place, place.mounted():
 
-            def read() -> str:
-                return RIGHT if (one.folder(point) / name).read_bytes() == content else "wrong"
+        def read() -> str:
+            return RIGHT if (one.folder(place.point) / name).read_bytes() == content else "wrong"
 
-            with server.failing(flipped(total)):
-                assert outcome(read).told == "EIO"
-            assert outcome(read).told == RIGHT
+        with place.server.failing(flipped(total)):
+            assert outcome(read).told == "EIO"
+        assert outcome(read).told == RIGHT

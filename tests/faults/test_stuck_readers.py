@@ -5,7 +5,6 @@ import functools
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +14,11 @@ import pytest
 from idcfs.daemon import SHORT_TIMEOUT
 from tests.faults.cases import RIGHT, STALLED_READS
 from tests.faults.programs import HEADER, outcome
-from tests.faults.server import FaultServer
 from tests.faults.tree import SIZES, SMALL, Series, series
-from tests.index_factory import Row, make_index, objects
-from tests.mounting import Commands, status
-from tests.processes import is_running
+from tests.faults.world import World, drop_pages, world
+from tests.index_factory import Row
+from tests.mounting import status
+from tests.processes import PATIENCE, is_running, until
 
 READERS = 300
 """More than requests that the kernel lets wait in the background, and than connections to the mirror."""
@@ -37,35 +36,22 @@ KERNELS_MOST = 12
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
-PATIENCE = 30
-
 
 def crowd_of(readers: int, size: int) -> Series:
     """A series with a file for each reader; it comes before what is cached, so that nothing of it is read ahead."""
     return Series(Row(collection="crowd", patient="patient", sizes=(size,) * readers))
 
 
-@contextlib.contextmanager
-def served(folder: Path, *shown: Series) -> Iterator[tuple[FaultServer, Commands, tuple[str | Path, ...]]]:
-    """A server of some series, who mounts them, and the flags that name both."""
-    rows = [one.row for one in shown]
-    make_index(folder / "index", rows)
-    commands = Commands(folder / "home")
-    commands.home.mkdir()
-    with FaultServer({f"{bucket}/{key}": data for bucket, key, data in objects(rows)}) as server:
-        yield server, commands, ("--index", folder / "index", "--mirror", server.url)
-
-
 @pytest.mark.parametrize(("size", "length"), [(70_000, HEADER), (526_000, 526_000)], ids=["headers", "whole files"])
 def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: int) -> None:
     """Headers take little of the memory that all bytes go through; whole files of so many want more than there is."""
     crowd, cached = crowd_of(READERS, size), series("known")
-    with served(tmp_path, crowd, cached) as (server, commands, source):
-        flags = (*source, "--timeout", str(TIMEOUT))
-        with commands.mounted(tmp_path / "idc", *flags) as point:
+    with world(tmp_path, [crowd.row, cached.row], "--timeout", str(TIMEOUT)) as place:
+        point = place.point
+        with place.mounted():
             assert {outcome(look).told for look in looks(point, cached).values()} == {RIGHT}
         # A new daemon has nothing of what is cached in memory.
-        with commands.mounted(tmp_path / "idc", *flags) as point:
+        with place.mounted():
             assert len(os.listdir(crowd.folder(point))) == READERS
             everybody_asks = threading.Barrier(READERS + 1)
 
@@ -75,7 +61,7 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: in
                     return RIGHT if len(file.read(length)) == length else "too little"
 
             with ThreadPoolExecutor(READERS) as pool:
-                with server.failing(STALLED_READS):
+                with place.server.failing(STALLED_READS):
                     readers = [pool.submit(outcome, functools.partial(read, name)) for name in crowd.names]
                     everybody_asks.wait(TIMEOUT)
                     looked = {name: outcome(look) for name, look in looks(point, cached).items()}
@@ -90,28 +76,29 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: in
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can hide the kernel's limits")
 def test_where_few_may_wait_they_do_not_wait_for_long(tmp_path: Path) -> None:
     crowd, cached = crowd_of(KERNELS_MOST, 70_000), series("known")
-    with served(tmp_path, crowd, cached) as (server, commands, source):
-        flags = (*source, "--timeout", str(2 * PATIENCE))
-        with mounted_without_limits(commands, tmp_path / "idc", *flags) as point:
-            assert "max_background" in status(point)["limits_failure"]
-            look = looks(point, cached)[f"read of {SMALL} bytes"]
-            assert look() == RIGHT
-            drop_pages(cached.folder(point) / cached.instance(SMALL).name)
-            assert len(os.listdir(crowd.folder(point))) == KERNELS_MOST
-            waiting = CONNECTIONS / str(os.minor(os.stat(point).st_dev)) / "waiting"
-            read = [functools.partial(read_header, crowd.folder(point) / name) for name in crowd.names]
-            with ThreadPoolExecutor(KERNELS_MOST) as pool, server.failing(STALLED_READS):
-                readers = [pool.submit(outcome, each) for each in read]
-                until(lambda: int(waiting.read_text()) >= KERNELS_MOST)
-                looked = outcome(look)
-                told = [reader.result() for reader in readers]
-            assert looked.told == RIGHT
-            assert {reader.told for reader in told} <= {"ETIMEDOUT", "EHOSTUNREACH"}
-            assert max(each.seconds for each in (looked, *told)) < SHORT_TIMEOUT + GRACE
+    with (
+        world(tmp_path, [crowd.row, cached.row], "--timeout", str(2 * PATIENCE)) as place,
+        mounted_without_limits(place) as point,
+    ):
+        assert "max_background" in status(point)["limits_failure"]
+        look = looks(point, cached)[f"read of {SMALL} bytes"]
+        assert look() == RIGHT
+        drop_pages(cached.folder(point) / cached.instance(SMALL).name)
+        assert len(os.listdir(crowd.folder(point))) == KERNELS_MOST
+        waiting = CONNECTIONS / str(os.minor(os.stat(point).st_dev)) / "waiting"
+        read = [functools.partial(read_header, crowd.folder(point) / name) for name in crowd.names]
+        with ThreadPoolExecutor(KERNELS_MOST) as pool, place.server.failing(STALLED_READS):
+            readers = [pool.submit(outcome, each) for each in read]
+            until(lambda: int(waiting.read_text()) >= KERNELS_MOST)
+            looked = outcome(look)
+            told = [reader.result() for reader in readers]
+        assert looked.told == RIGHT
+        assert {reader.told for reader in told} <= {"ETIMEDOUT", "EHOSTUNREACH"}
+        assert max(each.seconds for each in (looked, *told)) < SHORT_TIMEOUT + GRACE
 
 
 @contextlib.contextmanager
-def mounted_without_limits(commands: Commands, path: Path, *flags: str | Path) -> Iterator[Path]:
+def mounted_without_limits(place: World) -> Iterator[Path]:
     """A mount in a namespace of its own, in which nobody can raise the kernel's limits, as in many containers."""
     if not CONNECTIONS.is_mount():
         pytest.skip(f"{CONNECTIONS} is not mounted, so nobody can see how many wait")
@@ -119,32 +106,20 @@ def mounted_without_limits(commands: Commands, path: Path, *flags: str | Path) -
         umount {CONNECTIONS} && idcfs mount "$@" >&2 && idcfs status "$0" >&2 &&
         grep -Po '"pid": \\K\\d+' "$0/.idc/status.json"
     """
-    done = commands.run("unshare", "--mount", "sh", "-c", script, path, *flags, path)
+    done = place.commands.run("unshare", "--mount", "sh", "-c", script, place.point, *place.flags, place.point)
     assert done.returncode == 0, done.stderr
     daemon = int(done.stdout)
     try:
         assert "limited" in done.stderr
-        yield Path(f"/proc/{daemon}/root{path}")
+        yield Path(f"/proc/{daemon}/root{place.point}")
     finally:
         os.kill(daemon, signal.SIGTERM)
         until(lambda: not is_running(daemon))
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.01)
-
-
 def read_header(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         return RIGHT if len(file.read(HEADER)) == HEADER else "too little"
-
-
-def drop_pages(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def looks(point: Path, cached: Series) -> dict[str, Callable[[], str]]:

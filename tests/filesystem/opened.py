@@ -32,13 +32,11 @@ from idcfs.store.base import Arriving, ListPage, ObjectStore, Storing
 from idcfs.store.mirror import parse_mirror
 from tests.index_factory import Row
 from tests.memory_store import MemoryStore
+from tests.processes import PATIENCE, until_true
 
 LIMIT = 1 << 30
 
 MEMORY_BYTES = 256 << 20
-
-PATIENCE = 30
-"""Seconds after which what a test waits for is taken never to come."""
 
 
 @dataclass
@@ -151,9 +149,7 @@ def path_of(row: Row) -> str:
 
 async def until_asked(store: MemoryStore, requests: int) -> None:
     """Wait until a store has been asked so often."""
-    with trio.fail_after(PATIENCE):
-        while len(store.requests) < requests:  # noqa: ASYNC110  # a store calls nobody
-            await trio.sleep(0.005)
+    await until_true(lambda: len(store.requests) >= requests)
 
 
 class GatedStore(MemoryStore):

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,10 +35,11 @@ from idcfs.errors import (
 from idcfs.inode import pack_folder
 from idcfs.node import Node
 from tests.conftest import WarningsLogged
-from tests.filesystem.opened import PATIENCE, Opened, open_filesystem, path_of
+from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, PRIOR, SMALL, SPACES
 from tests.index_factory import Row, instances, make_index
 from tests.memory_store import MemoryStore
+from tests.processes import PATIENCE, until_true
 
 NLST = b"SELECT SeriesInstanceUID FROM index WHERE collection_id = 'nlst'"
 TCGA = b"SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga'"
@@ -125,13 +126,6 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
 def kept(cache: Path, name: str = "") -> list[Path]:
     """The results that are kept, or one file of each."""
     return sorted(cache.glob(f"catalogue/*/cohorts/*/{name}"))
-
-
-async def until(true: Callable[[], object]) -> None:
-    """Wait for what calls nobody."""
-    with trio.fail_after(PATIENCE):
-        while not true():  # noqa: ASYNC110
-            await trio.sleep(0.01)
 
 
 async def test_a_cohort_is_a_tree_of_the_series_that_its_query_names(
@@ -711,13 +705,13 @@ async def test_another_text_ends_the_evaluation_of_the_one_before(
             found.append(await opened.names("cohorts/mine"))
 
         nursery.start_soon(look)
-        await until(children)
+        await until_true(children)
         first = children()
         nursery.start_soon(write, opened, "mine", TCGA)
-        await until(lambda: children() - first)
+        await until_true(lambda: children() - first)
         assert len(children()) == 1
         gate.open()
-        await until(lambda: found)
+        await until_true(lambda: found)
         assert found == [["tcga"]], "who waits is given the newest"
 
 
@@ -726,9 +720,9 @@ async def test_removing_a_cohort_ends_its_evaluation(cache: Path, index: Index, 
     async with open_filesystem(cache, index, store, seconds=1) as opened:
         with pytest.raises(DeadlineExceeded):
             await opened.names("cohorts/mine")
-        await until(children)
+        await until_true(children)
         await opened.filesystem.cohort_files.delete(ROOT, b"mine")
-        await until(lambda: not children())
+        await until_true(lambda: not children())
 
 
 async def test_two_evaluate_at_a_time_and_all_in_the_end(
@@ -745,7 +739,7 @@ async def test_two_evaluate_at_a_time_and_all_in_the_end(
         async with trio.open_nursery() as nursery:
             for number in range(6):
                 nursery.start_soon(look, f"c{number}")
-            await until(lambda: len(children()) == 2)
+            await until_true(lambda: len(children()) == 2)
             await trio.sleep(0.5)
             assert len(children()) == 2
             gate.open()
@@ -759,7 +753,7 @@ async def test_nothing_is_left_of_an_evaluation_when_the_mount_ends(
     async with open_filesystem(cache, index, store, seconds=1) as opened:
         with pytest.raises(DeadlineExceeded):
             await opened.names("cohorts/mine")
-        await until(children)
+        await until_true(children)
     assert children() == set()
     assert kept(cache) == []
 

@@ -1,6 +1,7 @@
 """What a mirror may list that no mirror should, and what is remembered of listings."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from idcfs.errors import AccessDenied, NotFound, NotThereNow, ReadError, Unreach
 from idcfs.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
 from tests.conftest import WarningsLogged
-from tests.filesystem.opened import PATIENCE, GatedStore, open_filesystem, path_of
+from tests.filesystem.opened import GatedStore, open_filesystem, path_of
 from tests.filesystem.rows import LARGE, MANY, SMALL, SPACES
 from tests.index_factory import fill_store, instances
 from tests.memory_store import MemoryStore
+from tests.processes import until_true
 
 Answer = Callable[[str, str | None], ListPage]
 
@@ -244,13 +246,14 @@ async def test_who_opens_one_series_after_the_other_has_a_few_listed_ahead(cache
         def listed() -> int:
             return len({request.key[:36] for request in store.requests})
 
+        def are_listed(wanted: int) -> bool:
+            return listed() >= wanted
+
         async with trio.open_nursery() as nursery:
             # One ahead of each; the next one in order makes a walk.
             for number, wanted in ((0, 2), (2, 4), (3, min(4 + LISTED_AHEAD, len(folders)))):
                 nursery.start_soon(open_at_gate, number)
-                with trio.fail_after(PATIENCE):
-                    while listed() < wanted:  # noqa: ASYNC110  # a store calls nobody
-                        await trio.sleep(0.005)
+                await until_true(functools.partial(are_listed, wanted))
                 await until_quiet(store)
                 assert listed() == wanted
             store.gate.set()

@@ -17,10 +17,11 @@ from idcfs.inode import FileAddress, unpack
 from idcfs.readahead import BLOCK, Extent
 from idcfs.store.base import Arriving, ListPage, Storing
 from tests.conftest import WarningsLogged
-from tests.filesystem.opened import PATIENCE, GatedStore, open_filesystem, path_of, until_asked
+from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
 from tests.index_factory import Row, fill_store, instances, write_mirror
 from tests.memory_store import FailingStore, MemoryStore, Request
+from tests.processes import PATIENCE
 
 SLIDE_BYTES = instances(SLIDE)[0].content
 SLIDE_BLOCKS = -(-len(SLIDE_BYTES) // BLOCK)

@@ -15,9 +15,10 @@ from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.prefetcher import FIRST_PREFETCHES
 from idcfs.readahead import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
 from idcfs.store.base import Arriving, Done, Storing
-from tests.filesystem.opened import PATIENCE, Opened, open_filesystem, path_of
+from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.index_factory import Row, build_catalogue, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
+from tests.processes import PATIENCE
 
 SLICE = 90_000
 PIECE = 32 << 10

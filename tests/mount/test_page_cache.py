@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import trio
 
 from idcfs.arena import Arena
 from idcfs.mountpoint import mounts
@@ -21,7 +20,7 @@ from idcfs.page_cache import PAGE, open_page_cache
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
 from tests.mounting import Commands, status
-from tests.processes import PATIENCE, children_of, is_running, stopped, until
+from tests.processes import PATIENCE, children_of, is_running, stopped, until, until_true
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
@@ -262,9 +261,3 @@ async def test_what_is_in_the_reserve_of_the_arena_does_not_wait_for_the_worker(
                 pages.fill(7, 0, fetched[: 2 * PAGE], False, lambda: None)
                 del fetched
                 assert arena.take_now(arena.size) is None, "what was fetched is held until it is stored"
-
-
-async def until_true(true: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE):
-        while not true():  # noqa: ASYNC110  # what is waited for happens in another process
-            await trio.sleep(0.01)
