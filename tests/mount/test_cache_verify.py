@@ -11,8 +11,12 @@ import pytest
 
 from idcfs.catalog.description import FORMAT
 from tests.mounting import Commands, mirror_series
+from tests.processes import until
 
 OLD = time.time() - 10 * 3600
+
+SWEPT = 40
+"""Seconds until a mount has swept its cache, on a busy machine; it begins after ten."""
 
 SOUND, DAMAGED, UNUSABLE = 0, 7, 5
 
@@ -166,13 +170,6 @@ def leave_files(cache: Path) -> list[Path]:
     return lost
 
 
-def until_gone(files: list[Path]) -> None:
-    deadline = time.monotonic() + 40
-    while any(file.exists() for file in files):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_what_killed_processes_left_is_swept_after_the_start(
     commands: Commands, cache: Path, folder_mirror: Path
 ) -> None:
@@ -180,7 +177,7 @@ def test_what_killed_processes_left_is_swept_after_the_start(
     lost = leave_files(cache)
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         assert lost[0].exists(), "the start does not wait for it"
-        until_gone(lost)
+        until(lambda: not any(map(Path.exists, lost)), SWEPT)
         read_all(point, folder_mirror)
     assert values(cache) == before
 
@@ -195,6 +192,6 @@ def test_what_others_may_be_writing_is_swept_when_it_is_old(
         shutil.copy(young, old)
         os.utime(old, (OLD, OLD))
         with commands.mounted(commands.home / "idc", "--mirror", folder_mirror):
-            until_gone([old])
+            until(lambda: not old.exists(), SWEPT)
             assert young.exists()
     assert sorted({*values(cache)} - {*before}) == [young]
