@@ -21,9 +21,9 @@ from idcfs.catalog.description import FORMAT
 from idcfs.catalog.index import find_index
 from idcfs.catalog.table import BatchCache
 from idcfs.catalog.view import View
-from idcfs.daemon import MAX_TASKS, MIN_TASKS
-from idcfs.fuse import FOR_EVER
 from idcfs.inode import pack_folder
+from idcfs.mount.daemon import MAX_TASKS, MIN_TASKS
+from idcfs.mount.fuse import FOR_EVER
 
 Entry = tuple[bytes, int, int]
 """A name, its inode number, and its link count."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import platformdirs
 
-from idcfs.crawlers import KNOWN
 from idcfs.errors import UsageError
 from idcfs.layout import DEFAULT_TEMPLATE
 
@@ -34,6 +33,13 @@ SMALLEST_SIZE = 64 << 20
 
 LARGEST_CACHE = 1 << 60
 """More than any disk holds, and still a number that the cache's database can keep."""
+
+KNOWN_CRAWLERS = (
+    "updatedb", "updatedb.mlocate", "updatedb.plocate",
+    "tracker-miner-fs-3", "tracker-miner-fs", "tracker-extract-3", "tracker-extract", "localsearch-3",
+    "localsearch-extractor-3", "baloo_file", "baloo_file_extractor", "recollindex",
+)  # fmt: skip
+"""Programs that read every file they find: the indexers of locate, GNOME, KDE and Recoll."""
 
 
 def default_cache_folder() -> Path:
@@ -75,7 +81,7 @@ class Settings:
     xattr: bool = False
     allow_other: bool = False
     allow_other_cohorts: bool = False
-    refuse: str = ",".join(KNOWN)
+    refuse: str = ",".join(KNOWN_CRAWLERS)
     query_memory: int = 3 << 30
     query_timeout: float = 60.0
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import trio
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, ObjectStore, Storing
+from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress
 
 _PAGE_LENGTH = 1000
 _ARRIVAL_BYTES = 100_000
@@ -53,20 +53,22 @@ class _Soon:
         await stack.__aexit__(kind, error, trace)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
         raise NotImplementedError  # each kind of store has its own
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         if not self._opened:
             return False
-        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, storing, done)
+        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, version, done)
         return True
 
-    async def _get_and_tell(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> None:
+    async def _get_and_tell(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done
+    ) -> None:
         outcome: bytes | memoryview | ReadError = Unreachable("the store has been closed")
         try:
-            outcome = await self.get(bucket, key, start, stop, storing)
+            outcome = await self.get(bucket, key, start, stop, version)
         except ReadError as error:
             outcome = error
         except Exception as error:
@@ -83,11 +85,11 @@ class MemoryStore(_Soon):
         self.objects: dict[str, dict[str, StoredObject]] = {}
         self.requests: list[Request] = []
 
-    def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> Storing:
+    def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> ObjectVersion:
         """Store an object and return what a listing says of it."""
         etag = f'"{md5(content, usedforsecurity=False).hexdigest()}"'
         self.objects.setdefault(bucket, {})[key] = StoredObject(content, etag, modified_ns)
-        return Storing(etag, len(content))
+        return ObjectVersion(etag, len(content))
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         self.requests.append(Request("list", bucket, prefix))
@@ -101,25 +103,25 @@ class MemoryStore(_Soon):
         return ListPage(described, page[-1] if len(keys) > len(page) else None)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes:
         self.requests.append(Request("get", bucket, key, start, stop))
         await trio.lowlevel.checkpoint()
         stored = self._bucket(bucket).get(key)
         if stored is None:
             raise NotFound(f"no object {bucket}/{key}")
-        if stored.etag != storing.etag:
+        if stored.etag != version.etag:
             raise ObjectChanged(f"{bucket}/{key} has changed")
-        if len(stored.content) != storing.size:
-            raise Untrusted(f"{bucket}/{key} has {len(stored.content)} bytes, not {storing.size}")
+        if len(stored.content) != version.size:
+            raise Untrusted(f"{bucket}/{key} has {len(stored.content)} bytes, not {version.size}")
         if not 0 <= start < stop <= len(stored.content):
             raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
-        if arriving is not None:
+        if progress is not None:
             arrived = memoryview(bytearray(stop - start))
             for at in range(0, stop - start, _ARRIVAL_BYTES):
                 some = stored.content[start + at : min(stop, start + at + _ARRIVAL_BYTES)]
                 arrived[at : at + len(some)] = some
-                arriving(arrived, at + len(some))
+                progress(arrived, at + len(some))
                 await trio.lowlevel.checkpoint()
         return stored.content[start:stop]
 
@@ -156,10 +158,10 @@ class FailingStore(_Soon):
         return await self._inner.list_page(bucket, prefix, token)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
         await self._act()
-        return await self._inner.get(bucket, key, start, stop, storing, arriving)
+        return await self._inner.get(bucket, key, start, stop, version, progress)
 
     async def _act(self) -> None:
         self.calls += 1

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from idcfs.arena import Arena
+from idcfs.processes.arena import Arena
 from idcfs.store.s3 import S3Store
 
 ARENA_BYTES = 8 << 20

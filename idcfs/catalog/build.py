@@ -18,8 +18,7 @@ from idcfs.catalog import view
 from idcfs.catalog.description import SERIES_TABLE, write_description
 from idcfs.catalog.index import REPAIR
 from idcfs.catalog.table import TableWriter
-from idcfs.catalog.worker import Tell, serve
-from idcfs.errors import IndexUnusable, UsageError
+from idcfs.errors import CacheUnusable, IndexUnusable, UsageError
 from idcfs.layout import (
     COHORTS,
     COHORTS_VALUE,
@@ -30,6 +29,7 @@ from idcfs.layout import (
     parse_template,
     with_suffix,
 )
+from idcfs.processes.program import Tell, serve
 
 SERIES_SCHEMA = pa.schema(
     [("uuid", pa.binary()), ("bucket", pa.uint8()), ("instances", pa.uint32()), ("bytes", pa.uint64())]
@@ -95,6 +95,22 @@ def connect(tables: dict[str, str], threads: int | None = None) -> Connection:
             if column not in columns:
                 raise IndexUnusable(f"{path} has no column {column}; {REPAIR}")
     return connection
+
+
+@contextlib.contextmanager
+def build_errors() -> Iterator[None]:
+    """Raise what goes wrong in a program that builds as an error of ours.
+
+    Raises:
+        IndexUnusable: DuckDB cannot read a table.
+        CacheUnusable: the result cannot be written.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        raise IndexUnusable(f"the IDC index is not readable ({str(error).splitlines()[0]}); {REPAIR}") from error
+    except OSError as error:
+        raise CacheUnusable(f"the catalogue cannot be written: {error}") from error
 
 
 def _threads(threads: int | None) -> Any:
@@ -357,6 +373,7 @@ def build_attributes(connection: Connection, destination: Path) -> None:
     temporary.replace(destination)
 
 
+@build_errors()
 def run(specification: dict[str, Any], tell: Tell) -> None:
     """Build what a specification asks for.
 

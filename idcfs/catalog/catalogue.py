@@ -24,7 +24,6 @@ from uuid import UUID
 
 import trio
 
-from idcfs.catalog.child import run_child
 from idcfs.catalog.description import FORMAT, SERIES_TABLE, read_description
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
@@ -32,6 +31,7 @@ from idcfs.catalog.temporary import TemporaryViews
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound
 from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
+from idcfs.processes.child import run_child
 
 BATCH_CACHE_BYTES = 64 << 20
 """For all tables together: the names of the three upper levels of the whole tree take 13 MB."""

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from idcfs.catalog import build
 from idcfs.catalog.sandbox import bind, limit_resources, open_sandbox, refusals
-from idcfs.catalog.worker import Tell, serve
+from idcfs.processes.program import Tell, serve
 
 
+@build.build_errors()
 def run_query(specification: dict[str, Any], tell: Tell) -> None:
     """Run a query.
 

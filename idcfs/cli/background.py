@@ -28,7 +28,7 @@ def serve(settings: Settings, path: Path, demo: bool, tell: Tell) -> None:
     """Serve a mount in this process until it ends."""
     import trio
 
-    from idcfs import daemon
+    from idcfs.mount import daemon
 
     try:
         trio.run(daemon.serve, settings, path, tell, demo)

@@ -55,7 +55,7 @@ def _disk_use(folder: Path) -> int:
 def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     """Drop the cached objects and listings. Not while idcfs is mounted."""
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
-    from idcfs.entries import is_in_use
+    from idcfs.cache.entries import is_in_use
 
     if any(is_in_use(folder / name) for name in ("objects", "listings")):
         raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (idcfs status says where)")
@@ -102,7 +102,7 @@ def cache_verify(cache_dir: str | None, repair: bool) -> None:
 
 def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
     """What is damaged, why, and whether it stays."""
-    from idcfs import upkeep
+    from idcfs.cache import upkeep
 
     with click.progressbar(length=upkeep.count(folder), label=name, file=sys.stderr) as progress:
         for what, why in upkeep.check(folder, repair, progress.update):

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from idcfs import mountpoint as mountpoints
 from idcfs.cli.background import log_to, serve, serve_in_background
 from idcfs.cli.group import check_folders, main
 from idcfs.cli.status import read_status
 from idcfs.config import Settings, load_settings
 from idcfs.errors import UsageError
+from idcfs.mount import mountpoint as mountpoints
 from idcfs.private import UMASK
 
 DEFAULT_MOUNTPOINT = Path("~/idc")

@@ -48,8 +48,8 @@ def query(sql: str, form: str, limit: int | None, **flags: Any) -> None:
 def _run(settings: Settings, sql: str, limit: int | None, result: Path) -> None:
     import trio
 
-    from idcfs.catalog.child import run_child
     from idcfs.catalog.index import find_index
+    from idcfs.processes.child import run_child
 
     specification = {
         "tables": find_index(settings.index).query_tables,

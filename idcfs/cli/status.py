@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from idcfs import errors
-from idcfs import mountpoint as mountpoints
 from idcfs.cli.group import main, size_text
+from idcfs.mount import mountpoint as mountpoints
 from idcfs.printable import printable
 
 NO_STATUS = {"failure": "what this mount says about itself is no status of idcfs"}

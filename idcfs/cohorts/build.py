@@ -15,10 +15,10 @@ import pyarrow as pa
 from idcfs.catalog import build
 from idcfs.catalog.description import write_description
 from idcfs.catalog.sandbox import bind, connect_bounded, limit_resources, open_sandbox, refusals
-from idcfs.catalog.worker import Tell, serve
 from idcfs.cohorts.text import Manifest, parse_text
 from idcfs.errors import QueryRefused, UsageError
 from idcfs.layout import Template, parse_template
+from idcfs.processes.program import Tell, serve
 
 IDENTIFIERS: dict[str, tuple[str, ...]] = {
     "crdc_series_uuid": (),
@@ -82,6 +82,7 @@ class _Given:
         return [name for name in template.columns if name not in self._known]
 
 
+@build.build_errors()
 def run(specification: dict[str, Any], tell: Tell) -> None:
     """Build what a cohort's text names.
 

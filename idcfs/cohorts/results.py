@@ -23,10 +23,10 @@ import trio
 
 from idcfs import errors
 from idcfs.catalog.catalogue import Catalogue
-from idcfs.catalog.child import run_child
 from idcfs.catalog.description import SERIES_TABLE, read_description, write_description
 from idcfs.config import Settings
 from idcfs.errors import CatalogueDamaged, ChildEnded, QueryRefused, QueryTooCostly
+from idcfs.processes.child import run_child
 
 AT_ONCE = 2
 """Children that build at a time: more would only take each other's cores, and three gigabytes each."""

@@ -15,7 +15,7 @@ MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 """An ETag that is the MD5 of the object; that of one that was uploaded in parts has a dash and their number."""
 
 
-class Storing(NamedTuple):
+class ObjectVersion(NamedTuple):
     """How a listing says that an object is stored: `etag` is its ETag with its quotes, `size` is in bytes."""
 
     etag: str
@@ -35,9 +35,9 @@ class ObjectInfo(NamedTuple):
     modified_ns: int
 
     @property
-    def storing(self) -> Storing:
+    def version(self) -> ObjectVersion:
         """What `ObjectStore.get` holds an answer against."""
-        return Storing(self.etag, self.size)
+        return ObjectVersion(self.etag, self.size)
 
 
 class ListPage(NamedTuple):
@@ -47,7 +47,7 @@ class ListPage(NamedTuple):
     token: str | None
 
 
-Arriving = Callable[[memoryview, int], None]
+Progress = Callable[[memoryview, int], None]
 """Told that of a buffer so many bytes are filled."""
 
 Done = Callable[[bytes | memoryview | ReadError], None]
@@ -76,11 +76,11 @@ class ObjectStore(Protocol):
         ...
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
-        """Bytes *start* to *stop* (exclusive, at least one) of the object, if it is still stored as *storing* says.
+        """Bytes *start* to *stop* (exclusive, at least one) of the object, if it is still stored as *version* says.
 
-        Waits for the network. Exactly ``stop - start`` bytes come back. *arriving* may be told of them as they come;
+        Waits for the network. Exactly ``stop - start`` bytes come back. *progress* may be told of them as they come;
         if they stop coming, it may be told of them from the start again.
 
         Raises:
@@ -91,7 +91,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """As `get`, once, but wait for nothing: *done* is later called with what it would return or raise.
 
         False, and nothing is started, if that cannot be done now, or not by this store.

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import MirrorAway, ReadError, Unreachable
-from idcfs.store.base import Arriving, Done, ListPage, ObjectStore, StoreAround, Storing
+from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,12 @@ class BreakerStore(StoreAround):
         return await self._ask(_Kind.LISTING, lambda: self._inner.list_page(bucket, prefix, token))
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; MirrorAway at once while the breaker is open."""
-        return await self._ask(_Kind.BYTES, lambda: self._inner.get(bucket, key, start, stop, storing, arriving))
+        return await self._ask(_Kind.BYTES, lambda: self._inner.get(bucket, key, start, stop, version, progress))
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """See `ObjectStore.get_soon`; nothing is started while the breaker is open.
 
         It is one attempt, so that its failure does not count; but an answer shows that the mirror is there.
@@ -103,14 +103,14 @@ class BreakerStore(StoreAround):
         if _Kind.BYTES in self._shut:
             return False
         if not self._failures:
-            return self._inner.get_soon(bucket, key, start, stop, storing, done)
+            return self._inner.get_soon(bucket, key, start, stop, version, done)
 
         def told(outcome: _Outcome) -> None:
             if not isinstance(outcome, Unreachable):
                 self._note_answer(_Kind.BYTES)
             done(outcome)
 
-        return self._inner.get_soon(bucket, key, start, stop, storing, told)
+        return self._inner.get_soon(bucket, key, start, stop, version, told)
 
     async def _ask(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         if kind in self._shut:

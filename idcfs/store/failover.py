@@ -16,7 +16,7 @@ from typing import NamedTuple, Self, TypeVar
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
-from idcfs.store.base import MD5_ETAG, Arriving, Done, ListPage, ObjectStore, Storing
+from idcfs.store.base import MD5_ETAG, Done, ListPage, ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import Mirror
 from idcfs.store.retry import REPORT_SECONDS
 
@@ -79,31 +79,31 @@ class FailoverStore:
         return await self._ask_each(ask, bucket, "" if place is None else place.word)
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
-        """See `ObjectStore.get`; *arriving* is told by one mirror after the other."""
+        """See `ObjectStore.get`; *progress* is told by one mirror after the other."""
 
         async def ask(member: Member, own_bucket: str) -> bytes | memoryview:
-            own, is_certain = self._own_storing(member, key, storing)
+            own, is_certain = self._own_version(member, key, version)
             try:
-                return await member.store.get(own_bucket, key, start, stop, own, arriving)
+                return await member.store.get(own_bucket, key, start, stop, own, progress)
             except ObjectChanged:
-                listed = await self._learn(member, own_bucket, key, storing)
+                listed = await self._learn(member, own_bucket, key, version)
                 if is_certain and listed != own:
                     raise
             try:
-                return await member.store.get(own_bucket, key, start, stop, listed, arriving)
+                return await member.store.get(own_bucket, key, start, stop, listed, progress)
             except ObjectChanged as error:
                 # Another mirror may do better.
                 raise Untrusted(f"mirror {member.mirror.word} refuses what it lists: {error}") from error
 
         return await self._ask_each(ask, bucket)
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """See `ObjectStore.get_soon`: one attempt, at the first mirror that can be asked now."""
         for member in self._members:
             own_bucket = self._own_buckets(member, bucket)[0]
-            own, _ = self._own_storing(member, key, storing)
+            own, _ = self._own_version(member, key, version)
             if member.store.get_soon(own_bucket, key, start, stop, own, done):
                 return True
         return False
@@ -159,34 +159,34 @@ class FailoverStore:
         """What stands before a mirror's ETags."""
         return "" if member is self._members[0] else f"{member.mirror.word}:"
 
-    def _own_storing(self, member: Member, key: str, storing: Storing) -> tuple[Storing, bool]:
-        """The storing to ask a mirror for, and whether its ETag is that mirror's own.
+    def _own_version(self, member: Member, key: str, version: ObjectVersion) -> tuple[ObjectVersion, bool]:
+        """The version to ask a mirror for, and whether its ETag is that mirror's own.
 
         Both mirrors have the same one if it is an MD5, so another's is worth a try.
         """
-        owner = self._owner(storing.etag)
-        learned = None if owner is member else self._etags.get((member.mirror.word, key, storing.etag))
-        etag = storing.etag.removeprefix(self._tag(owner)) if learned is None else learned
-        return storing._replace(etag=etag), owner is member or learned is not None
+        owner = self._owner(version.etag)
+        learned = None if owner is member else self._etags.get((member.mirror.word, key, version.etag))
+        etag = version.etag.removeprefix(self._tag(owner)) if learned is None else learned
+        return version._replace(etag=etag), owner is member or learned is not None
 
     def _owner(self, etag: str) -> Member:
         """Whose an ETag is."""
         return next(member for member in reversed(self._members) if etag.startswith(self._tag(member)))
 
-    async def _learn(self, member: Member, bucket: str, key: str, storing: Storing) -> Storing:
+    async def _learn(self, member: Member, bucket: str, key: str, version: ObjectVersion) -> ObjectVersion:
         """How a mirror says that it stores the object that another says it stores so."""
         page = await member.store.list_page(bucket, key)
         found = next((found for found in page.objects if found.key == key), None)
         if found is None:
             raise NotFound(f"mirror {member.mirror.word} does not list {bucket}/{key}")
-        plain = storing.etag.removeprefix(self._tag(self._owner(storing.etag)))
+        plain = version.etag.removeprefix(self._tag(self._owner(version.etag)))
         is_other = MD5_ETAG.fullmatch(plain) and MD5_ETAG.fullmatch(found.etag) and found.etag != plain
-        if is_other or found.size != storing.size:
+        if is_other or found.size != version.size:
             raise ObjectChanged(f"mirror {member.mirror.word}: {bucket}/{key} is not what was listed: {found.etag!r}")
-        self._etags[member.mirror.word, key, storing.etag] = found.etag
+        self._etags[member.mirror.word, key, version.etag] = found.etag
         if len(self._etags) > REMEMBERED_ETAGS:
             self._etags.popitem(last=False)
-        return found.storing
+        return found.version
 
 
 def _named(page: ListPage, member: Member, bucket: str, tag: str) -> ListPage:

@@ -18,7 +18,7 @@ from typing import Self
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Unreachable, Untrusted
-from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, Storing
+from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectVersion, Progress
 
 _PAGE_LENGTH = 1000
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO}
@@ -47,14 +47,14 @@ class FolderStore:
         )
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes:
         """See `ObjectStore.get`; waits for the file system."""
         return await trio.to_thread.run_sync(
-            self._get, bucket, key, start, stop, storing, limiter=self._limiter, abandon_on_cancel=True
+            self._get, bucket, key, start, stop, version, limiter=self._limiter, abandon_on_cancel=True
         )
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """Files take a thread that waits for them."""
         return False
 
@@ -70,7 +70,7 @@ class FolderStore:
             objects = [described for key in page if (described := _describe(folder, key)) is not None]
             return ListPage(objects, page[-1] if len(keys) > len(page) else None)
 
-    def _get(self, bucket: str, key: str, start: int, stop: int, storing: Storing) -> bytes:
+    def _get(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion) -> bytes:
         name = f"{bucket}/{key}"
         with self._errors_of(name):
             # Without O_NONBLOCK, opening a FIFO waits for its writer.
@@ -81,10 +81,10 @@ class FolderStore:
                 content = _read(descriptor, start, stop)
                 # Asked after reading, so that a write in between is noticed too.
                 status = os.fstat(descriptor)
-                if _etag(status) != storing.etag:
+                if _etag(status) != version.etag:
                     raise ObjectChanged(f"{name} has changed since it was listed")
-                if status.st_size != storing.size:
-                    raise Untrusted(f"{name} has {status.st_size} bytes, not {storing.size}")
+                if status.st_size != version.size:
+                    raise Untrusted(f"{name} has {status.st_size} bytes, not {version.size}")
             finally:
                 os.close(descriptor)
         if len(content) != stop - start:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import Arriving, Done, ListPage, ObjectStore, StoreAround, Storing
+from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
 
 _Answer = TypeVar("_Answer")
 
@@ -50,14 +50,14 @@ class RetryingStore(StoreAround):
         return await self._insist(lambda: self._inner.list_page(bucket, prefix, token))
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; waits between attempts too."""
-        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, storing, arriving))
+        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, version, progress))
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """See `ObjectStore.get_soon`: one attempt."""
-        return self._inner.get_soon(bucket, key, start, stop, storing, done)
+        return self._inner.get_soon(bucket, key, start, stop, version, done)
 
     async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         # The first attempt is of nearly all calls the only one, and has nothing to do besides.

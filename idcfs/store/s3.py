@@ -7,10 +7,10 @@ kernel do not wait for each other. Belongs to one trio run.
 from types import TracebackType
 from typing import Any, Self
 
-from idcfs.arena import Arena
 from idcfs.errors import ReadError, Unreachable
-from idcfs.store.base import Arriving, Done, ListPage, ObjectInfo, Storing
-from idcfs.worker import Workers, error_of
+from idcfs.processes.arena import Arena
+from idcfs.processes.pool import Workers, error_of
+from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectVersion, Progress
 
 WORKERS = 2
 """(m) Three were no faster on four cores; each takes 25 to 40 MB."""
@@ -38,7 +38,7 @@ class S3Store:
             "max_connections": max(1, max_connections // workers),
         }
         self._arena = arena
-        self._workers = Workers(workers, "idcfs.store.worker", {"client": client}, arena, endpoint)
+        self._workers = Workers(workers, "idcfs.store.server", {"client": client}, arena, endpoint)
 
     async def __aenter__(self) -> Self:
         await self._workers.__aenter__()
@@ -59,13 +59,13 @@ class S3Store:
         return ListPage([ObjectInfo(*described) for described in answer["objects"]], answer["token"])
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; waits for the network."""
-        request = {**_get(bucket, key, start, stop, storing), "tell": arriving is not None}
-        return await self._workers.fetch(request, stop - start, arriving)
+        request = {**_get(bucket, key, start, stop, version), "tell": progress is not None}
+        return await self._workers.fetch(request, stop - start, progress)
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """See `ObjectStore.get_soon`."""
         buffer = self._arena.take_now(stop - start, self._arena.reserve)
         if buffer is None:
@@ -78,7 +78,7 @@ class S3Store:
             else:
                 done(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
-        request = {**_get(bucket, key, start, stop, storing), "at": self._arena.start(buffer)}
+        request = {**_get(bucket, key, start, stop, version), "at": self._arena.start(buffer)}
         try:
             self._workers.post(request, answered)
         except Unreachable:
@@ -86,5 +86,5 @@ class S3Store:
         return True
 
 
-def _get(bucket: str, key: str, start: int, stop: int, storing: Storing) -> dict[str, Any]:
-    return {"do": "get", "bucket": bucket, "key": key, "start": start, "stop": stop, **storing._asdict()}
+def _get(bucket: str, key: str, start: int, stop: int, version: ObjectVersion) -> dict[str, Any]:
+    return {"do": "get", "bucket": bucket, "key": key, "start": start, "stop": stop, **version._asdict()}

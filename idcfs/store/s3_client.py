@@ -26,7 +26,7 @@ from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.printable import printable
-from idcfs.store.base import MD5_ETAG, ListPage, Storing
+from idcfs.store.base import MD5_ETAG, ListPage, ObjectVersion
 from idcfs.store.list_parser import check_keys, parse_listing
 from idcfs.store.watch import FIRST, HEDGE, Watch
 
@@ -99,7 +99,7 @@ class S3Client:
         key: str,
         start: int,
         stop: int,
-        storing: Storing,
+        version: ObjectVersion,
         buffer: memoryview,
         arrived: Callable[[int], None] | None = None,
     ) -> None:
@@ -109,12 +109,12 @@ class S3Client:
         """
         if not key:
             raise NotFound("an object's key is not empty")
-        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": storing.etag}
+        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": version.etag}
         async with self._asking(f"{bucket}/{key}") as watch:
             answer = await self._send(bucket, f"/{quote(key)}", headers, watch)
             async with answer.raw as body:
-                _check_head(answer.status_code, answer.headers, start, stop, storing)
-                expected = _md5_of(answer.headers) if (start, stop) == (0, storing.size) else None
+                _check_head(answer.status_code, answer.headers, start, stop, version)
+                expected = _md5_of(answer.headers) if (start, stop) == (0, version.size) else None
                 watch.pause()
                 async with _Turn(self._bodies) as turn:
                     watch.expect(FIRST, turn.give_up)
@@ -205,26 +205,26 @@ class _Turn:
             self._turns.release()
 
 
-def _check_head(status: int, headers: dict[str, str], start: int, stop: int, storing: Storing) -> None:
+def _check_head(status: int, headers: dict[str, str], start: int, stop: int, version: ObjectVersion) -> None:
     """Raise unless the answer's head promises bytes *start* to *stop* of the object that is stored so."""
     found = headers.get("etag")
     if not found:
         raise Untrusted("the answer has no ETag")
-    if found != storing.etag:
-        raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {storing.etag!r}")
+    if found != version.etag:
+        raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {version.etag!r}")
     length = headers.get("content-length")
     if length is not None and length != str(stop - start):
         raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {stop - start}")
-    is_whole = (start, stop) == (0, storing.size)
+    is_whole = (start, stop) == (0, version.size)
     if status == 206:
         # Who sends the whole object knows its size; of a part's that may be left open.
-        totals = (storing.size,) if is_whole else (storing.size, "*")
+        totals = (version.size,) if is_whole else (version.size, "*")
         told = headers.get("content-range", "")
         if told not in {f"bytes {start}-{stop - 1}/{total}" for total in totals}:
-            raise Untrusted(f"range {told[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {storing.size}")
+            raise Untrusted(f"range {told[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {version.size}")
     # A server that knows no ranges sends the whole object, which may happen to be what was asked for.
     elif status != 200 or not is_whole:
-        raise Untrusted(f"status {status} came for bytes {start}-{stop - 1} of {storing.size}")
+        raise Untrusted(f"status {status} came for bytes {start}-{stop - 1} of {version.size}")
 
 
 def _md5_of(headers: dict[str, str]) -> str | None:

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectStore, Storing
+from idcfs.store.base import ListPage, ObjectStore, ObjectVersion
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.mirror import parse_mirror
@@ -21,7 +21,7 @@ AWS_BUCKET, GCS_BUCKET = "idc-open-data-cr", "idc-open-cr"
 SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
 KEY = f"{SERIES}/1.dcm"
 CONTENT = bytes(range(256)) * 2000
-IN_AWS = Storing('"aws-2"', len(CONTENT))
+IN_AWS = ObjectVersion('"aws-2"', len(CONTENT))
 
 AWAY = Unreachable("refused")
 
@@ -62,12 +62,12 @@ class Mirrors:
     gcs: Mirror
     store: FailoverStore
 
-    async def storing(self) -> Storing:
+    async def version(self) -> ObjectVersion:
         (found,) = (await self.store.list_page(AWS_BUCKET, KEY)).objects
-        return found.storing
+        return found.version
 
-    async def read(self, storing: Storing, start: int = 0, stop: int = len(CONTENT)) -> bytes:
-        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, storing))
+    async def read(self, version: ObjectVersion, start: int = 0, stop: int = len(CONTENT)) -> bytes:
+        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, version))
 
 
 @pytest.fixture
@@ -81,18 +81,18 @@ async def mirrors() -> AsyncIterator[Mirrors]:
 
 
 async def test_a_mirror_that_is_well_answers_alone(mirrors: Mirrors) -> None:
-    storing = await mirrors.storing()
-    assert storing == IN_AWS
-    assert await mirrors.read(storing) == CONTENT
+    version = await mirrors.version()
+    assert version == IN_AWS
+    assert await mirrors.read(version) == CONTENT
     assert mirrors.gcs.requests == []
 
 
 @pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
 async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: ReadError) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error = error
-    assert await mirrors.read(storing) == CONTENT
-    assert await mirrors.read(storing, 5, 9) == CONTENT[5:9]
+    assert await mirrors.read(version) == CONTENT
+    assert await mirrors.read(version, 5, 9) == CONTENT[5:9]
     # Its own ETag is found out once, and its bucket has another name.
     assert [request[:3] for request in mirrors.gcs.requests] == [
         ("get", GCS_BUCKET, KEY),
@@ -102,7 +102,7 @@ async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: R
     ]
     mirrors.aws.error = None
     asked = len(mirrors.gcs.requests)
-    assert await mirrors.read(storing) == CONTENT
+    assert await mirrors.read(version) == CONTENT
     assert len(mirrors.gcs.requests) == asked
 
 
@@ -111,96 +111,96 @@ async def test_a_listing_says_whose_its_etags_are(mirrors: Mirrors) -> None:
     (found,) = (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects
     assert (found.key, found.size, found.etag, found.modified_ns) == (KEY, len(CONTENT), 'gcs:"gcs-1"', 2 * 10**18)
     mirrors.gcs.requests.clear()
-    assert await mirrors.read(found.storing) == CONTENT
+    assert await mirrors.read(found.version) == CONTENT
     assert mirrors.gcs.requests == [Request("get", GCS_BUCKET, KEY, 0, len(CONTENT))]
     # And back again.
     mirrors.aws.error = None
     mirrors.aws.requests.clear()
-    assert await mirrors.read(found.storing) == CONTENT
-    assert await mirrors.read(found.storing) == CONTENT
+    assert await mirrors.read(found.version) == CONTENT
+    assert await mirrors.read(found.version) == CONTENT
     assert [request.operation for request in mirrors.aws.requests] == ["get", "list", "get", "get"]
 
 
 async def test_an_md5_is_the_same_everywhere(mirrors: Mirrors) -> None:
-    storing = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
+    version = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
     mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT)
     mirrors.aws.error = AWAY
-    assert await mirrors.read(storing) == CONTENT
+    assert await mirrors.read(version) == CONTENT
     assert [request.operation for request in mirrors.gcs.requests] == ["get"]
 
 
 async def test_other_bytes_are_not_taken_for_the_same_object(mirrors: Mirrors) -> None:
-    storing = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
+    version = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
     mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT[::-1])
     mirrors.aws.error = AWAY
     with pytest.raises(ObjectChanged):
-        await mirrors.read(storing)
+        await mirrors.read(version)
     for other in (CONTENT[:100], CONTENT + b"x"):
         mirrors.gcs.hold(KEY, other, '"gcs-1"')
         with pytest.raises(ObjectChanged):
-            await mirrors.read(storing)
+            await mirrors.read(version)
 
 
 async def test_an_object_that_changes_in_the_second_is_noticed(mirrors: Mirrors) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error = AWAY
-    assert await mirrors.read(storing, 0, 9) == CONTENT[:9]
+    assert await mirrors.read(version, 0, 9) == CONTENT[:9]
     mirrors.gcs.hold(KEY, CONTENT[::-1], '"gcs-2"')
     with pytest.raises(ObjectChanged):
-        await mirrors.read(storing, 9, 99)
+        await mirrors.read(version, 9, 99)
 
 
 async def test_an_object_that_changes_in_the_first_is_the_first_ones_matter(mirrors: Mirrors) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.hold(KEY, CONTENT[::-1], '"aws-3"')
     with pytest.raises(ObjectChanged):
-        await mirrors.read(storing)
+        await mirrors.read(version)
     assert mirrors.gcs.requests == []
 
 
 async def test_a_mirror_that_refuses_what_it_lists_is_stood_in_for(mirrors: Mirrors) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error_of_get = ObjectChanged("412")
-    assert await mirrors.read(storing) == CONTENT
+    assert await mirrors.read(version) == CONTENT
     mirrors.gcs.error_of_get = ObjectChanged("412")
     with pytest.raises(Untrusted, match=r"aws refuses what it lists.*gcs refuses what it lists"):
-        await mirrors.read(storing)
+        await mirrors.read(version)
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no")])
 async def test_what_the_first_refuses_is_refused(mirrors: Mirrors, error: ReadError) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error = error
     with pytest.raises(type(error)):
-        await mirrors.read(storing)
+        await mirrors.read(version)
     with pytest.raises(type(error)):
-        await mirrors.storing()
+        await mirrors.version()
     assert mirrors.gcs.requests == []
 
 
 @pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
 async def test_that_the_second_lacks_it_does_not_mean_that_there_is_none(mirrors: Mirrors, error: ReadError) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error = error
     mirrors.gcs.objects = {GCS_BUCKET: {}}
     with pytest.raises(type(error), match="gcs does not have it"):
-        await mirrors.read(storing)
+        await mirrors.read(version)
     with pytest.raises(type(error), match="gcs does not have it"):
         await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")
 
 
 async def test_what_is_in_another_bucket_of_the_second_is_found(mirrors: Mirrors) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error = AWAY
     mirrors.gcs.objects = {"idc-open-idc1": mirrors.gcs.objects[GCS_BUCKET]}
-    assert await mirrors.read(storing) == CONTENT
+    assert await mirrors.read(version) == CONTENT
     assert [found.key for found in (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects] == [KEY]
 
 
 async def test_both_are_named_if_neither_answers(mirrors: Mirrors) -> None:
     mirrors.aws.error, mirrors.gcs.error = Unreachable("aws: refused"), Stalled("gcs: nothing came")
     with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
-        await mirrors.storing()
+        await mirrors.version()
     with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
         await mirrors.read(IN_AWS)
 
@@ -228,14 +228,14 @@ async def test_a_listing_goes_on_in_the_other_mirror(mirrors: Mirrors, breaks_at
 
 
 async def test_the_second_has_enough_of_the_time(mirrors: Mirrors, autojump_clock: trio.testing.MockClock) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.seconds, mirrors.gcs.seconds = 1000, 0.4
     with trio.fail_after(3):
-        assert await mirrors.read(storing) == CONTENT
+        assert await mirrors.read(version) == CONTENT
     assert trio.current_time() == pytest.approx(1.5 + 3 * 0.4, abs=0.1)
     mirrors.gcs.seconds = 1000
     with trio.fail_after(3), pytest.raises(Stalled, match=r"aws: no complete answer .*gcs: no complete answer"):
-        await mirrors.read(storing)
+        await mirrors.read(version)
 
 
 async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
@@ -261,15 +261,15 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
 
 
 async def test_bytes_are_told_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
-    storing = await mirrors.storing()
+    version = await mirrors.version()
     mirrors.aws.error = AWAY
     told: list[tuple[int, int]] = []
 
-    def arriving(buffer: memoryview, filled: int) -> None:
+    def progress(buffer: memoryview, filled: int) -> None:
         assert buffer[:filled] == CONTENT[:filled]
         told.append((id(buffer.obj), filled))
 
-    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), storing, arriving) == CONTENT
+    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), version, progress) == CONTENT
     # Each from its beginning to its end, and not in turns.
     buffers = [buffer for buffer, _ in told]
     assert sum(one != other for one, other in pairwise(buffers)) == len(set(buffers)) - 1 == 1
@@ -285,7 +285,7 @@ async def test_the_second_mirrors_own_names_lead_back(mirrors: Mirrors) -> None:
     mirrors.gcs.error = AWAY
     (found,) = (await store.list_page(GCS_BUCKET, KEY)).objects
     assert found.etag == 'aws:"aws-2"'
-    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.storing) == CONTENT[:9]
+    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.version) == CONTENT[:9]
 
 
 async def test_what_is_remembered_of_etags_is_bounded(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from moto.s3.models import get_canned_acl, s3_backends
 from moto.server import ThreadedMotoServer
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import ObjectInfo, ObjectStore, Storing
+from idcfs.store.base import ObjectInfo, ObjectStore, ObjectVersion
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.folder import FolderStore
@@ -33,7 +33,7 @@ BUCKET = "idc-open-data"
 SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
 KEY = f"{SERIES}/e0e1e2e3.dcm"
 
-NONE = Storing('"0"', 1)
+NONE = ObjectVersion('"0"', 1)
 """How no object is stored."""
 
 PATIENCE = 20
@@ -57,9 +57,9 @@ class Mirror:
             if token is None:
                 return found
 
-    async def storing_of(self, key: str) -> Storing:
+    async def version_of(self, key: str) -> ObjectVersion:
         (found,) = [described for described in await self.all_of(key) if described.key == key]
-        return found.storing
+        return found.version
 
 
 @asynccontextmanager
@@ -219,7 +219,7 @@ async def test_odd_characters_in_keys(mirror: Mirror, name: str) -> None:
     key = f"{SERIES}/{name}"
     mirror.put(key, b"content")
     assert [found.key for found in await mirror.all_of(f"{SERIES}/{name[0]}")] == [key]
-    assert await mirror.store.get(BUCKET, key, 0, 7, await mirror.storing_of(key)) == b"content"
+    assert await mirror.store.get(BUCKET, key, 0, 7, await mirror.version_of(key)) == b"content"
 
 
 async def test_order_is_that_of_code_points(mirror: Mirror) -> None:
@@ -237,39 +237,39 @@ async def test_any_range_is_that_slice(opener: Opener, tmp_path: Path, moto_url:
     ranges = data.draw(st.lists(st.tuples(index, index).filter(lambda ends: ends[0] != ends[1]), max_size=8))
     async with opener(tmp_path, moto_url) as mirror:
         mirror.put(KEY, content)
-        storing = await mirror.storing_of(KEY)
+        version = await mirror.version_of(KEY)
         for start, stop in map(sorted, [(0, len(content)), *ranges]):
-            assert await mirror.store.get(BUCKET, KEY, start, stop, storing) == content[start:stop]
+            assert await mirror.store.get(BUCKET, KEY, start, stop, version) == content[start:stop]
 
 
 async def test_a_large_object_comes_whole(mirror: Mirror) -> None:
     content = Random(2).randbytes(3_000_001)
     mirror.put(KEY, content)
-    assert await mirror.store.get(BUCKET, KEY, 0, len(content), await mirror.storing_of(KEY)) == content
+    assert await mirror.store.get(BUCKET, KEY, 0, len(content), await mirror.version_of(KEY)) == content
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 6), (4, 6), (5, 6), (100, 200)])
 async def test_bytes_beyond_the_end_are_an_error(mirror: Mirror, start: int, stop: int) -> None:
     mirror.put(KEY, b"12345")
     with pytest.raises((Untrusted, ObjectChanged)):
-        await mirror.store.get(BUCKET, KEY, start, stop, await mirror.storing_of(KEY))
+        await mirror.store.get(BUCKET, KEY, start, stop, await mirror.version_of(KEY))
 
 
 async def test_another_etag_is_a_changed_object(mirror: Mirror) -> None:
     mirror.put(KEY, b"before")
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     mirror.put(KEY, b"after it")
     with pytest.raises(ObjectChanged):
-        await mirror.store.get(BUCKET, KEY, 0, 6, storing)
-    assert await mirror.store.get(BUCKET, KEY, 0, 5, await mirror.storing_of(KEY)) == b"after"
+        await mirror.store.get(BUCKET, KEY, 0, 6, version)
+    assert await mirror.store.get(BUCKET, KEY, 0, 5, await mirror.version_of(KEY)) == b"after"
 
 
 async def test_another_size_under_the_same_etag_is_not_believed(mirror: Mirror) -> None:
     mirror.put(KEY, b"12345")
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     for size in (4, 6):
         with pytest.raises(Untrusted):
-            await mirror.store.get(BUCKET, KEY, 0, 4, storing._replace(size=size))
+            await mirror.store.get(BUCKET, KEY, 0, 4, version._replace(size=size))
 
 
 @pytest.mark.parametrize("key", [f"{SERIES}/missing.dcm", "no-series/1.dcm", f"{KEY}/below", SERIES])
@@ -292,17 +292,17 @@ async def test_a_missing_bucket(mirror: Mirror, bucket: str) -> None:
 async def test_a_key_cannot_lead_elsewhere(mirror: Mirror, key: str) -> None:
     mirror.put(KEY, b"x")
     with pytest.raises(NotFound):
-        await mirror.store.get(BUCKET, key, 0, 1, await mirror.storing_of(KEY))
+        await mirror.store.get(BUCKET, key, 0, 1, await mirror.version_of(KEY))
 
 
 async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
     content = Random(3).randbytes(10_000)
     mirror.put(KEY, content)
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     answers: dict[int, bytes | memoryview] = {}
 
     async def get(start: int) -> None:
-        answers[start] = await mirror.store.get(BUCKET, KEY, start, start + 100, storing)
+        answers[start] = await mirror.store.get(BUCKET, KEY, start, start + 100, version)
 
     async with trio.open_nursery() as nursery:
         for start in range(0, 10_000, 100):
@@ -311,7 +311,7 @@ async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
 
 
 async def got_soon(
-    store: ObjectStore, bucket: str, key: str, start: int, stop: int, storing: Storing
+    store: ObjectStore, bucket: str, key: str, start: int, stop: int, version: ObjectVersion
 ) -> Outcome | None:
     """What `get_soon` calls *done* with; None if it does nothing."""
     outcomes: list[Outcome] = []
@@ -324,7 +324,7 @@ async def got_soon(
         has_come.set()
 
     has_returned: list[bool] = []
-    is_under_way = store.get_soon(bucket, key, start, stop, storing, done)
+    is_under_way = store.get_soon(bucket, key, start, stop, version, done)
     has_returned.append(True)
     with trio.fail_after(PATIENCE):
         if is_under_way:
@@ -338,10 +338,10 @@ async def got_soon(
 async def test_what_comes_soon_is_what_comes(mirror: Mirror, opener: Opener) -> None:
     content = Random(4).randbytes(1_500_001)
     mirror.put(KEY, content)
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     came = 0
     for start, stop in [(0, 1), (5, 70_000), (0, len(content)), (1_500_000, 1_500_001)]:
-        outcome = await got_soon(mirror.store, BUCKET, KEY, start, stop, storing)
+        outcome = await got_soon(mirror.store, BUCKET, KEY, start, stop, version)
         if isinstance(outcome, ReadError):
             assert opener in FAIL_SOON
             assert isinstance(outcome, Unreachable | Untrusted)
@@ -364,9 +364,9 @@ FAILS_SOON: dict[str, tuple[str, str, int, int, tuple[type[ReadError], ...]]] = 
 async def test_what_cannot_come_soon_is_told(mirror: Mirror, opener: Opener, name: str) -> None:
     bucket, key, start, stop, errors = FAILS_SOON[name]
     mirror.put(KEY, b"12345")
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     for _ in range(4):
-        outcome = await got_soon(mirror.store, bucket, key, start, stop, storing)
+        outcome = await got_soon(mirror.store, bucket, key, start, stop, version)
         expected = (*errors, Unreachable, Untrusted) if opener in FAIL_SOON else errors
         assert outcome is None or isinstance(outcome, expected)
     assert (outcome is None) == (opener is folder_mirror)
@@ -374,9 +374,9 @@ async def test_what_cannot_come_soon_is_told(mirror: Mirror, opener: Opener, nam
 
 async def test_another_etag_is_told_soon(mirror: Mirror, opener: Opener) -> None:
     mirror.put(KEY, b"before")
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     mirror.put(KEY, b"after it")
-    outcomes = [await got_soon(mirror.store, BUCKET, KEY, 0, 6, storing) for _ in range(4)]
+    outcomes = [await got_soon(mirror.store, BUCKET, KEY, 0, 6, version) for _ in range(4)]
     wanted = type(None) if opener is folder_mirror else ObjectChanged
     assert any(isinstance(outcome, wanted) for outcome in outcomes)
     assert not any(isinstance(outcome, bytes | memoryview) for outcome in outcomes)
@@ -385,7 +385,7 @@ async def test_another_etag_is_told_soon(mirror: Mirror, opener: Opener) -> None
 async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener: Opener) -> None:
     content = Random(5).randbytes(10_000)
     mirror.put(KEY, content)
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     outcomes: dict[int, Outcome] = {}
     all_done = trio.Event()
 
@@ -398,7 +398,7 @@ async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener
     asked = [
         start
         for start in range(0, 10_000, 100)
-        if mirror.store.get_soon(BUCKET, KEY, start, start + 100, storing, partial(done_with, start))
+        if mirror.store.get_soon(BUCKET, KEY, start, start + 100, version, partial(done_with, start))
     ]
     if opener is folder_mirror:
         assert not asked
@@ -419,26 +419,26 @@ async def test_who_is_to_be_told_soon_is_told_when_the_store_is_left(
     outcomes: list[Outcome] = []
     async with opener(tmp_path, moto_url) as mirror:
         mirror.put(KEY, b"12345")
-        storing = await mirror.storing_of(KEY)
-        started = [mirror.store.get_soon(BUCKET, KEY, 0, 5, storing, outcomes.append) for _ in range(20)]
+        version = await mirror.version_of(KEY)
+        started = [mirror.store.get_soon(BUCKET, KEY, 0, 5, version, outcomes.append) for _ in range(20)]
     assert len(outcomes) == sum(started)
     assert all(isinstance(outcome, ReadError) or bytes(outcome) == b"12345" for outcome in outcomes)
-    assert not mirror.store.get_soon(BUCKET, KEY, 0, 5, storing, outcomes.append), "it is not open"
+    assert not mirror.store.get_soon(BUCKET, KEY, 0, 5, version, outcomes.append), "it is not open"
 
 
 async def test_who_is_told_of_bytes_as_they_come_is_told_right(mirror: Mirror) -> None:
     content = Random(6).randbytes(3_000_001)
     mirror.put(KEY, content)
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     told: list[int] = []
 
-    def arriving(buffer: memoryview, filled: int) -> None:
+    def progress(buffer: memoryview, filled: int) -> None:
         assert len(buffer) == 2_900_000
         assert 0 < filled <= len(buffer)
         assert buffer[:filled] == content[100_000 : 100_000 + filled]
         told.append(filled)
 
-    whole = await mirror.store.get(BUCKET, KEY, 100_000, 3_000_000, storing, arriving)
+    whole = await mirror.store.get(BUCKET, KEY, 100_000, 3_000_000, version, progress)
     assert whole == content[100_000:3_000_000]
     # Upwards, but for a start from the front.
     assert all(one < other or other <= told[0] for one, other in pairwise(told))
@@ -446,13 +446,13 @@ async def test_who_is_told_of_bytes_as_they_come_is_told_right(mirror: Mirror) -
 
 async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:
     mirror.put(KEY, b"content")
-    storing = await mirror.storing_of(KEY)
+    version = await mirror.version_of(KEY)
     for seconds in (0.0, 0.0001, 0.001, 0.003):
         # What tries again may tell at the end what went wrong before it.
         with trio.move_on_after(seconds), suppress(Unreachable, Untrusted):
             for _ in range(50):
-                await mirror.store.get(BUCKET, KEY, 0, 7, storing)
-    assert await mirror.store.get(BUCKET, KEY, 0, 7, storing) == b"content"
+                await mirror.store.get(BUCKET, KEY, 0, 7, version)
+    assert await mirror.store.get(BUCKET, KEY, 0, 7, version) == b"content"
     assert await mirror.store.list_page(BUCKET, SERIES)
 
 
@@ -516,9 +516,9 @@ async def test_an_attempt_that_the_deadline_cuts_off_is_told_as_what_failed_befo
 
 async def test_a_first_attempt_has_all_the_time_there_is(autojump_clock: trio.testing.MockClock) -> None:
     store = MemoryStore()
-    storing = store.put(BUCKET, KEY, b"x")
+    version = store.put(BUCKET, KEY, b"x")
     with trio.fail_after(3):
-        assert await RetryingStore(FailingStore(store, [2.99])).get(BUCKET, KEY, 0, 1, storing) == b"x"
+        assert await RetryingStore(FailingStore(store, [2.99])).get(BUCKET, KEY, 0, 1, version) == b"x"
     with trio.move_on_after(3) as scope:
-        await RetryingStore(FailingStore(store, [1000.0])).get(BUCKET, KEY, 0, 1, storing)
+        await RetryingStore(FailingStore(store, [1000.0])).get(BUCKET, KEY, 0, 1, version)
     assert scope.cancelled_caught

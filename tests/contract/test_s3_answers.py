@@ -10,14 +10,14 @@ import pytest
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectInfo, Storing
+from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion
 from idcfs.store.s3 import S3Store
 from tests.certificates import server_with, write_certificate
 from tests.raw_server import RawServer, http, raw_server
 from tests.s3_stores import s3_store
 
 ETAG = '"0123456789abcdef"'
-STORING = Storing(ETAG, 100)
+STORING = ObjectVersion(ETAG, 100)
 PREFIX = "0a1b2c3d/"
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 ENTRY = (
@@ -101,10 +101,10 @@ async def test_right_bytes_however_framed(answer: bytes) -> None:
 async def test_a_whole_object_that_was_asked_for_whole() -> None:
     answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
     async with served(answer) as (_, store):
-        assert bytes(await store.get("bucket", "k", 0, 5, Storing(ETAG, 5))) == b"12345"
+        assert bytes(await store.get("bucket", "k", 0, 5, ObjectVersion(ETAG, 5))) == b"12345"
         for start, stop, size in ((0, 4, 5), (1, 6, 6), (0, 5, 100)):
             with pytest.raises(Untrusted):
-                await store.get("bucket", "k", start, stop, Storing(ETAG, size))
+                await store.get("bucket", "k", start, stop, ObjectVersion(ETAG, size))
 
 
 UNTRUSTED_PARTS = {
@@ -315,7 +315,7 @@ async def test_bytes_that_have_come_are_told_while_others_are_to_come() -> None:
     has_half = trio.Event()
     told: list[int] = []
 
-    def arriving(buffer: memoryview, filled: int) -> None:
+    def progress(buffer: memoryview, filled: int) -> None:
         assert len(buffer) == LONG
         assert buffer[:filled] == body[:filled]
         told.append(filled)
@@ -326,7 +326,7 @@ async def test_bytes_that_have_come_are_told_while_others_are_to_come() -> None:
     async with served(half(body)) as (server, store):
         server.stalls = True
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.get, "bucket", "k", 0, LONG, Storing(ETAG, LONG), arriving)
+            nursery.start_soon(store.get, "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), progress)
             with trio.fail_after(20):
                 await has_half.wait()
             nursery.cancel_scope.cancel()
@@ -341,7 +341,9 @@ async def test_bytes_that_come_no_further_are_told_and_then_refused() -> None:
     told: list[int] = []
     async with served(half(body)) as (_, store):
         with pytest.raises(ReadError):
-            await store.get("bucket", "k", 0, LONG, Storing(ETAG, LONG), lambda buffer, filled: told.append(filled))
+            await store.get(
+                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda buffer, filled: told.append(filled)
+            )
         assert told
         assert max(told) <= LONG // 2
 
@@ -359,17 +361,17 @@ async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str
     right = {"Content-Length": str(LONG), "Content-Range": f"bytes 0-{LONG - 1}/{LONG}", "ETag": ETAG}
     async with served(http("206 Partial Content", {**right, **headers}, bytes(LONG))) as (_, store):
 
-        def arriving(buffer: memoryview, filled: int) -> None:
+        def progress(buffer: memoryview, filled: int) -> None:
             raise AssertionError("these may be the bytes of something else")
 
         with pytest.raises(ReadError) as raised:
-            await store.get("bucket", "k", 0, LONG, Storing(ETAG, LONG), arriving)
+            await store.get("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), progress)
         assert len(str(raised.value)) < 1000, "a log is no place for what a server has sent"
 
 
 WHOLE = bytes(range(256)) * 2000
 MD5 = hashlib.md5(WHOLE).hexdigest()
-STORED = Storing(f'"{MD5}"', len(WHOLE))
+STORED = ObjectVersion(f'"{MD5}"', len(WHOLE))
 WRONG = WHOLE[:-1] + b"x"
 
 
@@ -380,7 +382,7 @@ def whole(body: bytes, etag: str = f'"{MD5}"', size: int | str = len(WHOLE), **h
 
 
 async def get_whole(store: S3Store, etag: str = f'"{MD5}"') -> bytes:
-    return bytes(await store.get("bucket", "k", 0, len(WHOLE), Storing(etag, len(WHOLE))))
+    return bytes(await store.get("bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE))))
 
 
 async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
@@ -420,8 +422,8 @@ async def test_a_whole_object_is_not_called_a_part(size: int | str) -> None:
 
 async def test_the_md5_of_a_part_is_not_compared() -> None:
     async with served(whole(WRONG, size=len(WHOLE) + 1)) as (_, store):
-        storing = STORED._replace(size=len(WHOLE) + 1)
-        assert await store.get("bucket", "k", 0, len(WHOLE), storing) == WRONG
+        version = STORED._replace(size=len(WHOLE) + 1)
+        assert await store.get("bucket", "k", 0, len(WHOLE), version) == WRONG
 
 
 @pytest.mark.parametrize("etag", [f'"{MD5}-1"', f'"{MD5.upper()}"', f'W/"{MD5}"', f'"{MD5}0"'])

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from idcfs.errors import NotFound, Stalled
-from idcfs.store.base import ObjectStore, Storing
+from idcfs.store.base import ObjectStore, ObjectVersion
 from idcfs.store.retry import RetryingStore
 from idcfs.store.s3 import S3Store
 from tests.raw_server import http, read_head
@@ -114,7 +114,7 @@ async def served(*behaviours: Behaviour, seconds: float = TIMEOUT) -> AsyncItera
 
 
 async def get(store: ObjectStore) -> bytes:
-    return bytes(await store.get("bucket", "k", 0, LENGTH, Storing(ETAG, LENGTH)))
+    return bytes(await store.get("bucket", "k", 0, LENGTH, ObjectVersion(ETAG, LENGTH)))
 
 
 async def test_a_request_without_an_answer_is_sent_again_and_overtaken() -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from idcfs.arena import Arena
 from idcfs.errors import ReadError, Unreachable, Untrusted
-from idcfs.store.base import Storing
+from idcfs.processes.arena import Arena
+from idcfs.store.base import ObjectVersion
 from idcfs.store.s3 import S3Store
-from idcfs.store.worker import Worker
+from idcfs.store.server import Worker
 from tests.conftest import WarningsLogged
 from tests.processes import children_of, is_running
 from tests.raw_server import RawServer, http
@@ -28,14 +28,14 @@ ETAG = '"e"'
 
 PARENT = """
 import sys, trio
-from idcfs.store.base import Storing
+from idcfs.store.base import ObjectVersion
 from tests.s3_stores import s3_store
 
 async def main():
     async with s3_store(sys.argv[1], workers=2) as store:
         store.start()
         try:
-            await store.get("bucket", "k", 0, 5, Storing('"e"', 5))
+            await store.get("bucket", "k", 0, 5, ObjectVersion('"e"', 5))
         except Exception as error:
             print(error, flush=True)
         print("asked", flush=True)
@@ -83,7 +83,7 @@ async def letters() -> AsyncIterator[Letters]:
 
 def workers_of(parent: int) -> list[int]:
     """The ids of the workers that a process has started."""
-    return children_of(parent, "idcfs.store.worker")
+    return children_of(parent, "idcfs.store.server")
 
 
 def arenas_open() -> int:
@@ -102,7 +102,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def get(store: S3Store, key: str = "a", length: int = 5) -> bytes:
-    return bytes(await store.get("bucket", key, 0, length, Storing(ETAG, length)))
+    return bytes(await store.get("bucket", key, 0, length, ObjectVersion(ETAG, length)))
 
 
 async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() -> None:
@@ -221,7 +221,7 @@ async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(mor
         kept: dict[str, bytes | memoryview] = {}
 
         async def good(key: str) -> None:
-            kept[key] = await store.get("bucket", key, 0, 20_000, Storing(ETAG, 20_000))
+            kept[key] = await store.get("bucket", key, 0, 20_000, ObjectVersion(ETAG, 20_000))
 
         async def bad() -> None:
             with pytest.raises(Untrusted):
@@ -279,10 +279,12 @@ async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others
         assert await get(store) == b"aaaaa"
         workers = workers_of(os.getpid())
         server.stalls = True
-        assert store.get_soon("bucket", "a", 0, 5, Storing(ETAG, 5), stumble)
+        assert store.get_soon("bucket", "a", 0, 5, ObjectVersion(ETAG, 5), stumble)
         await until(lambda: stumbled)
         assert warnings_logged.take("could not be taken")
-        assert bytes(await store.get("bucket", "b", 0, 300_000, Storing(ETAG, 300_000), stumble)) == b"b" * 300_000
+        assert (
+            bytes(await store.get("bucket", "b", 0, 300_000, ObjectVersion(ETAG, 300_000), stumble)) == b"b" * 300_000
+        )
         while warnings_logged.messages:
             assert warnings_logged.take("could not be taken")
         assert len(stumbled) > 1
@@ -291,8 +293,8 @@ async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others
         server.more = -1
         before = len(server.requests)
         outcomes: list[object] = []
-        assert store.get_soon("bucket", "x", 0, 5, Storing(ETAG, 5), stumble)
-        assert store.get_soon("bucket", "x", 0, 5, Storing(ETAG, 5), outcomes.append)
+        assert store.get_soon("bucket", "x", 0, 5, ObjectVersion(ETAG, 5), stumble)
+        assert store.get_soon("bucket", "x", 0, 5, ObjectVersion(ETAG, 5), outcomes.append)
         await until(lambda: len(server.requests) == before + 2)
         os.kill(workers[0], signal.SIGKILL)
         await until(lambda: outcomes)
@@ -319,7 +321,7 @@ async def test_an_error_of_any_kind_gives_no_bytes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "executable", str(program))
     outcomes: list[object] = []
     async with s3_store("http://127.0.0.1:1", workers=1) as store:
-        assert store.get_soon("bucket", "a", 0, 5, Storing(ETAG, 5), outcomes.append)
+        assert store.get_soon("bucket", "a", 0, 5, ObjectVersion(ETAG, 5), outcomes.append)
         await until(lambda: outcomes)
     (outcome,) = outcomes
     assert isinstance(outcome, Unreachable)

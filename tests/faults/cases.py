@@ -295,7 +295,7 @@ def whole_object(exchange: Exchange) -> Answer:
 
 
 def other_etag_later(exchange: Exchange) -> Answer:
-    """What does not begin at the front is of another storing of the object."""
+    """What does not begin at the front is of another version of the object."""
     if exchange.request.start == 0:
         return exchange.right
     return replace(exchange.right, headers={**exchange.right.headers, "ETag": '"another"'})

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from idcfs import upkeep
-from idcfs.entries import Entries
+from idcfs.cache import upkeep
+from idcfs.cache.entries import Entries
 from tests.faults.tree import SIZES, series
 from tests.faults.world import Record, World, world
 from tests.mounting import status
@@ -154,7 +154,7 @@ def test_any_flipped_bit_of_a_database_is_got_over(
     bits = [bit for bit in range(8 * len(sound)) if any(sound[max(0, bit // 8 - 4) : bit // 8 + 5])]
     chosen = random.Random(seed).sample(bits, min(len(bits), LONG_DATABASE_FLIPS if is_long else DATABASE_FLIPS))
     # pytest would keep what is logged, and with it the errors, and with them the databases.
-    monkeypatch.setattr(logging.getLogger("idcfs.entry_database"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("idcfs.cache.database"), "disabled", True)
     for number, bit in enumerate(chosen):
         message = f"seed {seed}, bit {bit % 8} of byte {bit // 8}"
         for get_over in (_use, _use_from_now_on, _mend):

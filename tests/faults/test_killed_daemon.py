@@ -62,7 +62,7 @@ def test_a_killed_daemon_leaves_nobody_waiting_and_nothing_behind(commands: Comm
                 try:
                     until(lambda: server.requests[GET])
                     children = children_of(daemon)
-                    for program in ("idcfs.store.worker", "idcfs.cache_worker", "idcfs.cohorts"):
+                    for program in ("idcfs.store.server", "idcfs.cache.server", "idcfs.cohorts"):
                         assert children_of(daemon, program), f"{program} is not running"
                     os.kill(daemon, signal.SIGKILL)
                     until(lambda: "not connected" in commands.run("stat", "-f", point, timeout=PATIENCE).stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import descendants, mentioning
-from idcfs import upkeep
+from idcfs.cache import upkeep
 from tests.faults.tree import series
 from tests.faults.world import Record, World, drop_pages, world
 from tests.processes import children_of, is_running

@@ -8,28 +8,28 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from idcfs.arena import Arena
-from idcfs.cache import open_cache
+from idcfs.cache.client import ExtentCache, open_extent_cache
+from idcfs.cache.listing_cache import open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
 from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
-from idcfs.control import Control
-from idcfs.extent_cache import ExtentCache, open_extent_cache
-from idcfs.fetcher import Fetcher
-from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
-from idcfs.listing import Listings
 from idcfs.metrics import Metrics
 from idcfs.node import Node
-from idcfs.page_cache import open_page_cache
-from idcfs.prefetcher import Prefetcher
-from idcfs.reader import Reader
-from idcfs.series_order import SeriesOrder
-from idcfs.store.base import Arriving, ListPage, ObjectStore, Storing
+from idcfs.pages.client import open_page_cache
+from idcfs.processes.arena import Arena
+from idcfs.reading.fetcher import Fetcher
+from idcfs.reading.listings import Listings
+from idcfs.reading.prefetcher import Prefetcher
+from idcfs.reading.reader import Reader
+from idcfs.reading.series_order import SeriesOrder
+from idcfs.store.base import ListPage, ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import parse_mirror
+from idcfs.tree.control import Control
+from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
 from tests.index_factory import Row
 from tests.memory_store import MemoryStore
 from tests.processes import PATIENCE, until_true
@@ -165,8 +165,8 @@ class GatedStore(MemoryStore):
         return page
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes:
-        data = await super().get(bucket, key, start, stop, storing, arriving)
+        data = await super().get(bucket, key, start, stop, version, progress)
         await self.gate.wait()
         return data

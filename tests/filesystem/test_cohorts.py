@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from idcfs.catalog.index import Index
-from idcfs.cohort_files import COHORTS
+from idcfs.cohorts.files import COHORTS
 from idcfs.cohorts.text import MAX_TEXT
 from idcfs.errors import (
     AlreadyThere,
@@ -94,7 +94,7 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def forbid_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable="/no/such/python"))
+    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable="/no/such/python"))
 
 
 class Gate:
@@ -117,7 +117,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     words = shlex.quote(str(file)), shlex.quote(sys.executable)
     slow.write_text('#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec {} "$@"\n'.format(*words))
     slow.chmod(0o755)
-    monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable=str(slow)))
+    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(slow)))
     # Who writes waits in vain.
     monkeypatch.setattr("idcfs.cohorts.registry.BIND_SECONDS", 1)
     return Gate(file)
@@ -374,7 +374,7 @@ async def test_who_writes_a_text_hears_of_its_errors_where_processes_take_second
     late = tmp_path / "python"
     late.write_text(f'#!/bin/sh\nsleep 3\nexec {shlex.quote(sys.executable)} "$@"\n')
     late.chmod(0o755)
-    monkeypatch.setattr("idcfs.catalog.child.sys", SimpleNamespace(executable=str(late)))
+    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(late)))
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
         with pytest.raises(QueryRefused, match="indexx"):

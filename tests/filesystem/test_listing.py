@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from idcfs import listing as listings
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, NotFound, NotThereNow, ReadError, Unreachable, Untrusted
-from idcfs.series_order import LISTED_AHEAD
+from idcfs.reading import listings
+from idcfs.reading.series_order import LISTED_AHEAD
 from idcfs.store.base import ListPage, ObjectInfo
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of

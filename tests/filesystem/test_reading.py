@@ -10,12 +10,12 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from idcfs import listing as listings
 from idcfs.catalog.index import Index
 from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged, Unreachable, Untrusted
 from idcfs.inode import FileAddress, unpack
-from idcfs.readahead import BLOCK, Extent
-from idcfs.store.base import Arriving, ListPage, Storing
+from idcfs.reading import listings
+from idcfs.reading.policy import BLOCK, Extent
+from idcfs.store.base import ListPage, ObjectVersion, Progress
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
@@ -144,7 +144,7 @@ async def test_what_was_read_once_is_read_offline(cache: Path, index: Index, sto
 async def test_no_more_than_a_bound_of_what_was_fetched_is_remembered_and_all_is_found_again(
     cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("idcfs.fetcher._EXTENTS_REMEMBERED", 5)
+    monkeypatch.setattr("idcfs.reading.fetcher._EXTENTS_REMEMBERED", 5)
     # In no order that is known, so nothing is fetched ahead.
     numbers = [150, 20, 90, 40, 7, 120]
     async with open_filesystem(cache, index, store) as opened:
@@ -478,9 +478,9 @@ class PickyStore(MemoryStore):
         self._errors = itertools.chain(errors, itertools.repeat(errors[0]))
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes:
-        data = await super().get(bucket, key, start, stop, storing, arriving)
+        data = await super().get(bucket, key, start, stop, version, progress)
         if key != self._key:
             raise next(self._errors)
         return data

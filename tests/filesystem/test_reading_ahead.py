@@ -12,9 +12,9 @@ import trio.testing
 
 from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
-from idcfs.prefetcher import FIRST_PREFETCHES
-from idcfs.readahead import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
-from idcfs.store.base import Arriving, Done, Storing
+from idcfs.reading.policy import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
+from idcfs.reading.prefetcher import FIRST_PREFETCHES
+from idcfs.store.base import Done, ObjectVersion, Progress
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.index_factory import Row, build_catalogue, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -243,7 +243,7 @@ class LateStore(MemoryStore):
         self.waiting: list[Done] = []
         self.is_left = False
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         if not self.is_left:
             self.waiting.append(done)
         return not self.is_left
@@ -283,7 +283,7 @@ class BusyStore(MemoryStore):
         self.answers: list[bool] = []
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes:
         self.answers.append(self.under_way < self.MOST)
         if not self.answers[-1]:
@@ -292,11 +292,11 @@ class BusyStore(MemoryStore):
         self.under_way += 1
         try:
             await trio.sleep(0.01)
-            return await super().get(bucket, key, start, stop, storing, arriving)
+            return await super().get(bucket, key, start, stop, version, progress)
         finally:
             self.under_way -= 1
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, storing: Storing, done: Done) -> bool:
+    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         return False
 
 
@@ -350,14 +350,14 @@ class HalfStore(MemoryStore):
         self.may_end = trio.Event()
 
     async def get(
-        self, bucket: str, key: str, start: int, stop: int, storing: Storing, arriving: Arriving | None = None
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes:
-        data = await super().get(bucket, key, start, stop, storing)
-        if arriving is not None and stop - start >= 4 * BLOCK:
+        data = await super().get(bucket, key, start, stop, version)
+        if progress is not None and stop - start >= 4 * BLOCK:
             half = (stop - start) // 2
             buffer = memoryview(bytearray(stop - start))
             buffer[:half] = data[:half]
-            arriving(buffer, half)
+            progress(buffer, half)
             self.stalled.append((start, stop))
             await self.may_end.wait()
         return data

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from idcfs import listing
 from idcfs.catalog.index import Index
 from idcfs.errors import CatalogueDamaged, IsAFolder, NoSuchAttribute, NotAFolder, NotFound, Unreachable
 from idcfs.inode import MAX_GROUP, ROOT, Facet, pack_file, pack_folder
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
+from idcfs.reading import listings as listing
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, MISSING, PRIOR, REPORT, SHORT, SLIDE, SMALL, SPACES

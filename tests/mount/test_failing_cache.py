@@ -97,7 +97,7 @@ def locked(folder: Path, point: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent(folder: Path, point: Path) -> Iterator[None]:
-    (worker,) = children_of(status(point)["pid"], "idcfs.cache_worker")
+    (worker,) = children_of(status(point)["pid"], "idcfs.cache.server")
     with stopped(worker):
         yield
 
@@ -233,7 +233,7 @@ def test_what_has_to_be_built_first_is_refused_in_a_line_and_comes_when_it_can(
             assert os.listdir(cohort)
     (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
     written = log.read_text()
-    assert written.count(" WARNING idcfs.fuse: EIO: ") >= 3
+    assert written.count(" WARNING idcfs.mount.fuse: EIO: ") >= 3
     assert str(folder) in written
     assert "Traceback" not in written
     assert " ERROR " not in written

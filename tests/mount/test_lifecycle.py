@@ -182,7 +182,7 @@ def test_stacks_are_written_on_demand(commands: Commands, point: Path) -> None:
     (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
     for times in (1, 2):
         os.kill(daemon, signal.SIGUSR1)
-        until(lambda times=times: log.read_text().count("idcfs.stacks: tasks:") == times)  # type: ignore[misc]
+        until(lambda times=times: log.read_text().count("idcfs.mount.stacks: tasks:") == times)  # type: ignore[misc]
     written = log.read_text()
     assert "Current thread" in written
     assert "in main" in written
@@ -227,7 +227,7 @@ def test_a_fetch_worker_that_is_killed_is_replaced_and_asked_again(
 ) -> None:
     files = [file for series in mirror_series(folder_mirror).values() for file in sorted(series.iterdir())[:12]]
     with commands.mounted(commands.home / "idc", "--mirror", s3_mirror) as point:
-        read_while_killing(point, files, "idcfs.store.worker", 1.5)
+        read_while_killing(point, files, "idcfs.store.server", 1.5)
         assert status(point)["errors"] == {}
 
 
@@ -236,7 +236,7 @@ def test_a_cache_worker_that_is_killed_is_replaced_and_missed_by_nobody(
 ) -> None:
     files = [file for series in mirror_series(folder_mirror).values() for file in sorted(series.iterdir())[:12]]
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
-        read_while_killing(point, files, "idcfs.cache_worker", 0.15)
+        read_while_killing(point, files, "idcfs.cache.server", 0.15)
         assert status(point)["errors"] == {}
 
         def works() -> bool:

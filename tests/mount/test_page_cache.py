@@ -14,9 +14,9 @@ from random import Random
 
 import pytest
 
-from idcfs.arena import Arena
-from idcfs.mountpoint import mounts
-from idcfs.page_cache import PAGE, open_page_cache
+from idcfs.mount.mountpoint import mounts
+from idcfs.pages.client import PAGE, open_page_cache
+from idcfs.processes.arena import Arena
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
 from tests.mounting import Commands, status
@@ -74,8 +74,8 @@ def series(point: Path) -> Path:
 def page_worker(point: Path) -> int:
     """The id of the process that fills the pages of a mount."""
     daemon = int(status(point)["pid"])
-    until(lambda: len(children_of(daemon, "idcfs.page_worker")) == 1)
-    (worker,) = children_of(daemon, "idcfs.page_worker")
+    until(lambda: len(children_of(daemon, "idcfs.pages.server")) == 1)
+    (worker,) = children_of(daemon, "idcfs.pages.server")
     return worker
 
 
@@ -249,8 +249,8 @@ async def test_what_is_in_the_reserve_of_the_arena_does_not_wait_for_the_worker(
     with Arena(64 * PAGE) as arena, contextlib.closing(os.fdopen(device, "rb", buffering=0)):
         async with open_page_cache(arena) as pages:
             pages.start(tmp_path / "abort")
-            await until_true(lambda: children_of(os.getpid(), "idcfs.page_worker"))
-            (worker,) = children_of(os.getpid(), "idcfs.page_worker")
+            await until_true(lambda: children_of(os.getpid(), "idcfs.pages.server"))
+            (worker,) = children_of(os.getpid(), "idcfs.pages.server")
             with stopped(worker):
                 fetched = arena.take_now(arena.reserve)
                 assert fetched is not None

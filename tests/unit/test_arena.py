@@ -9,7 +9,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idcfs.arena import Arena
+from idcfs.processes.arena import Arena
 
 SIZE = 1 << 20
 

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import Storing
+from idcfs.store.base import ObjectVersion
 from idcfs.store.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, BreakerStore
 from tests.conftest import WarningsLogged
 from tests.memory_store import FailingStore, MemoryStore
@@ -18,7 +18,7 @@ from tests.memory_store import FailingStore, MemoryStore
 BUCKET = "idc-open-data"
 AWAY = "mirror test is away"
 CONTENT = b"content"
-STORING = Storing(f'"{md5(CONTENT, usedforsecurity=False).hexdigest()}"', len(CONTENT))
+STORING = ObjectVersion(f'"{md5(CONTENT, usedforsecurity=False).hexdigest()}"', len(CONTENT))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def away() -> Iterator[Exception]:
 
 async def get(store: BreakerStore) -> bytes:
     (found,) = (await store.list_page(BUCKET, "k")).objects
-    return bytes(await store.get(BUCKET, "k", 0, 7, found.storing))
+    return bytes(await store.get(BUCKET, "k", 0, 7, found.version))
 
 
 async def list_page(store: BreakerStore) -> None:
@@ -226,7 +226,7 @@ async def test_what_comes_soon_begins_the_count_anew_and_does_not_count(inner: M
         await fail(store, FAILURES - 1, ask=get_bytes)
         outcomes: list[object] = []
         for number in (1, 2):
-            assert store.get_soon(BUCKET, "k", 0, 7, found.storing, outcomes.append)
+            assert store.get_soon(BUCKET, "k", 0, 7, found.version, outcomes.append)
             await trio.testing.wait_all_tasks_blocked()
             assert store.state.failures == (FAILURES - 1 if number == 1 else 0)
         assert isinstance(outcomes[0], Unreachable)

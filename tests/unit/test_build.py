@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from idcfs.catalog import build, worker
+from idcfs.catalog import build
 from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index, find_index
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.errors import IndexUnusable
+from idcfs.processes import program
 from tests.index_factory import INDEX_SCHEMA, PriorRow, Row, make_index, make_uuid
 
 ROWS = [
@@ -240,7 +241,7 @@ def test_an_index_that_cannot_be_used_is_said_in_one_line(
         "build": "catalogue", "folder": str(tmp_path / "built"), "tables": tables(index), "template": "%PatientID",
         "select": {}, "view": str(tmp_path / "built" / "main"),
     }  # fmt: skip
-    assert worker.attempt(build.run, specification) == 1
+    assert program.attempt(build.run, specification) == 1
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["error"] == "IndexUnusable"
     assert message in last["message"]

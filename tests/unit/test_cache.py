@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import trio
 
-from idcfs import entries as on_disk
-from idcfs import entry
-from idcfs.cache import Cache, open_cache
-from idcfs.entries import Entries, EntryRefused, is_in_use
-from idcfs.entry_database import DatabaseLocked, is_damage
+from idcfs.cache import entries as on_disk
+from idcfs.cache import format as entry
+from idcfs.cache.database import DatabaseLocked, is_damage
+from idcfs.cache.entries import Entries, EntryRefused, is_in_use
+from idcfs.cache.listing_cache import Cache, open_cache
 from idcfs.errors import CacheUnusable
 from tests.conftest import WarningsLogged
 
@@ -188,9 +188,9 @@ def test_values_of_a_thread_share_folders_and_none_is_lost_when_one_is_removed(t
 
 
 async def test_a_busy_database_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idcfs.entry_database.SQLITE_TIMEOUT", 0.1)
-    monkeypatch.setattr("idcfs.entry_database.LOCKED_PAUSE", 0)
-    monkeypatch.setattr("idcfs.entries.USES_AT_ONCE", 1)
+    monkeypatch.setattr("idcfs.cache.database.SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("idcfs.cache.database.LOCKED_PAUSE", 0)
+    monkeypatch.setattr("idcfs.cache.entries.USES_AT_ONCE", 1)
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("a", LARGE)
         busy = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
@@ -459,7 +459,7 @@ async def test_an_error_that_says_nothing_of_the_database_leaves_it(
 async def test_a_cache_whose_database_is_locked_when_it_is_opened_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("idcfs.entry_database.SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("idcfs.cache.database.SQLITE_TIMEOUT", 0.1)
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("key", LARGE)
     busy = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
@@ -473,7 +473,7 @@ async def test_a_cache_whose_database_is_locked_when_it_is_opened_comes_back(
         busy.execute("ROLLBACK")
         busy.close()
         assert await value(cache, "key") is None, "it is left alone for a while"
-        monkeypatch.setattr("idcfs.entry_database.time.monotonic", lambda now=time.monotonic: now() + 60)
+        monkeypatch.setattr("idcfs.cache.database.time.monotonic", lambda now=time.monotonic: now() + 60)
         assert await value(cache, "key") == LARGE
         await cache.put("key", LARGE)
         assert cache.failure is None
@@ -491,7 +491,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_and_the_cache_comes_back(
 
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("key", LARGE)
-        monkeypatch.setattr("idcfs.cache.ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr("idcfs.cache.listing_cache.ANSWER_SECONDS", 0.2)
         monkeypatch.setattr(Entries, "get", hang)
         monkeypatch.setattr(Entries, "try_disk", lambda entries: works.wait())
         try:
@@ -503,7 +503,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_and_the_cache_comes_back(
             assert "no answer" in cache.failure
         finally:
             works.set()
-        monkeypatch.setattr("idcfs.cache.ANSWER_SECONDS", PATIENCE)
+        monkeypatch.setattr("idcfs.cache.listing_cache.ANSWER_SECONDS", PATIENCE)
         with trio.fail_after(PATIENCE):
             while cache.failure:  # noqa: ASYNC110  # a cache calls nobody
                 await trio.sleep(0.01)

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idcfs.catalog import build as catalogue_build
-from idcfs.catalog.child import run_child
 from idcfs.catalog.index import Index
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.cohorts import build
 from idcfs.errors import QueryRefused
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
+from idcfs.processes.child import run_child
 from tests.index_factory import INDEX_SCHEMA, PriorRow, Row, make_index, make_uuid
 from tests.tree_model import tree
 from tests.unit.test_view import walk

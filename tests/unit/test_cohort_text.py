@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from idcfs.catalog import build as catalogue_build
 from idcfs.catalog.catalogue import open_catalogue
-from idcfs.catalog.child import run_child
 from idcfs.cohorts import text
 from idcfs.cohorts.results import Results
 from idcfs.cohorts.text import MAX_SQL, CohortText, Manifest, parse_text
 from idcfs.config import Settings
 from idcfs.errors import ChildEnded, QueryRefused, QueryTooLong
 from idcfs.layout import DEFAULT_TEMPLATE
+from idcfs.processes.child import run_child
 from tests.index_factory import Row, make_index, make_uuid
 from tests.unit.test_query import HOSTILE, TABLES, hostile_text
 

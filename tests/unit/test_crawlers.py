@@ -2,7 +2,8 @@ import os
 import threading
 from pathlib import Path
 
-from idcfs.crawlers import KNOWN, NAME_BYTES, Crawlers
+from idcfs.config import KNOWN_CRAWLERS
+from idcfs.mount.crawlers import NAME_BYTES, Crawlers
 
 
 def own_name() -> str:
@@ -18,7 +19,7 @@ def in_thread(call: object) -> None:
 def test_a_program_is_known_by_its_name_and_others_are_not() -> None:
     assert Crawlers([own_name()]).find(os.getpid()) == own_name()
     assert Crawlers(["another", own_name() + "x"]).find(os.getpid()) is None
-    assert Crawlers(KNOWN).find(os.getpid()) is None
+    assert Crawlers(KNOWN_CRAWLERS).find(os.getpid()) is None
     assert Crawlers([]).find(os.getpid()) is None
 
 
@@ -35,7 +36,7 @@ def test_a_thread_with_a_name_of_its_own_belongs_to_its_program() -> None:
 
 
 def test_what_nobody_can_tell_is_let_in() -> None:
-    crawlers = Crawlers(KNOWN)
+    crawlers = Crawlers(KNOWN_CRAWLERS)
     assert crawlers.find(0) is None
     assert crawlers.find(2**30) is None
 
@@ -50,4 +51,4 @@ def test_the_kernel_keeps_no_more_of_a_name() -> None:
 
     in_thread(look)
     assert found == [name]
-    assert len({known[:NAME_BYTES] for known in KNOWN}) > 5
+    assert len({known[:NAME_BYTES] for known in KNOWN_CRAWLERS}) > 5

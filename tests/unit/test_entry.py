@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idcfs import entry
-from idcfs.entry import PIECE, EntryFile
+from idcfs.cache import format as entry
+from idcfs.cache.format import PIECE, EntryFile
 
 KEY = "aws/series/name/300/0"
 

@@ -15,12 +15,12 @@ import pytest
 import trio
 import trio.testing
 
-from idcfs.arena import Arena
-from idcfs.cache import open_cache
-from idcfs.cache_worker import CacheWorker
-from idcfs.entries import Entries
+from idcfs.cache.client import ExtentCache, open_extent_cache
+from idcfs.cache.entries import Entries
+from idcfs.cache.listing_cache import open_cache
+from idcfs.cache.server import CacheWorker
 from idcfs.errors import CacheUnusable
-from idcfs.extent_cache import ExtentCache, open_extent_cache
+from idcfs.processes.arena import Arena
 from tests.conftest import WarningsLogged
 from tests.processes import children_of, is_running, stopped
 
@@ -50,7 +50,7 @@ def files(folder: Path) -> list[Path]:
 
 def worker() -> int:
     """The id of the one worker process."""
-    (found,) = children_of(os.getpid(), "idcfs.cache_worker")
+    (found,) = children_of(os.getpid(), "idcfs.cache.server")
     return found
 
 
@@ -112,7 +112,8 @@ def test_what_was_to_be_kept_is_kept_when_nobody_takes_the_answers(tmp_path: Pat
 
 
 SWEEPS_OFTEN = """
-from idcfs import cache_worker, upkeep
+from idcfs.cache import server as cache_worker
+from idcfs.cache import upkeep
 cache_worker.SWEEP_AFTER, upkeep.ORPHAN_SECONDS = 0, 1.0
 cache_worker.main()
 """
@@ -350,7 +351,7 @@ async def test_a_worker_that_is_killed_makes_misses_and_is_replaced(cache: Exten
 async def test_a_worker_that_does_not_answer_holds_nobody_up_and_is_replaced(
     cache: ExtentCache, arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("idcfs.extent_cache.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
     cache.put("key", LARGE)
     await cache.finish()
     first = worker()
@@ -377,7 +378,7 @@ async def test_a_worker_that_does_not_answer_holds_nobody_up_and_is_replaced(
 async def test_who_only_reads_from_a_worker_that_does_not_answer_is_not_held_up(
     cache: ExtentCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("idcfs.extent_cache.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
     cache.put("key", LARGE)
     await cache.finish()
     with stopped(worker()), trio.fail_after(PATIENCE):
@@ -480,7 +481,7 @@ async def test_a_cache_that_is_closed_makes_misses(tmp_path: Path, arena: Arena)
         await cache.finish()
         assert await value(cache, "key") is None
     assert cache.failure is not None
-    assert children_of(os.getpid(), "idcfs.cache_worker") == []
+    assert children_of(os.getpid(), "idcfs.cache.server") == []
 
 
 async def test_what_is_no_folder_is_said_in_one_line(
@@ -493,7 +494,7 @@ async def test_what_is_no_folder_is_said_in_one_line(
     assert "\n" not in str(raised.value)
     assert str(tmp_path / "cache") in str(raised.value)
     assert capfd.readouterr() == ("", "")
-    assert children_of(os.getpid(), "idcfs.cache_worker") == []
+    assert children_of(os.getpid(), "idcfs.cache.server") == []
 
 
 async def test_what_is_no_database_is_set_aside_and_said_in_the_log(

@@ -3,7 +3,7 @@ import trio
 import trio.testing
 
 from idcfs.errors import DeadlineExceeded, Unreachable
-from idcfs.failures import SECONDS, SLOW, Failures
+from idcfs.reading.failures import SECONDS, SLOW, Failures
 
 
 async def test_who_asks_again_after_a_long_wait_is_told_the_same(autojump_clock: trio.testing.MockClock) -> None:

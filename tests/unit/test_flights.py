@@ -3,7 +3,7 @@ import trio
 import trio.testing
 
 from idcfs.errors import CatalogueDamaged, DeadlineExceeded, NotFound, Untrusted, first_error
-from idcfs.flights import Flights
+from idcfs.reading.flights import Flights
 
 
 class Work:

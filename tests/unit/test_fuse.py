@@ -8,9 +8,9 @@ from typing import Any, NoReturn, cast
 import pyfuse3
 import pytest
 
-from idcfs.filesystem import FileSystem
-from idcfs.fuse import Adapter
 from idcfs.metrics import Metrics
+from idcfs.mount.fuse import Adapter
+from idcfs.tree.filesystem import FileSystem
 from tests.conftest import WarningsLogged
 
 

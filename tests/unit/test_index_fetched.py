@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from idcfs.catalog.child import run_child
 from idcfs.catalog.index import Index, find_index
+from idcfs.processes.child import run_child
 from tests.index_factory import Row, make_index
 
 

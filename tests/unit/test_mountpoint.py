@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from idcfs.errors import MountFailed
-from idcfs.mountpoint import absolute, mounts, parse_mountinfo, prepare, unmount
+from idcfs.mount.mountpoint import absolute, mounts, parse_mountinfo, prepare, unmount
 
 
 def line(path: str, kind: str = "fuse.idcfs", device: str = "0:61", optional: str = " shared:3") -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from idcfs.catalog.child import run_child
 from idcfs.catalog.index import find_index
 from idcfs.errors import ChildEnded, IdcfsError, QueryRefused
+from idcfs.processes.child import run_child
 from tests.index_factory import Row, make_index
 
 MEMORY = 3 << 30

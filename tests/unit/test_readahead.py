@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from idcfs.readahead import (
+from idcfs.reading.policy import (
     BLOCK,
     FIRST_FILES,
     FIRST_WHOLES,

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from idcfs import series_order
-from idcfs.series_order import SeriesOrder
+from idcfs.reading import series_order
+from idcfs.reading.series_order import SeriesOrder
 
 
 class FakeView:

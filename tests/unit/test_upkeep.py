@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from idcfs import upkeep
-from idcfs.entries import Entries
+from idcfs.cache import upkeep
+from idcfs.cache.entries import Entries
 from tests.conftest import WarningsLogged
 from tests.unit.test_cache import entries_in
 

@@ -1,9 +1,9 @@
 """A process that puts bytes into the kernel's page cache of a mount, before anybody reads them.
 
-    python -m idcfs.page_worker OPTIONS
+    python -m idcfs.pages.server OPTIONS
 
 OPTIONS is JSON: `device` (a descriptor of the mount's /dev/fuse), `abort` (one of the file in which the kernel takes
-the order to abort the connection), and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
+the order to abort the connection), and the descriptors of a socket and of an arena (see `Arena`). Requests and
 answers are lines of JSON on the socket. A request has an `id` and `inode`, `offset`, `at` and `length`: bytes of that
 file from `offset` on, in the arena. The answer says in `stored` whether the kernel took them.
 

@@ -1,4 +1,4 @@
-"""The child's side of `idcfs.catalog.child`: takes one specification, tells what happens, ends with the parent.
+"""The child's side of `idcfs.processes.child`: takes one specification, tells what happens, ends with the parent.
 
 The specification is one line of JSON on standard input; messages are JSON lines on standard output, the last one
 of a failure being ``{"error": class of idcfs.errors, "message": text}``. The end of standard input means that the
@@ -12,9 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import duckdb
-
-from idcfs.catalog.index import REPAIR
 from idcfs.errors import IdcfsError
 
 Tell = Callable[[dict[str, Any]], None]
@@ -37,10 +34,6 @@ def attempt(run: Callable[[dict[str, Any], Tell], None], specification: dict[str
         run(specification, tell)
     except IdcfsError as error:
         _tell_error(type(error).__name__, str(error))
-    except duckdb.Error as error:
-        _tell_error("IndexUnusable", f"the IDC index is not readable ({str(error).splitlines()[0]}); {REPAIR}")
-    except OSError as error:
-        _tell_error("CacheUnusable", f"the catalogue cannot be written: {error}")
     else:
         return 0
     return 1

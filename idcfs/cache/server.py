@@ -1,9 +1,9 @@
 """A process that reads and writes a cache folder, so that checksums, files and SQLite stay off the file system's back.
 
-    python -m idcfs.cache_worker OPTIONS
+    python -m idcfs.cache.server OPTIONS
 
 OPTIONS is JSON: `folder`, `limit`, `swept` (cache folders in which files that nobody knows are looked for, some time
-after the start and then every hour), and the descriptors of a socket and of an arena (`idcfs.arena`). Requests and
+after the start and then every hour), and the descriptors of a socket and of an arena (see `Arena`). Requests and
 answers are lines of JSON on the socket; values are in the arena. A request has an `id` and
 
     get      key, length, at        answered with `found`; the value is then in the arena at `at`, and in the entry of
@@ -37,8 +37,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from idcfs import upkeep
-from idcfs.entries import Entries, reason_of
+from idcfs.cache import upkeep
+from idcfs.cache.entries import Entries, reason_of
 from idcfs.errors import CacheUnusable
 
 _RECEIVED_BYTES = 64 << 10

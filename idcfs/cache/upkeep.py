@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from idcfs import entry_database
-from idcfs.entries import FILE_MODE, INLINE_BYTES, INLINE_MODE, is_file_name, is_in_use, is_sound
+from idcfs.cache import database as entry_database
+from idcfs.cache.entries import FILE_MODE, INLINE_BYTES, INLINE_MODE, is_file_name, is_in_use, is_sound
 
 ORPHAN_SECONDS = 3600.0
 """Age from which a file that the database does not know belongs to nobody, although others use the cache: one is

@@ -18,7 +18,7 @@ from idcfs import errors
 async def run_child(
     module: str, specification: dict[str, Any], hear: Callable[[dict[str, Any]], None] = lambda message: None
 ) -> None:
-    """Run *module* on *specification* (see `idcfs.catalog.worker`), calling *hear* with each message.
+    """Run *module* on *specification* (see `idcfs.processes.program`), calling *hear* with each message.
 
     Waits for the child; cancelling ends it.
 

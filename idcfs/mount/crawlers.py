@@ -10,13 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-KNOWN = (
-    "updatedb", "updatedb.mlocate", "updatedb.plocate",
-    "tracker-miner-fs-3", "tracker-miner-fs", "tracker-extract-3", "tracker-extract", "localsearch-3",
-    "localsearch-extractor-3", "baloo_file", "baloo_file_extractor", "recollindex",
-)  # fmt: skip
-"""Indexers of locate, GNOME, KDE and Recoll."""
-
 NAME_BYTES = 15
 """What the kernel keeps of a program's name (TASK_COMM_LEN)."""
 

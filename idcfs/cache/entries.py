@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import diskcache
 
-from idcfs import entry as entry_form
-from idcfs import entry_database
-from idcfs.entry import Buffer, Entry, Place
-from idcfs.entry_database import DatabaseLocked, EntryDatabase
+from idcfs.cache import database as entry_database
+from idcfs.cache import format as entry_form
+from idcfs.cache.database import DatabaseLocked, EntryDatabase
+from idcfs.cache.format import Buffer, Entry, Place
 from idcfs.errors import CacheUnusable
 
 RESERVE = 512 << 20

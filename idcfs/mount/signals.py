@@ -12,8 +12,8 @@ from pathlib import Path
 
 import trio
 
-from idcfs import mountpoint as mountpoints
 from idcfs.errors import MountFailed
+from idcfs.mount import mountpoint as mountpoints
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import trio
 
-from idcfs.cache import Cache
+from idcfs.cache.listing_cache import Cache
 from idcfs.catalog.catalogue import Series
 from idcfs.catalog.table import Strings, column_of
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Unreachable, Untrusted, first_error
-from idcfs.flights import Flights
 from idcfs.metrics import Metrics
 from idcfs.printable import printable
+from idcfs.reading.flights import Flights
 from idcfs.store.base import ObjectInfo, ObjectStore
 from idcfs.store.mirror import Mirror
 

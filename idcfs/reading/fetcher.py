@@ -10,17 +10,17 @@ from collections.abc import Callable
 
 import trio
 
-from idcfs import readahead
-from idcfs.arena import Arena
-from idcfs.entry import Buffer
+from idcfs.cache.client import ExtentCache
+from idcfs.cache.format import Buffer
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Untrusted
-from idcfs.extent_cache import ExtentCache
-from idcfs.failures import Failures
-from idcfs.flights import Flights
-from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
-from idcfs.readahead import Extent
-from idcfs.store.base import Arriving, ObjectStore, Storing
+from idcfs.processes.arena import Arena
+from idcfs.reading import policy as readahead
+from idcfs.reading.failures import Failures
+from idcfs.reading.flights import Flights
+from idcfs.reading.listings import Listing, Listings
+from idcfs.reading.policy import Extent
+from idcfs.store.base import ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import Mirror
 
 log = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ class Fetcher:
         return data
 
     def _keep(self, extent: Extent, listing: Listing, data: Buffer) -> None:
-        """Remember what was fetched; nothing is awaited before, so that it is still of the listed storing."""
+        """Remember what was fetched; nothing is awaited before, so that it is still of the listed version."""
         self._metrics.cache_misses += 1
         kept = self._in_cache.get(extent.series)
         if kept is not None:
@@ -316,20 +316,20 @@ class Fetcher:
 
     # From the mirror.
 
-    async def fetch(self, extent: Extent, arriving: Arriving | None = None) -> Buffer:
-        """The bytes of a range of an object from the mirror, all of one storing of it.
+    async def fetch(self, extent: Extent, progress: Progress | None = None) -> Buffer:
+        """The bytes of a range of an object from the mirror, all of one version of it.
 
         Raises:
             ReadError: as `ObjectStore.get`.
         """
         while True:
             listing = await self._listings.get(extent.series)
-            fetched, fetched_under = await self._fetch(extent, listing, arriving)
+            fetched, fetched_under = await self._fetch(extent, listing, progress)
             if self.is_current(extent, fetched_under):
                 return fetched
-            # Meanwhile the object came under another ETag; two storings must not be mixed.
+            # Meanwhile the object came under another ETag; two versions must not be mixed.
 
-    async def _fetch(self, extent: Extent, listing: Listing, arriving: Arriving | None) -> tuple[Buffer, Listing]:
+    async def _fetch(self, extent: Extent, listing: Listing, progress: Progress | None) -> tuple[Buffer, Listing]:
         """The bytes of an extent, and the listing that they were asked for under.
 
         Raises:
@@ -337,7 +337,7 @@ class Fetcher:
             ObjectChanged: the object changes faster than it can be listed.
         """
         try:
-            return await self._get_anywhere(extent, listing, arriving), listing
+            return await self._get_anywhere(extent, listing, progress), listing
         except ObjectChanged:
             fresh = await self._listings.refresh(extent.series, listing)
         is_as_listed = fresh.etags[extent.instance] == listing.etags[extent.instance]
@@ -345,39 +345,44 @@ class Fetcher:
             # The same size means the same object, stored anew.
             await self._drop_others(extent, fresh)
         try:
-            return await self._get_anywhere(extent, fresh, arriving), fresh
+            return await self._get_anywhere(extent, fresh, progress), fresh
         except ObjectChanged as error:
             if is_as_listed:
                 raise Untrusted(f"the mirror refuses what it lists: {error}") from error
             raise
 
-    async def _get_anywhere(self, extent: Extent, listing: Listing, arriving: Arriving | None) -> Buffer:
+    async def _get_anywhere(self, extent: Extent, listing: Listing, progress: Progress | None) -> Buffer:
         """From the bucket that was listed, or its siblings: objects have moved under unchanged names."""
         with contextlib.suppress(NotFound):
-            return await self._get(extent, listing, listing.bucket, arriving)
+            return await self._get(extent, listing, listing.bucket, progress)
         for bucket in self._mirror.candidates(listing.bucket):
             if bucket != listing.bucket:
                 with contextlib.suppress(NotFound, AccessDenied):
-                    return await self._get(extent, listing, bucket, arriving)
+                    return await self._get(extent, listing, bucket, progress)
         name = listing.names[extent.instance].decode()
         raise NotFound(f"{name} of series {self._listings.uuid(extent.series)} is gone from every bucket")
 
-    async def _get(self, extent: Extent, listing: Listing, bucket: str, arriving: Arriving | None) -> Buffer:
-        data = await self._store.get(bucket, *self._request(extent, listing), arriving)
+    async def _get(self, extent: Extent, listing: Listing, bucket: str, progress: Progress | None) -> Buffer:
+        data = await self._store.get(bucket, *self._request(extent, listing), progress)
         self._count(data)
         return data
 
-    def _request(self, extent: Extent, listing: Listing) -> tuple[str, int, int, Storing]:
+    def _request(self, extent: Extent, listing: Listing) -> tuple[str, int, int, ObjectVersion]:
         at = extent.instance
         key = f"{self._listings.uuid(extent.series)}/{listing.names[at].decode()}"
-        return key, extent.offset, extent.offset + extent.length, Storing(listing.etags[at].decode(), listing.sizes[at])
+        return (
+            key,
+            extent.offset,
+            extent.offset + extent.length,
+            ObjectVersion(listing.etags[at].decode(), listing.sizes[at]),
+        )
 
     def _count(self, data: Buffer) -> None:
         self._metrics.objects_fetched += 1
         self._metrics.bytes_fetched += len(data)
 
     async def _drop_others(self, extent: Extent, listing: Listing) -> None:
-        """Drop the extents of an object that came under another ETag: two storings must not be mixed."""
+        """Drop the extents of an object that came under another ETag: two versions must not be mixed."""
         size = listing.sizes[extent.instance]
         others = readahead.blocks(extent._replace(offset=0, length=size), size)
         if size <= readahead.SMALL_OBJECT:

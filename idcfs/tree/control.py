@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import trio
 
 from idcfs import __version__
-from idcfs.cache import Cache
+from idcfs.cache.client import ExtentCache
+from idcfs.cache.listing_cache import Cache
 from idcfs.catalog.catalogue import (
     ANALYSIS_RESULT_GENERATIONS,
     BY_UUID_GENERATION,
@@ -25,7 +26,6 @@ from idcfs.catalog.catalogue import (
     Catalogue,
 )
 from idcfs.errors import CatalogueDamaged
-from idcfs.extent_cache import ExtentCache
 from idcfs.inode import Facet, FolderAddress
 from idcfs.layout import Column, escape
 from idcfs.metrics import Metrics

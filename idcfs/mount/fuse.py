@@ -17,10 +17,10 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from idcfs import errors
-from idcfs.crawlers import Crawlers
-from idcfs.filesystem import ENTRIES_AT_ONCE, FileSystem
 from idcfs.metrics import Metrics
+from idcfs.mount.crawlers import Crawlers
 from idcfs.node import Node
+from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
 
 log = logging.getLogger(__name__)
 

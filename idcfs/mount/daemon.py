@@ -19,30 +19,28 @@ from typing import Any, NamedTuple
 import pyfuse3
 import trio
 
-from idcfs import mountpoint as mountpoints
-from idcfs.arena import Arena
-from idcfs.cache import Cache, open_cache
+from idcfs.cache.client import ExtentCache, open_extent_cache
+from idcfs.cache.listing_cache import Cache, open_cache
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import find_index
 from idcfs.cohorts.folder import CohortFolder
 from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
-from idcfs.control import Control
-from idcfs.crawlers import Crawlers
-from idcfs.ending import Ending
 from idcfs.errors import MountFailed
-from idcfs.extent_cache import ExtentCache, open_extent_cache
-from idcfs.fetcher import Fetcher
-from idcfs.filesystem import FileSystem
-from idcfs.fuse import Adapter
-from idcfs.listing import Listings
 from idcfs.metrics import Metrics
-from idcfs.page_cache import PageCache, open_page_cache
-from idcfs.prefetcher import Prefetcher
-from idcfs.reader import Reader
-from idcfs.series_order import SeriesOrder
-from idcfs.stacks import write_on_signal
+from idcfs.mount import mountpoint as mountpoints
+from idcfs.mount.crawlers import Crawlers
+from idcfs.mount.fuse import Adapter
+from idcfs.mount.signals import Ending
+from idcfs.mount.stacks import write_on_signal
+from idcfs.pages.client import PageCache, open_page_cache
+from idcfs.processes.arena import Arena
+from idcfs.reading.fetcher import Fetcher
+from idcfs.reading.listings import Listings
+from idcfs.reading.prefetcher import Prefetcher
+from idcfs.reading.reader import Reader
+from idcfs.reading.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
@@ -50,6 +48,8 @@ from idcfs.store.folder import FolderStore
 from idcfs.store.mirror import Mirror, parse_mirror
 from idcfs.store.retry import ATTEMPTS, RetryingStore
 from idcfs.store.s3 import S3Store
+from idcfs.tree.control import Control
+from idcfs.tree.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """A process that asks a mirror, so that HTTP, TLS and the copying of bodies do not stand in the file system's way.
 
-    python -m idcfs.store.worker OPTIONS
+    python -m idcfs.store.server OPTIONS
 
-OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of an arena (`idcfs.arena`).
+OPTIONS is JSON: the arguments of `S3Client`, the descriptors of a socket and of an arena (`idcfs.processes.arena`).
 Requests and answers are lines of JSON on the socket; bodies go into the arena. A request has an `id` and
 
     list    bucket, prefix, token           answered with `objects` and `token`
@@ -26,7 +26,7 @@ import sys
 from typing import Any
 
 from idcfs.errors import ReadError, Unreachable
-from idcfs.store.base import Storing
+from idcfs.store.base import ObjectVersion
 from idcfs.store.s3_client import S3Client
 
 NICENESS = 5
@@ -89,8 +89,8 @@ class Worker:
         start, stop, at = request["start"], request["stop"], request["at"]
         buffer = self._arena[at : at + stop - start]
         arrived = functools.partial(self._tell, request["id"]) if request.get("tell") else None
-        storing = Storing(request["etag"], request["size"])
-        await self._client.get_into(request["bucket"], request["key"], start, stop, storing, buffer, arrived)
+        version = ObjectVersion(request["etag"], request["size"])
+        await self._client.get_into(request["bucket"], request["key"], start, stop, version, buffer, arrived)
         return {}
 
     def _tell(self, number: int, filled: int) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
-from idcfs import readahead
-from idcfs.entry import Buffer
+from idcfs.cache.format import Buffer
 from idcfs.errors import DeadlineExceeded, ReadError
-from idcfs.fetcher import Fetcher
-from idcfs.listing import Listing, Listings
 from idcfs.metrics import Metrics
-from idcfs.prefetcher import Prefetcher
-from idcfs.readahead import Extent, ListingOf
+from idcfs.reading import policy as readahead
+from idcfs.reading.fetcher import Fetcher
+from idcfs.reading.listings import Listing, Listings
+from idcfs.reading.policy import Extent, ListingOf
+from idcfs.reading.prefetcher import Prefetcher
 
 log = logging.getLogger(__name__)
 

@@ -8,20 +8,20 @@ import datetime
 import itertools
 from typing import NamedTuple
 
+from idcfs.cache.format import Buffer
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
 from idcfs.catalog.temporary import FIRST_GENERATION
 from idcfs.catalog.view import View
-from idcfs.cohort_files import COHORTS_NAME, CohortFiles, Entry
+from idcfs.cohorts.files import COHORTS_NAME, CohortFiles, Entry
 from idcfs.cohorts.registry import Cohorts
-from idcfs.control import CONTROL_NAME, Control
-from idcfs.entry import Buffer
 from idcfs.errors import IsAFolder, NoSuchAttribute, NotAFolder, NotFound, NotThereNow
 from idcfs.inode import Facet, FileAddress, FolderAddress, generation_of, pack_file, pack_folder, unpack
-from idcfs.listing import Listing, Listings, may_be_instance
 from idcfs.metrics import Metrics
 from idcfs.node import Node
-from idcfs.reader import Reader
-from idcfs.series_order import SeriesOrder
+from idcfs.reading.listings import Listing, Listings, may_be_instance
+from idcfs.reading.reader import Reader
+from idcfs.reading.series_order import SeriesOrder
+from idcfs.tree.control import CONTROL_NAME, Control
 
 ENTRIES_AT_ONCE = 32
 """Entries made for one answer to a listing: the kernel's buffer of one page holds 15 to 25."""

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 import trio
 
 from idcfs import errors
-from idcfs.arena import Arena
 from idcfs.errors import Unreachable
+from idcfs.processes.arena import Arena
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +98,14 @@ class Workers:
         worker.post(message, take)
 
     async def fetch(
-        self, message: dict[str, Any], length: int, arriving: Callable[[memoryview, int], None] | None = None
+        self, message: dict[str, Any], length: int, progress: Callable[[memoryview, int], None] | None = None
     ) -> memoryview:
         """The *length* bytes that a request has put into the arena, but for its reserve.
 
         Args:
             message: the request; where the bytes go is added as `at`.
             length: how many bytes.
-            arriving: told that of the buffer so many bytes are filled.
+            progress: told that of the buffer so many bytes are filled.
 
         Raises:
             As `ask`.
@@ -115,7 +115,7 @@ class Workers:
         worker.busy += 1
         try:
             request = {**message, "at": self._arena.start(buffer)}
-            told = None if arriving is None else functools.partial(arriving, buffer)
+            told = None if progress is None else functools.partial(progress, buffer)
             await worker.ask(request, told)
         except BaseException:
             # The error's traceback would hold it.

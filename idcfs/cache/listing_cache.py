@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import trio
 
-from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
-from idcfs.entries import Entries, reason_of
-from idcfs.entry import Buffer
+from idcfs.cache.entries import Entries, reason_of
+from idcfs.cache.format import Buffer
+from idcfs.cache.health import ANSWER_SECONDS, CacheHealth
 
 THREADS = 8
 """Threads for one cache's calls: reads wait for the disk, and a few writes at a time are enough."""

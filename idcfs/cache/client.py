@@ -14,11 +14,11 @@ from typing import Any
 
 import trio
 
-from idcfs.arena import Arena
-from idcfs.cache_health import ANSWER_SECONDS, CacheHealth
-from idcfs.entry import Buffer, EntryFile
+from idcfs.cache.format import Buffer, EntryFile
+from idcfs.cache.health import ANSWER_SECONDS, CacheHealth
 from idcfs.errors import CacheUnusable, IdcfsError, Unreachable
-from idcfs.worker import Workers
+from idcfs.processes.arena import Arena
+from idcfs.processes.pool import Workers
 
 UNWRITTEN_PART = 3 / 16
 """Of the arena, what may wait to be written; beyond it who fetches waits for room."""
@@ -260,7 +260,7 @@ async def open_extent_cache(
         CacheUnusable: the folder cannot be written.
     """
     options = {"folder": str(folder), "limit": limit, "swept": [str(each) for each in swept]}
-    async with Workers(1, "idcfs.cache_worker", options, arena, str(folder)) as workers, trio.open_nursery() as nursery:
+    async with Workers(1, "idcfs.cache.server", options, arena, str(folder)) as workers, trio.open_nursery() as nursery:
         refused = None
         cache = ExtentCache(folder, limit, arena, workers, nursery)
         try:

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from idcfs.arena import Arena
-from idcfs.entry import Buffer
+from idcfs.cache.format import Buffer
 from idcfs.errors import IdcfsError
-from idcfs.worker import Workers
+from idcfs.processes.arena import Arena
+from idcfs.processes.pool import Workers
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class PageCache:
 @contextlib.asynccontextmanager
 async def open_page_cache(arena: Arena) -> AsyncIterator[PageCache]:
     """The page cache of a mount that is not there yet; buffers go through *arena*."""
-    async with Workers(1, "idcfs.page_worker", {}, arena, "the page cache") as workers:
+    async with Workers(1, "idcfs.pages.server", {}, arena, "the page cache") as workers:
         yield PageCache(arena, workers)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import trio
 
-from idcfs import readahead
-from idcfs.entry import Buffer
+from idcfs.cache.format import Buffer
 from idcfs.errors import IdcfsError, ReadError
-from idcfs.fetcher import Fetcher
 from idcfs.inode import pack_file
-from idcfs.listing import Listing, Listings
-from idcfs.page_cache import PAGE, PageCache
-from idcfs.readahead import Extent
+from idcfs.pages.client import PAGE, PageCache
+from idcfs.reading import policy as readahead
+from idcfs.reading.fetcher import Fetcher
+from idcfs.reading.listings import Listing, Listings
+from idcfs.reading.policy import Extent
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Bytes and listings on disk, kept between mounts."""

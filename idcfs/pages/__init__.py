@@ -1,0 +1,1 @@
+"""The kernel's page cache of a mount, filled ahead of readers."""

@@ -1,0 +1,1 @@
+"""Child processes, the memory they share, and the messages they exchange."""

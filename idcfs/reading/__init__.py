@@ -1,0 +1,1 @@
+"""A range of bytes of an instance, on time."""

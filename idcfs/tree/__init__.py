@@ -1,0 +1,1 @@
+"""The tree: look up, list, read; knows no FUSE."""
