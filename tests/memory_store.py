@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import trio
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, Finished, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress
 
 _PAGE_LENGTH = 1000
 _ARRIVAL_BYTES = 100_000
@@ -54,19 +54,21 @@ class _Soon:
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    ) -> Body:
         raise NotImplementedError  # each kind of store has its own
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
+    ) -> bool:
         if not self._opened:
             return False
-        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, version, done)
+        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, version, finished)
         return True
 
     async def _get_and_tell(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
     ) -> None:
-        outcome: bytes | memoryview | ReadError = Unreachable("the store has been closed")
+        outcome: Body | ReadError = Unreachable("the store has been closed")
         try:
             outcome = await self.get(bucket, key, start, stop, version)
         except ReadError as error:
@@ -74,7 +76,7 @@ class _Soon:
         except Exception as error:
             outcome = Unreachable(f"the store failed: {error!r}")
         finally:
-            done(outcome)
+            finished(outcome)
 
 
 class MemoryStore(_Soon):
@@ -159,7 +161,7 @@ class FailingStore(_Soon):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    ) -> Body:
         await self._act()
         return await self._inner.get(bucket, key, start, stop, version, progress)
 

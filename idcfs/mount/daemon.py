@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import pyfuse3
 import trio
 
-from idcfs.cache.client import ExtentCache, open_extent_cache
-from idcfs.cache.listing_cache import Cache, open_cache
+from idcfs.cache.client import open_caches
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import find_index
 from idcfs.cohorts.folder import CohortFolder
@@ -38,7 +37,6 @@ from idcfs.pages.client import PageCache, open_page_cache
 from idcfs.processes.arena import Arena
 from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listings
-from idcfs.reading.prefetcher import Prefetcher
 from idcfs.reading.reader import Reader
 from idcfs.reading.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
@@ -138,7 +136,7 @@ class _Opened(NamedTuple):
     """What serves a mount; `facts` is for the user, `source` is the mirror that is asked first."""
 
     adapter: Adapter
-    reader: Reader
+    seconds: list[float]
     control: Control
     facts: dict[str, Any]
     source: ObjectStore
@@ -167,10 +165,11 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             open_catalogue(settings.cache_dir, find_index(settings.index), settings.layout, settings.idc_version, tell)
         )
         arena = stack.enter_context(Arena(settings.memory))
-        folders = folder / "objects", folder / "listings"
-        extents = open_extent_cache(folders[0], settings.cache_limit, arena, swept=folders)
-        objects = await stack.enter_async_context(extents)
-        lists = await stack.enter_async_context(open_cache(folders[1], LISTING_CACHE_BYTES))
+        folders = {
+            "objects": (folder / "objects", settings.cache_limit),
+            "listings": (folder / "listings", LISTING_CACHE_BYTES),
+        }
+        caches = await stack.enter_async_context(open_caches(folders, arena))
         pages = await stack.enter_async_context(open_page_cache(arena))
         sources = [_source(member, arena, settings.timeout) for member in mirror.members or [mirror]]
         breakers = _guarded(sources, mirror)
@@ -179,12 +178,13 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             store = FailoverStore([Member(*pair) for pair in zip(mirror.members, breakers, strict=True)])
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
-        listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
+        listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, settings.timeout)
         order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, settings.timeout, arena)
-        prefetcher = Prefetcher(fetcher, listings, pages, nursery)
-        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, settings.timeout, arena.size, order.following)
-        caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}
+        seconds = [settings.timeout]
+        fetcher = Fetcher(
+            store, mirror, caches["objects"], listings, pages, metrics, nursery, lambda: seconds[0], arena
+        )
+        reader = Reader(fetcher, listings, metrics, nursery, lambda: seconds[0], arena.size, order.following)
         control = Control(catalogue, mirror, caches, metrics, breakers)
         results = Results(catalogue, settings)
         tidy = CohortFolder(settings.cohort_dir).remove_leftovers
@@ -196,9 +196,9 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             await catalogue.attributes_file()
         crawlers = Crawlers(filter(None, (name.strip() for name in settings.refuse.split(","))))
         adapter = Adapter(filesystem, metrics, settings.xattr, settings.allow_other_cohorts, crawlers)
-        yield _Opened(adapter, reader, control, _facts(catalogue, mirror), sources[0], pages)
+        yield _Opened(adapter, seconds, control, _facts(catalogue, mirror), sources[0], pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
-            await fetcher.finish_writing()
+            await caches["objects"].finish()
         nursery.cancel_scope.cancel()
 
 
@@ -283,7 +283,7 @@ def _let_many_wait(opened: _Opened, limits: Path, timeout: float) -> None:
         (limits / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
     except OSError as error:
         short = min(timeout, SHORT_TIMEOUT)
-        opened.reader.shorten(short)
+        opened.seconds[0] = short
         why = f"{limits / 'max_background'}: {error.strerror}"
         failure = f"the kernel lets few reads wait, so none does for more than {short:g} seconds: {why}"
         opened.control.limits_failure = failure

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from idcfs.errors import ReadError
+from idcfs.processes.arena import Lease
 
 MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 """An ETag that is the MD5 of the object; that of one that was uploaded in parts has a dash and their number."""
@@ -47,11 +48,14 @@ class ListPage(NamedTuple):
     token: str | None
 
 
-Progress = Callable[[memoryview, int], None]
-"""Told that of a buffer so many bytes are filled."""
+Body = bytes | Lease
+"""The bytes of a range. Whoever gets a lease releases it."""
 
-Done = Callable[[bytes | memoryview | ReadError], None]
-"""Given the bytes, or why there are none."""
+Progress = Callable[[Lease, int], None]
+"""Takes the lease that a range comes into, which its caller holds, and how many of its first bytes are there."""
+
+Finished = Callable[[Body | ReadError], None]
+"""Takes the bytes, or the reason why there are none."""
 
 
 class ObjectStore(Protocol):
@@ -77,7 +81,7 @@ class ObjectStore(Protocol):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    ) -> Body:
         """Bytes *start* to *stop* (exclusive, at least one) of the object, if it is still stored as *version* says.
 
         Waits for the network. Exactly ``stop - start`` bytes come back. *progress* may be told of them as they come;
@@ -91,8 +95,10 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
-        """As `get`, once, but wait for nothing: *done* is later called with what it would return or raise.
+    def get_soon(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
+    ) -> bool:
+        """As `get`, once, but wait for nothing: *finished* is later called with what it would return or raise.
 
         False, and nothing is started, if that cannot be done now, or not by this store.
         """

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import MirrorAway, ReadError, Unreachable
-from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
+from idcfs.store.base import Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ LONGEST_PAUSE = 30.0
 """Seconds between probes, doubling: what was away for a moment is soon back; one that stays away costs little."""
 
 _Answer = TypeVar("_Answer")
-_Outcome = bytes | memoryview | ReadError
+_Outcome = Body | ReadError
 
 
 class _Kind(Enum):
@@ -91,11 +91,13 @@ class BreakerStore(StoreAround):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    ) -> Body:
         """See `ObjectStore.get`; MirrorAway at once while the breaker is open."""
         return await self._ask(_Kind.BYTES, lambda: self._inner.get(bucket, key, start, stop, version, progress))
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
+    ) -> bool:
         """See `ObjectStore.get_soon`; nothing is started while the breaker is open.
 
         It is one attempt, so that its failure does not count; but an answer shows that the mirror is there.
@@ -103,12 +105,12 @@ class BreakerStore(StoreAround):
         if _Kind.BYTES in self._shut:
             return False
         if not self._failures:
-            return self._inner.get_soon(bucket, key, start, stop, version, done)
+            return self._inner.get_soon(bucket, key, start, stop, version, finished)
 
         def told(outcome: _Outcome) -> None:
             if not isinstance(outcome, Unreachable):
                 self._note_answer(_Kind.BYTES)
-            done(outcome)
+            finished(outcome)
 
         return self._inner.get_soon(bucket, key, start, stop, version, told)
 

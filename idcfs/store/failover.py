@@ -16,7 +16,7 @@ from typing import NamedTuple, Self, TypeVar
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
-from idcfs.store.base import MD5_ETAG, Done, ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import MD5_ETAG, Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import Mirror
 from idcfs.store.retry import REPORT_SECONDS
 
@@ -80,10 +80,10 @@ class FailoverStore:
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    ) -> Body:
         """See `ObjectStore.get`; *progress* is told by one mirror after the other."""
 
-        async def ask(member: Member, own_bucket: str) -> bytes | memoryview:
+        async def ask(member: Member, own_bucket: str) -> Body:
             own, is_certain = self._own_version(member, key, version)
             try:
                 return await member.store.get(own_bucket, key, start, stop, own, progress)
@@ -99,12 +99,14 @@ class FailoverStore:
 
         return await self._ask_each(ask, bucket)
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
+    ) -> bool:
         """See `ObjectStore.get_soon`: one attempt, at the first mirror that can be asked now."""
         for member in self._members:
             own_bucket = self._own_buckets(member, bucket)[0]
             own, _ = self._own_version(member, key, version)
-            if member.store.get_soon(own_bucket, key, start, stop, own, done):
+            if member.store.get_soon(own_bucket, key, start, stop, own, finished):
                 return True
         return False
 

@@ -18,7 +18,7 @@ from typing import Self
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Unreachable, Untrusted
-from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectVersion, Progress
+from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress
 
 _PAGE_LENGTH = 1000
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO}
@@ -54,7 +54,9 @@ class FolderStore:
             self._get, bucket, key, start, stop, version, limiter=self._limiter, abandon_on_cancel=True
         )
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
+    ) -> bool:
         """Files take a thread that waits for them."""
         return False
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
+from idcfs.store.base import Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
 
 _Answer = TypeVar("_Answer")
 
@@ -51,13 +51,15 @@ class RetryingStore(StoreAround):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    ) -> Body:
         """See `ObjectStore.get`; waits between attempts too."""
         return await self._insist(lambda: self._inner.get(bucket, key, start, stop, version, progress))
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(
+        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
+    ) -> bool:
         """See `ObjectStore.get_soon`: one attempt."""
-        return self._inner.get_soon(bucket, key, start, stop, version, done)
+        return self._inner.get_soon(bucket, key, start, stop, version, finished)
 
     async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         # The first attempt is of nearly all calls the only one, and has nothing to do besides.
