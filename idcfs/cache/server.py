@@ -165,8 +165,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     # What is being read goes before what is to be kept.
     os.nice(NICENESS)
-    connection = Connection.of_this_process([Get, Put, Delete, HasAny, GetUsage, TryDisk])
-    options = connection.options(Folders)
+    connection = Connection.of_this_process([Folders, Get, Put, Delete, HasAny, GetUsage, TryDisk])
+    _, options = connection.first(Folders)
     # Found out before this process, or whoever waits for its first answer, has the folders open.
     before = [upkeep.abandoned_before(Path(folder)) for _, folder, _ in options.caches]
     caches = {name: Entries(Path(folder), limit) for name, folder, limit in options.caches}

@@ -67,8 +67,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    connection = Connection.of_this_process([Store])
-    options = connection.options(Device)
+    connection = Connection.of_this_process([Device, Store])
+    _, options = connection.first(Device)
     requests: queue.SimpleQueue[tuple[int, Store]] = queue.SimpleQueue()
     work = (options.device, shared_arena(), connection, requests)
     threading.Thread(target=_store_all, args=work, daemon=True).start()

@@ -39,14 +39,18 @@ class Connection:
         """The descriptor to wait for, before `receive`."""
         return self._socket.fileno()
 
-    def options(self, kind: type[R]) -> R:
-        """The first message, which is a *kind*; waits for it."""
+    def first(self, kind: type[R]) -> tuple[int, R]:
+        """The number of the first message, and that, which is a *kind*; waits for it.
+
+        Raises:
+            SystemExit: the other side is gone.
+        """
         while not self._received:
             if not self._receive_more():
-                sys.exit(0)
-        options = self._received.pop(0).message
-        assert isinstance(options, kind)
-        return options
+                sys.exit()
+        number, _, message = self._received.pop(0)
+        assert isinstance(message, kind)
+        return number, message
 
     def receive(self) -> list[Envelope] | None:
         """The requests that have come, None when the other side is gone; waits for at least some bytes."""
@@ -97,11 +101,7 @@ Report = Callable[[Message], None]
 def run_once(kind: type[R], run: Callable[[R, Report], Message]) -> NoReturn:
     """Answer the one request of this process, a *kind*, with what *run* returns or raises, and end the process."""
     connection = Connection.of_this_process([kind])
-    while not (received := connection.receive()):
-        if received is None:
-            os._exit(1)
-    number, _, request = received[0]
-    assert isinstance(request, kind)
+    number, request = connection.first(kind)
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     try:
         answer = run(request, lambda message: connection.answer(number, message, is_last=False))

@@ -97,8 +97,8 @@ class Server:
 
 async def run() -> None:
     """Serve the connection of this process."""
-    connection = Connection.of_this_process([List, Get])
-    options = connection.options(Mirror)
+    connection = Connection.of_this_process([Mirror, List, Get])
+    _, options = connection.first(Mirror)
     async with contextlib.AsyncExitStack() as stack:
         why_not = ""
         client: S3Client | None = None
