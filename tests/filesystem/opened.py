@@ -94,7 +94,7 @@ class Opened:
                 await trio.testing.wait_all_tasks_blocked()
                 await self.objects.finish()
                 flights = self.listings._flights, self.fetcher._flights, self.fetcher._disk._learning
-                if not any(map(len, flights)) and not self.fetcher._window.under_way:
+                if not any(len(each) for each in flights) and not self.fetcher._window.under_way:
                     return
                 await trio.sleep(0.005)
 
@@ -125,6 +125,8 @@ async def open_filesystem(
         objects = caches["objects"]
         # Does nothing, for nothing is mounted.
         pages = await stack.enter_async_context(open_page_cache(arena))
+        if isinstance(store, MemoryStore):
+            store.arena = arena
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, seconds)
