@@ -11,7 +11,7 @@
                       └▶ task: OnDisk.get ─▶ there ───────────────────────────────┐  │
                                        └▶ Requests.get, one for each run ──────┐  │  │
                _land  ◀────────────────────────────────────────────────────────┴──┴──┘
-                      keep in memory ─▶ forget failures ─▶ OnDisk.put ─▶ wake who waits ─▶ FilledFiles.fill if nobody does
+                      memory ─▶ failures ─▶ OnDisk.put ─▶ wake whoever waits ─▶ FilledFiles.fill if nobody does
 
 A *hit* is answered from memory without a task, or from a file of the disk cache that is open (`Fetcher.peek_part`).
 On a *miss* the extents are wanted urgently, then what the policy expects next is wanted, and the reader waits for the
