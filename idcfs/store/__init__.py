@@ -10,5 +10,5 @@ Wrappers are stores too, so the reader of a mount sees one `ObjectStore` and kno
         └── …
 
 The daemon builds the stores, and opens and closes them with the mount; rooms below `store` in the list of
-`tests/test_layers.py` may import it. Each store keeps its state (breaker, learned ETags, workers) for itself, in memory.
+`tests/test_layers.py` may import it. Each store owns its state (breaker, learned ETags, workers), in memory only.
 """

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self
 from idcfs.errors import ReadError
 
 MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
-"""An ETag that is the MD5 of the object. The ETag of an object that was uploaded in parts ends in a dash and a number."""
+"""An ETag that is the MD5 of the object; that of an object which was uploaded in parts ends in a dash and a number."""
 
 
 class ObjectVersion(NamedTuple):
