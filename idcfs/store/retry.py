@@ -1,8 +1,8 @@
-"""`RetryingStore`: an `ObjectStore` that asks again when the mirror is briefly away or garbles an answer.
+"""`RetryingStore`: an `ObjectStore` that repeats calls that fail with `Unreachable` or `Untrusted`.
 
-Waits grow exponentially with full jitter, so that many readers of one recovering mirror do not return at the
-same moment. The store sets no deadline: the caller's cancel scope is the deadline. What went wrong before is raised
-shortly before it, since that tells more than that time ran out.
+Waits grow exponentially with full jitter, so that the many readers of a recovering mirror do not return at the same
+moment. The deadline is that of the caller's cancel scope; shortly before it the last error is raised, because its
+reason is more useful than that time ran out.
 """
 
 import random
@@ -17,17 +17,17 @@ from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progres
 _Answer = TypeVar("_Answer")
 
 ATTEMPTS = 4
-"""Of one call, where nothing else is said: with the waits between them they take up to a second if all fail at once."""
+"""Attempts of one call by default; if all fail at once, they and the waits between them take up to a second."""
 
 REPORT_SECONDS = 0.1
-"""How long before the caller's deadline a failure is raised, so that it gets there."""
+"""How long before the caller's deadline an error is raised, so that the caller still receives it."""
 
 
 class RetryingStore(StoreAround):
     """Wraps *inner*; each call makes up to *attempts* attempts.
 
-    The wait before attempt n + 1 is a random part of ``base_delay * 2**n``, at most *max_delay* seconds; no wait goes
-    beyond the caller's deadline. What the last attempt raised is raised.
+    The wait before attempt n + 1 is a random part of ``base_delay * 2**n`` seconds, or of *max_delay* if that is less;
+    no wait goes beyond the caller's deadline. The error of the last attempt is raised.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RetryingStore(StoreAround):
         return self._inner.get_soon(bucket, key, start, stop, version, done)
 
     async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        # The first attempt is of nearly all calls the only one, and has nothing to do besides.
+        # Nearly all calls succeed here, so the first attempt does nothing more.
         try:
             return await ask()
         except (Unreachable, Untrusted) as error:
