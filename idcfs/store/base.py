@@ -100,7 +100,7 @@ class ObjectStore(Protocol):
         ...
 
 
-class StoreAround:
+class StoreWrapper:
     """The base of stores that wrap *inner*, another store, which is open while the wrapper is."""
 
     def __init__(self, inner: ObjectStore) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import MirrorAway, ReadError, Unreachable
-from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
+from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreWrapper
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class BreakerState(NamedTuple):
     retry_in: float | None
 
 
-class BreakerStore(StoreAround):
+class BreakerStore(StoreWrapper):
     """Wraps *inner*, the store of the mirror that users know as *name*."""
 
     def __init__(self, inner: ObjectStore, name: str) -> None:

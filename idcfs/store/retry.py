@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
+from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreWrapper
 
 _Answer = TypeVar("_Answer")
 
@@ -23,7 +23,7 @@ REPORT_SECONDS = 0.1
 """How long before the caller's deadline an error is raised, so that the caller still receives it."""
 
 
-class RetryingStore(StoreAround):
+class RetryingStore(StoreWrapper):
     """Wraps *inner*; each call makes up to *attempts* attempts.
 
     The wait before attempt n + 1 is a random part of ``base_delay * 2**n`` seconds, or of *max_delay* if that is less;
@@ -47,22 +47,22 @@ class RetryingStore(StoreAround):
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits between attempts too."""
-        return await self._insist(lambda: self._inner.list_page(bucket, prefix, token))
+        return await self._retry(lambda: self._inner.list_page(bucket, prefix, token))
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
     ) -> bytes | memoryview:
         """See `ObjectStore.get`; waits between attempts too."""
-        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, version, progress))
+        return await self._retry(lambda: self._inner.get(bucket, key, start, stop, version, progress))
 
     def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
         """See `ObjectStore.get_soon`: one attempt."""
         return self._inner.get_soon(bucket, key, start, stop, version, done)
 
-    async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def _retry(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
         # Nearly all calls succeed here, so the first attempt does nothing more.
         try:
-            return await ask()
+            return await call()
         except (Unreachable, Untrusted) as error:
             failure: Unreachable | Untrusted = error
         with trio.move_on_at(trio.current_effective_deadline() - REPORT_SECONDS) as scope:
@@ -72,7 +72,7 @@ class RetryingStore(StoreAround):
                     break
                 await trio.sleep(wait)
                 try:
-                    return await ask()
+                    return await call()
                 except (Unreachable, Untrusted) as error:
                     failure = error
         raise failure
