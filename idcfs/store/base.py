@@ -63,14 +63,11 @@ class ObjectStore(Protocol):
     ) -> None: ...
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
-        """List up to 1,000 objects whose keys start with *prefix*, in key order.
-
-        The page of a prefix without objects is empty. Waits for the network.
+        """List up to 1,000 objects whose keys start with *prefix*, in key order; waits for the network.
 
         Raises:
-            NotFound: there is no such bucket.
-            AccessDenied: the mirror refuses.
-            Unreachable: the mirror does not answer, or cannot serve.
+            NotFound: there is no such bucket; a prefix without objects gives an empty page.
+            AccessDenied, Unreachable: the mirror refuses, or does not answer.
             Untrusted: the answer is not a listing, or has a key outside *prefix*.
         """
         ...

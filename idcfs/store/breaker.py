@@ -128,11 +128,7 @@ class BreakerStore(StoreWrapper):
         return answer
 
     async def _probe(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Pass the call if the pause is over and no other call is probing.
-
-        Raises:
-            MirrorAway: it may not pass.
-        """
+        """Pass the call as a probe if the pause is over and no other call is one, else raise MirrorAway."""
         wait = self._next_probe - trio.current_time()
         if self._is_probing or wait > 0:
             when = "it is being asked now" if self._is_probing else f"it is asked again in {wait:.0f} s"

@@ -175,12 +175,7 @@ class FailoverStore:
         return next(member for member in reversed(self._members) if etag.startswith(self._tag(member)))
 
     async def _learn(self, member: Member, bucket: str, key: str, version: ObjectVersion) -> ObjectVersion:
-        """Look up which version a mirror has of the object that another mirror has in *version*, and remember it.
-
-        Raises:
-            NotFound: the mirror does not list the object.
-            ObjectChanged: the mirror lists another object: the MD5s or the sizes differ.
-        """
+        """Look up, and remember, a mirror's own version of an object that another mirror lists as *version*."""
         page = await member.store.list_page(bucket, key)
         found = next((found for found in page.objects if found.key == key), None)
         if found is None:

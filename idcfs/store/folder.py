@@ -92,11 +92,7 @@ class FolderStore:
         return content
 
     def _path(self, bucket: str, key: str | None = None) -> Path:
-        """The path of *key*, which is always inside the bucket's folder.
-
-        Raises:
-            NotFound: the bucket or the key is not such a name.
-        """
+        """The path of *key*, always inside the bucket's folder; raises NotFound for any other key or bucket."""
         if "/" in bucket:
             raise NotFound(f"{bucket!r} is not the name of a bucket")
         parts = [bucket] if key is None else [bucket, *key.split("/")]
