@@ -67,7 +67,7 @@ class ObjectStore(Protocol):
 
         Raises:
             NotFound: there is no such bucket; a prefix without objects gives an empty page.
-            AccessDenied, Unreachable: the mirror refuses, or does not answer.
+            AccessDenied, Unreachable: the mirror refuses, or cannot serve.
             Untrusted: the answer is not a listing, or has a key outside *prefix*.
         """
         ...
@@ -83,8 +83,7 @@ class ObjectStore(Protocol):
         Raises:
             NotFound: there is no such object.
             ObjectChanged: the object has another ETag.
-            AccessDenied: the mirror refuses.
-            Unreachable: the mirror does not answer, or cannot serve.
+            AccessDenied, Unreachable: the mirror refuses, or cannot serve.
             Untrusted: the body or its range is not the requested one, or the object has another size under the ETag.
         """
         ...
