@@ -32,10 +32,9 @@ class Crawlers:
         self._threads: dict[int, _Cached] = {}
 
     def find(self, thread: int) -> str | None:
-        """The name of the crawler that a thread belongs to, as in *names*; None if the thread is not a crawler's.
+        """The name of the crawler that *thread* belongs to, as in *names*; None if it belongs to none.
 
-        Args:
-            thread: its number; 0 if it is in a PID namespace that this process does not see, which is never a crawler.
+        The thread is 0 if it is in a PID namespace that this process does not see; then it is not a crawler's.
         """
         if not self._names or not thread:
             return None

@@ -127,15 +127,10 @@ def is_dead(path: Path) -> bool:
 def prepare(path: Path, recover: bool) -> bool:
     """Make sure that *path* is an empty folder to mount on; create it if only its last part is missing.
 
-    Args:
-        path: an absolute path.
-        recover: unmount a mount whose daemon is gone.
-
-    Returns:
-        Whether the folder was created.
+    A mount there whose daemon is gone is unmounted if *recover* is set. Returns whether the folder was created.
 
     Raises:
-        MountFailed: the path cannot be mounted on; the message says why.
+        MountFailed: the path cannot be mounted on, for the reason in the message.
     """
     if is_dead(path):
         if not recover:
@@ -182,7 +177,7 @@ def check_machine(allow_other: bool) -> None:
     """Make sure that this user can mount on this machine.
 
     Raises:
-        MountFailed: the user cannot; the message says what to do.
+        MountFailed: the user cannot; the message has the remedy.
     """
     if not FUSE_DEVICE.exists():
         raise MountFailed(

@@ -27,12 +27,7 @@ HEDGE_AFTER = 3
 
 
 class Watch:
-    """Watches one request.
-
-    Args:
-        limit: the timeout around the request; it is made to expire when the request stalls.
-        seconds: the time that the request may take.
-    """
+    """Watches one request, which may take *seconds*; *limit*, the timeout around it, expires when it stalls."""
 
     def __init__(self, limit: asyncio.Timeout, seconds: float) -> None:
         self.filled = 0
