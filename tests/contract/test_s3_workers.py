@@ -1,4 +1,4 @@
-"""The processes that `S3Store` asks through: that they end, and what becomes of who waits when they do."""
+"""The worker processes of `S3Store`: their end, and what waiting callers get when they end."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ trio.run(main)
 
 
 class Letters(RawServer):
-    """Answers a request for *key* with bytes of the key's first letter, as many as were asked for or *more*."""
+    """Answers a request for *key* with as many of its first letter as were requested, or with *more* of "x"."""
 
     more = 0
     promise = True
@@ -82,12 +82,12 @@ async def letters() -> AsyncIterator[Letters]:
 
 
 def workers_of(parent: int) -> list[int]:
-    """The ids of the workers that a process has started."""
+    """The process ids of the workers of a process."""
     return children_of(parent, "idcfs.store.server")
 
 
 def arenas_open() -> int:
-    """How many descriptors of arenas this process has."""
+    """The number of descriptors of arenas that this process has open."""
     found = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -105,7 +105,7 @@ async def get(store: S3Store, key: str = "a", length: int = 5) -> bytes:
     return bytes(await store.get("bucket", key, 0, length, ObjectVersion(ETAG, length)))
 
 
-async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() -> None:
+async def test_callers_of_a_killed_worker_get_an_error_and_it_is_replaced() -> None:
     async with letters() as server, s3_store(server.url, workers=1) as store:
         assert await get(store) == b"aaaaa"
         (worker,) = workers_of(os.getpid())
@@ -128,7 +128,7 @@ async def test_a_worker_that_is_killed_fails_those_who_wait_and_is_replaced() ->
         assert new != worker
 
 
-async def test_a_store_that_is_left_leaves_no_process() -> None:
+async def test_a_closed_store_leaves_no_process() -> None:
     async with letters() as server:
         async with s3_store(server.url, workers=2) as store:
             store.start()
@@ -144,7 +144,7 @@ async def test_a_store_that_is_left_leaves_no_process() -> None:
         await get(unused)
 
 
-async def test_a_store_that_is_left_at_once_or_while_somebody_waits_does_not_hang() -> None:
+async def test_closing_a_store_at_once_or_while_a_caller_waits_does_not_hang() -> None:
     async with letters() as server:
         with trio.fail_after(20):
             async with s3_store(server.url, workers=2) as store:
@@ -162,7 +162,7 @@ async def test_a_store_that_is_left_at_once_or_while_somebody_waits_does_not_han
     assert workers_of(os.getpid()) == []
 
 
-async def test_workers_end_when_who_started_them_is_killed() -> None:
+async def test_workers_end_when_their_parent_is_killed() -> None:
     async with letters() as server:
         command = [sys.executable, "-c", PARENT, server.url]
         parent = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220  # it takes no time
@@ -177,7 +177,7 @@ async def test_workers_end_when_who_started_them_is_killed() -> None:
         await until(lambda: not any(map(is_running, workers)))
 
 
-async def test_a_worker_ignores_what_the_keyboard_sends() -> None:
+async def test_a_worker_ignores_sigint() -> None:
     async with letters() as server, s3_store(server.url, workers=1) as store:
         await get(store)
         (worker,) = workers_of(os.getpid())
@@ -186,7 +186,7 @@ async def test_a_worker_ignores_what_the_keyboard_sends() -> None:
         assert workers_of(os.getpid()) == [worker]
 
 
-async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again() -> None:
+async def test_a_cancelled_request_frees_its_memory() -> None:
     options = {"workers": 1, "max_connections": 1, "arena_bytes": 120_000}
     async with letters() as server, s3_store(server.url, **options) as store:
         server.more, server.stalls = -1, True
@@ -201,7 +201,7 @@ async def test_a_cancelled_request_is_given_up_and_its_memory_is_free_again() ->
             assert await get(store, "b", 100_000) == b"b" * 100_000
 
 
-async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_nobody_waiting() -> None:
+async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_the_worker_idle() -> None:
     async with letters() as server, s3_store(server.url, workers=1) as store:
         assert await get(store) == b"aaaaa"
         with trio.fail_after(20):
@@ -215,7 +215,7 @@ async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_nobody_waiti
 
 
 @pytest.mark.parametrize("more", [-1, 1, 70_000, 3_000_000])
-async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(more: int) -> None:
+async def test_a_body_that_is_too_long_or_too_short_changes_no_other_bytes(more: int) -> None:
     async with letters() as server, s3_store(server.url, workers=1) as store:
         server.more = more
         kept: dict[str, bytes | memoryview] = {}
@@ -234,7 +234,7 @@ async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(mor
         assert {key: bytes(data) for key, data in kept.items()} == {key: key.encode() * 20_000 for key in "abcdefgh"}
 
 
-async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served() -> None:
+async def test_requests_for_more_than_the_arena_holds_wait_and_are_answered() -> None:
     async with letters() as server, s3_store(server.url, workers=1, arena_bytes=100_000) as store:
         done: list[str] = []
 
@@ -251,7 +251,7 @@ async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served() -> 
 
 async def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged) -> None:
     gc.collect()
-    # What failed before is kept by pytest, with all that it had.
+    # pytest keeps the arenas of tests that failed before, with their tracebacks.
     before = arenas_open()
     async with letters() as server, s3_store(server.url, workers=1) as store:
         with monkeypatch.context() as patched:
@@ -311,10 +311,10 @@ for line in connection.makefile():
     answer = {{"id": json.loads(line)["id"], "error": "CacheUnusable", "message": "what no mirror says"}}
     connection.sendall(json.dumps(answer).encode() + b"\\n")
 """
-"""A program that takes a worker's place."""
+"""A program in place of a worker, which answers with an error that no mirror has."""
 
 
-async def test_an_error_of_any_kind_gives_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_error_of_a_worker_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "worker"
     program.write_text(REFUSING.format(python=sys.executable))
     program.chmod(0o755)
@@ -328,7 +328,7 @@ async def test_an_error_of_any_kind_gives_no_bytes(tmp_path: Path, monkeypatch: 
     assert str(outcome) == "what no mirror says"
 
 
-async def test_one_connection_for_several_workers_is_not_without_bound() -> None:
+async def test_each_of_several_workers_has_at_least_one_connection() -> None:
     with Arena(1) as arena:
         store = S3Store("http://127.0.0.1:1", arena, workers=2, max_connections=1)
     assert store._workers.options["client"]["max_connections"] == 1
