@@ -210,7 +210,7 @@ def _add_past_versions(
 ) -> None:
     """Put the series of these UUIDs that only past versions have into `matched`."""
     known = {row[0] for row in connection.execute("DESCRIBE prior_versions_index").fetchall()}
-    source = build.first_of_each_prior(f"WHERE crdc_series_uuid IN ({uuids})")
+    source = build.prior_series(f"WHERE crdc_series_uuid IN ({uuids})")
     connection.execute(f"INSERT INTO matched SELECT {_selected(template, taken, known)} FROM {source} AS source {join}")
 
 
