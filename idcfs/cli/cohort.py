@@ -297,12 +297,12 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Any, Any, int]]:
     from idcfs.cohorts.registry import Cohorts
     from idcfs.cohorts.results import Results
 
-    def tell(step: str) -> None:
+    def report(step: str) -> None:
         click.echo(f"idcfs: {step} ...", err=True)
 
     index = find_index(settings.index)
     # The main tree's layout is of no use here but as the default.
-    async with open_catalogue(settings.cache_dir, index, tell=tell) as catalogue, trio.open_nursery() as nursery:
+    async with open_catalogue(settings.cache_dir, index, report=report) as catalogue, trio.open_nursery() as nursery:
         # Nobody's read waits here: as long as a query may take, and some for its queue.
         timeout = 2 * settings.query_timeout
         results = Results(catalogue, settings)

@@ -121,7 +121,7 @@ async def open_filesystem(
     """
     mirror, metrics = parse_mirror(mirror_word), Metrics()
     async with contextlib.AsyncExitStack() as stack:
-        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, tell=tell))
+        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, report=tell))
         arena = stack.enter_context(Arena(memory))
         objects = await stack.enter_async_context(open_extent_cache(cache / "objects", LIMIT, arena))
         lists = await stack.enter_async_context(open_cache(cache / "listings", LIMIT))

@@ -58,7 +58,7 @@ def cache(built: Path, tmp_path: Path) -> Path:
 
 async def test_it_opens_without_building_again(cache: Path, index: Index) -> None:
     steps: list[str] = []
-    async with open_catalogue(cache, index, tell=steps.append) as catalogue:
+    async with open_catalogue(cache, index, report=steps.append) as catalogue:
         assert steps == []
         assert catalogue.version == catalogue.mount_version == 3
         assert catalogue.counts["series"] == 3
@@ -114,7 +114,7 @@ async def test_what_is_damaged_is_built_again_with_the_same_numbers(
         assert tree(catalogue, catalogue.view(MAIN_GENERATION)) == expected
         assert [catalogue.series(row) for row in range(catalogue.series_rows)] == rows
     assert (cache / damaged).read_bytes() == (built / damaged).read_bytes()
-    async with open_catalogue(cache, index, tell=lambda step: pytest.fail("it was built a second time")):
+    async with open_catalogue(cache, index, report=lambda step: pytest.fail("it was built a second time")):
         pass
 
 
@@ -142,7 +142,7 @@ from idcfs.catalog.index import find_index
 from idcfs.errors import IdcfsError
 
 async def main():
-    async with open_catalogue(Path(sys.argv[1]), find_index(Path(sys.argv[2])), tell=print) as catalogue:
+    async with open_catalogue(Path(sys.argv[1]), find_index(Path(sys.argv[2])), report=print) as catalogue:
         print(len(catalogue.view(0).series_groups(0, 0)), "series")
 
 try:
@@ -218,7 +218,7 @@ async def test_an_earlier_version_with_another_layout_beside_todays_tree(cache: 
             (b"p1",): ROWS[0].uuid,
             (b"p2",): PRIOR[0].uuid,
         }
-    async with open_catalogue(cache, index, tell=lambda step: pytest.fail("the other tree is gone")) as catalogue:
+    async with open_catalogue(cache, index, report=lambda step: pytest.fail("the other tree is gone")) as catalogue:
         assert len(tree(catalogue, catalogue.view(0))) == 3
 
 
@@ -236,13 +236,13 @@ async def test_views_are_built_when_first_opened(cache: Path, index: Index) -> N
             assert await catalogue.open_view(generation) is view
         with pytest.raises(NotFound):
             await catalogue.open_view(VERSION_GENERATIONS + 9)
-    async with open_catalogue(cache, index, tell=lambda step: pytest.fail("it was built before")) as catalogue:
+    async with open_catalogue(cache, index, report=lambda step: pytest.fail("it was built before")) as catalogue:
         await catalogue.open_view(VERSION_GENERATIONS + 1)
 
 
 async def test_callers_that_find_damage_together_are_content_with_one_repair(cache: Path, index: Index) -> None:
     steps: list[str] = []
-    async with open_catalogue(cache, index, tell=steps.append) as catalogue:
+    async with open_catalogue(cache, index, report=steps.append) as catalogue:
         expected = tree(catalogue, catalogue.view(MAIN_GENERATION))
         version = tree(catalogue, await catalogue.open_view(VERSION_GENERATIONS + 1))
         steps.clear()
