@@ -14,7 +14,7 @@ from idcfs.catalog.table import BATCH_ROWS, BatchCache, Table
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
 _BATCH_BYTES = 1 << 20
-"""The size of the batch cache; small, because no batch is read twice."""
+"""Bytes of batches that are kept: none is looked at twice."""
 
 
 def files(folder: Path) -> list[Path]:
