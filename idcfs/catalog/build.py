@@ -250,8 +250,7 @@ def build_view(
         _escape_names(connection, name)
     connection.execute(f"UPDATE rendered SET n1 = {literal(COHORTS_VALUE)} WHERE n1 = {literal(COHORTS)}")
     _make_paths_unique(connection, levels)
-    # By bytes, because DuckDB 1.2 orders text that is not ASCII differently. No name has a control character, so NUL
-    # separates the names.
+    # By bytes, because DuckDB 1.2 orders text that is not ASCII differently; NUL separates names, which have none.
     order = f"encode({' || chr(0) || '.join(levels)})"
     batches = stream(connection, f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
     rows = _write_levels(batches, template, folder)

@@ -224,10 +224,7 @@ class Catalogue:
         return path
 
     async def repair(self) -> None:
-        """Build everything that is open again, after a table turned out damaged; takes seconds.
-
-        Calls at the same time share one repair.
-        """
+        """Build all open tables again, after one turned out damaged; takes seconds, shared by concurrent calls."""
         repairs = self._repairs
         async with self._opening, self._lock():
             if self._repairs != repairs:

@@ -70,7 +70,6 @@ def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, 
 
 
 def _run_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: Path, level: int) -> NoReturn:
-    """Run the daemon in the background process; never returns."""
     code = 1
     try:
         os.setsid()

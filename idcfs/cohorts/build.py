@@ -27,10 +27,8 @@ IDENTIFIERS: dict[str, tuple[str, ...]] = {
     "PatientID": ("collection_id",),
     "collection_id": (),
 }
-"""The columns that identify a row's series, the most specific first, each with the columns that narrow it down.
-
-One study can belong to two patients, and one PatientID to two collections.
-"""
+"""The columns that identify a row's series, the most specific first, each with the columns that narrow it down: one
+study can belong to two patients, and one PatientID to two collections."""
 
 _OF_ONE_SERIES = {"crdc_series_uuid", "SeriesInstanceUID"}
 """The identifiers whose values each name one series."""

@@ -43,10 +43,7 @@ T = TypeVar("T")
 
 
 class Evaluation:
-    """The evaluation of one text.
-
-    `bound` is set once the text is known to be valid or has failed with `error`, `done` at the end.
-    """
+    """The evaluation of a text; `bound` is set once the text is known to be valid or has failed, `done` at the end."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -225,10 +222,7 @@ class Cohorts:
         return json.dumps(cohort.result.summary(self._catalogue.version), indent=2).encode() + b"\n"
 
     async def repair(self) -> None:
-        """Build again the views that the cohorts show, after a table turned out damaged; takes seconds.
-
-        Calls at the same time share one repair.
-        """
+        """Build all shown views again, after one turned out damaged; takes seconds, shared by concurrent calls."""
         repairs = self._repairs
         async with self._repairing:
             if self._repairs != repairs:

@@ -83,11 +83,7 @@ class Result:
 
 
 class Results:
-    """Evaluates cohorts' texts.
-
-    Args:
-        settings: their layout is the default one; they bound the memory and time of a query.
-    """
+    """Evaluates cohorts' texts; *settings* has the default layout, and bounds the memory and time of a query."""
 
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
         self._catalogue = catalogue
@@ -264,7 +260,6 @@ def _remove_unused(folder: Path, newest: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or file, as far as that is possible."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
