@@ -88,7 +88,7 @@ class SqlCommand(click.Command):
 
 
 def size_text(count: float) -> str:
-    """Return a number of bytes as people read it, such as 1.5 GB."""
+    """A number of bytes as people read it."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
