@@ -29,7 +29,7 @@ def check_folder(folder: Path, what: str, flag: str, error: type[IdcfsError], ma
     try:
         found = folder.stat()
     except OSError:
-        # The use of the folder reports the error.
+        # Using the folder will raise the error.
         return
     if not stat.S_ISDIR(found.st_mode):
         return

@@ -80,9 +80,9 @@ class Catalogue:
 
     Args:
         folder: the catalogue's.
-        index: the index it was, or will be, built from.
+        index: the index that it is built from.
         main: the main tree's view.
-        report: as of `open_catalogue`.
+        report: see `open_catalogue`.
     """
 
     def __init__(self, folder: Path, index: Index, main: ViewKey, report: Callable[[str], None]) -> None:
@@ -310,7 +310,7 @@ class Catalogue:
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[None]:
-        """Only one process builds at a time; the others find what it built."""
+        """Hold the lock file, so that one process builds at a time and the others find the result."""
         path = self.folder.with_suffix(".lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -320,15 +320,15 @@ class Catalogue:
                 f"cache folder {path.parent}: {error.strerror}; choose another with --cache-dir"
             ) from error
         try:
-            told = False
+            reported = False
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not told:
+                    if not reported:
                         self._report("waiting for another idcfs to build the catalogue")
-                        told = True
+                        reported = True
                     await trio.sleep(_LOCK_POLL)
             yield
         finally:

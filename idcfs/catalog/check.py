@@ -42,7 +42,7 @@ def damage(path: Path) -> str | None:
                     file.read_row_group(number)
     except (CatalogueDamaged, CacheUnusable) as error:
         reason = str(error)
-    except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+    except Exception as error:  # Arrow raises errors of many types for a damaged file.
         reason = f"{path} is not readable: {error}"
     else:
         return None

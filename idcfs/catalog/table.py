@@ -28,7 +28,7 @@ _CHECKSUM = "crc32"
 _NO_DAMAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES})
 """Errors that say nothing about the file itself, so that building it again would not help."""
 
-# Arrow's own pool would reserve a gigabyte of address space at its first use, of the three of a user's query.
+# Not of Arrow's own pool, whose first use reserves one of the three gigabytes of address space of a user's query.
 _EACH_ROW = pa.array(range(BATCH_ROWS), pa.int32(), memory_pool=pa.system_memory_pool())
 
 
@@ -111,7 +111,7 @@ class Table:
             if batches:
                 last = self._reader.get_batch(batches - 1)
                 self._length = (batches - 1) * BATCH_ROWS + last.num_rows
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        except Exception as error:  # Arrow raises errors of many types for a damaged file.
             if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
                 raise CacheUnusable(f"{path} cannot be opened: {error.strerror or error}") from error
             raise CatalogueDamaged(f"{path} is not readable: {error}") from error
@@ -153,7 +153,7 @@ class Table:
             batch, metadata = self._reader.get_batch_with_custom_metadata(number)
             wanted = int(metadata[_CHECKSUM])
             columns = tuple(column_of(array) for array in batch.columns)
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        except Exception as error:  # Arrow raises errors of many types for a damaged file.
             raise CatalogueDamaged(f"{self._path}: batch {number} is not readable: {error}") from error
         rows = min(BATCH_ROWS, self._length - number * BATCH_ROWS)
         if batch.num_rows != rows:

@@ -40,7 +40,7 @@ MAX_COHORTS = 10_000
 """A guess at more than anyone keeps; listing so many takes about 20 ms."""
 
 LOCK_SECONDS = 5.0
-"""Others hold the lock for milliseconds; one that is stuck must not hold up everybody."""
+"""Seconds to wait for the lock. Others hold it for milliseconds, but one that hangs must not block everybody."""
 
 _LOCK_POLL = 0.005
 _LAST_GOOD = ".last-good"

@@ -33,7 +33,7 @@ from idcfs.errors import (
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""Seconds after which a look evaluates a text again that failed through no fault of its own, as on a full disk."""
+"""Seconds after which a failed text is evaluated again if the failure was not its fault, as on a full disk."""
 
 BIND_SECONDS = 10.0
 """Seconds that writing a text waits for its check, which takes half a second in a child process, and seconds on a busy
