@@ -1,9 +1,8 @@
 """Tables on disk: Arrow IPC files read in small batches, each verified by its checksum before it is used.
 
-A batch is read when it is first touched, copied out of the file, checked, and kept in a cache that all tables
-of a catalogue share and that is bounded in bytes. So opening a table costs the same whatever its length, and a
-file that is damaged or cut while it is open raises `CatalogueDamaged`, where a memory map would end the
-process with SIGBUS or hand out the wrong bytes.
+A batch is read at its first use, copied, verified, and kept in a cache that all tables of a catalogue share and that is
+bounded in bytes. Opening a table therefore takes the same time whatever its length, and a file that is damaged or cut
+while it is open raises `CatalogueDamaged`, where a memory map would end the process with SIGBUS or return wrong bytes.
 
 Reading is synchronous and takes no lock: one table and its cache belong to one thread.
 """
@@ -23,13 +22,13 @@ import pyarrow as pa
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
 BATCH_ROWS = 4096
-"""Rows in every batch but the last: about 300 kB of names, which read and verify in half a millisecond."""
+"""Rows in every batch but the last: about 300 kB of names, which take half a millisecond to read and verify."""
 
 _CHECKSUM = "crc32"
 _NO_DAMAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES})
-"""What says nothing of a file itself; building it again would not help."""
+"""Errors that say nothing about the file itself, so that building it again would not help."""
 
-# Of this pool because Arrow's own reserves a gigabyte of address space at its first use; users' queries have three.
+# Not of Arrow's own pool, whose first use reserves one of the three gigabytes of address space of a user's query.
 _EACH_ROW = pa.array(range(BATCH_ROWS), pa.int32(), memory_pool=pa.system_memory_pool())
 
 
@@ -86,15 +85,15 @@ class BatchCache:
 
 
 class Table:
-    """An Arrow IPC file that `TableWriter` wrote.
+    """An open Arrow IPC file that `TableWriter` wrote.
 
     Args:
         path: the file.
         cache: where its batches are kept.
 
     Raises:
-        CatalogueDamaged: here and from every method, when the file is not what was written.
-        CacheUnusable: it cannot be opened now.
+        CatalogueDamaged: the file is not what was written; from every method too.
+        CacheUnusable: the file cannot be opened now.
     """
 
     _serial = 0
@@ -112,13 +111,13 @@ class Table:
             if batches:
                 last = self._reader.get_batch(batches - 1)
                 self._length = (batches - 1) * BATCH_ROWS + last.num_rows
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        except Exception as error:  # Arrow raises errors of many types for a damaged file.
             if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
                 raise CacheUnusable(f"{path} cannot be opened: {error.strerror or error}") from error
             raise CatalogueDamaged(f"{path} is not readable: {error}") from error
 
     def close(self) -> None:
-        """Close the file, and let go of its batches: those of small tables hold more memory than is counted."""
+        """Close the file and drop its batches, because those of small tables take more memory than is counted."""
         self._file.close()
         for number in range(-(-self._length // BATCH_ROWS)):
             self._cache.forget((self._key, number))
@@ -127,12 +126,12 @@ class Table:
         return self._length
 
     def value(self, column: int, row: int) -> Any:
-        """What stands in *column* of *row*: bytes of a string column, an int of a number column."""
+        """Return the value in *column* of *row*: bytes of a string column, an int of a number column."""
         number, at = divmod(row, BATCH_ROWS)
         return self._batch(number)[column][at]
 
     def values(self, column: int, start: int, stop: int) -> list[Any]:
-        """The values of *column* from row *start* to *stop* (exclusive)."""
+        """Return the values of *column* from row *start* to *stop* (exclusive)."""
         found: list[Any] = []
         while start < stop:
             number, at = divmod(start, BATCH_ROWS)
@@ -154,7 +153,7 @@ class Table:
             batch, metadata = self._reader.get_batch_with_custom_metadata(number)
             wanted = int(metadata[_CHECKSUM])
             columns = tuple(column_of(array) for array in batch.columns)
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        except Exception as error:  # Arrow raises errors of many types for a damaged file.
             raise CatalogueDamaged(f"{self._path}: batch {number} is not readable: {error}") from error
         rows = min(BATCH_ROWS, self._length - number * BATCH_ROWS)
         if batch.num_rows != rows:
@@ -165,7 +164,7 @@ class Table:
 
 
 class TableWriter:
-    """Writes a table under a temporary name; leaving the context without an error gives it its own."""
+    """Writes a table under a temporary name, and renames it when the context ends without an error."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
@@ -194,7 +193,7 @@ class TableWriter:
             self._temporary.unlink(missing_ok=True)
 
     def append(self, arrays: Sequence[pa.Array]) -> None:
-        """Add rows: one array a column, as long as each other, without nulls."""
+        """Add rows: one array for each column, of equal lengths, without nulls."""
         batch = pa.record_batch(list(arrays), schema=self._schema)
         self._pending.append(batch)
         self._pending_rows += batch.num_rows
@@ -205,7 +204,7 @@ class TableWriter:
     def _write(self, rows: int) -> None:
         pending = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
         for batch in pending.slice(0, rows).to_batches(max_chunksize=BATCH_ROWS):
-            # Taking copies the slice to buffers of its own, which is what the checksum is over.
+            # take() copies the slice to buffers of its own, which the checksum is computed over.
             batch = batch.take(_EACH_ROW.slice(0, batch.num_rows))
             value = checksum(self._batches, tuple(column_of(array) for array in batch.columns))
             self._writer.write_batch(batch, custom_metadata={_CHECKSUM: str(value)})
@@ -215,7 +214,7 @@ class TableWriter:
 
 
 def checksum(number: int, columns: Sequence[Column]) -> int:
-    """The CRC-32 of a batch's number in its file and its columns: a batch in another's place does not verify."""
+    """Return the CRC-32 of a batch's number and columns; the number detects batches that were exchanged."""
     value = number
     for column in columns:
         for part in _buffers(column):
@@ -240,7 +239,7 @@ _NUMBER_FORMATS: dict[Any, Literal["B", "I", "Q", "q"]] = {
 
 
 def column_of(array: pa.Array) -> Column:
-    """The values of *array*, copied out of Arrow's buffers."""
+    """Return the values of *array*, copied out of Arrow's buffers."""
     rows = len(array)
     buffers = array.buffers()
     if array.type == pa.binary():

@@ -1,4 +1,4 @@
-"""`idcfs cache`."""
+"""The commands `idcfs cache info`, `idcfs cache clear` and `idcfs cache verify`."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from idcfs.private import UMASK
 
 @main.group()
 def cache() -> None:
-    """Look at the cache folder, or empty it."""
+    """Inspect, verify or empty the cache folder."""
     os.umask(UMASK)
 
 
@@ -28,7 +28,7 @@ def cache() -> None:
 @click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cache_info(cache_dir: str | None, as_json: bool) -> None:
-    """Say where the cache is and what it takes."""
+    """Print where the cache is and how much disk space it takes."""
     settings = load_settings({"cache_dir": cache_dir})
     folder = settings.cache_dir
     parts = {name: _disk_use(folder / name) for name in PARTS}
@@ -42,10 +42,10 @@ def cache_info(cache_dir: str | None, as_json: bool) -> None:
 
 def _disk_use(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
     return total
 
 
@@ -58,7 +58,7 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     from idcfs.cache.entries import is_in_use
 
     if any(is_in_use(folder / name) for name in ("objects", "listings")):
-        raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (idcfs status says where)")
+        raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (see where: idcfs status)")
     before = sum(_disk_use(folder / name) for name in PARTS)
     for name in ["objects", "listings", *(["catalogue"] if catalogue else [])]:
         try:
@@ -73,19 +73,19 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
 
 @cache.command("verify")
 @click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
-@click.option("--repair", is_flag=True, help="Drop what is damaged, and files that nobody knows.")
+@click.option("--repair", is_flag=True, help="Drop what is damaged, and files that belong to no entry.")
 def cache_verify(cache_dir: str | None, repair: bool) -> None:
     """Look for damage in all of the cache; also while idcfs is mounted.
 
-    Whatever idcfs reads from the cache it checks anyway, so this is for those who want to know, or whose disk fails.
+    A mount verifies whatever it reads from the cache, so this is only needed to know whether a disk fails.
     What is dropped is fetched or built again when it is needed.
     """
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
     found = left = 0
     for name in PARTS:
-        look = _verify_catalogue if name == "catalogue" else _verify_entries
+        verify = _verify_catalogue if name == "catalogue" else _verify_entries
         try:
-            for what, why, stays in look(folder / name, name, repair):
+            for what, why, stays in verify(folder / name, name, repair):
                 found += 1
                 left += stays
                 click.echo(f"{name}: {printable(what)}: {printable(why)}")
@@ -101,7 +101,7 @@ def cache_verify(cache_dir: str | None, repair: bool) -> None:
 
 
 def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
-    """What is damaged, why, and whether it stays."""
+    """Yield what is damaged, why, and whether it stays."""
     from idcfs.cache import upkeep
 
     with click.progressbar(length=upkeep.count(folder), label=name, file=sys.stderr) as progress:
@@ -110,7 +110,7 @@ def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str
 
 
 def _verify_catalogue(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
-    """As of entries."""
+    """Yield the same of the catalogue."""
     from idcfs.catalog import check
 
     with click.progressbar(check.files(folder), label=name, file=sys.stderr) as files:

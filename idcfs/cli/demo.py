@@ -1,4 +1,4 @@
-"""`idcfs demo-mirror`."""
+"""The command `idcfs demo-mirror`."""
 
 from pathlib import Path
 

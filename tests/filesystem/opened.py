@@ -118,7 +118,7 @@ async def open_filesystem(
     """
     mirror, metrics = parse_mirror(mirror_word), Metrics()
     async with contextlib.AsyncExitStack() as stack:
-        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, tell=tell))
+        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, report=tell))
         arena = stack.enter_context(Arena(memory))
         folders = {name: (cache / name, LIMIT) for name in ("objects", "listings")}
         caches = await stack.enter_async_context(open_caches(folders, arena))
