@@ -13,8 +13,8 @@ from idcfs.catalog.description import FORMAT, read_description
 from idcfs.catalog.table import BATCH_ROWS, BatchCache, Table
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
-_BATCH_BYTES = 1 << 20
-"""Bytes of batches that are kept: none is looked at twice."""
+_BATCH_BYTES = 2 << 20
+"""Bytes of batches that are kept: one batch of the longest names, as none is looked at twice."""
 
 
 def files(folder: Path) -> list[Path]:

@@ -5,10 +5,10 @@ Asked when a series is listed or an instance looked up or opened, never for a re
 
 import contextlib
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+from cachetools import TTLCache
 
 NAME_BYTES = 15
 """What the kernel keeps of a program's name (TASK_COMM_LEN)."""
@@ -19,17 +19,12 @@ _BELIEVED_SECONDS = 5.0
 _REMEMBERED = 1024
 
 
-class _Known(NamedTuple):
-    until: float
-    crawler: str | None
-
-
 class Crawlers:
     """Knows the programs called *names*."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.encode()[:NAME_BYTES]: name for name in names}
-        self._threads: dict[int, _Known] = {}
+        self._threads = TTLCache[int, str | None](_REMEMBERED, _BELIEVED_SECONDS)
 
     def find(self, thread: int) -> str | None:
         """The name of the crawler that a thread belongs to, as it was given; None if it is of none.
@@ -39,14 +34,12 @@ class Crawlers:
         """
         if not self._names or not thread:
             return None
-        now = time.monotonic()
-        known = self._threads.get(thread)
-        if known is None or now > known.until:
-            if len(self._threads) >= _REMEMBERED:
-                self._threads.clear()
+        try:
+            return self._threads[thread]
+        except KeyError:
             found = next((self._names[name] for name in _names(thread) if name in self._names), None)
-            known = self._threads[thread] = _Known(now + _BELIEVED_SECONDS, found)
-        return known.crawler
+            self._threads[thread] = found
+            return found
 
 
 def _names(thread: int) -> Iterator[bytes]:
