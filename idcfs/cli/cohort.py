@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, check_folders, counted, main, size_text
+from idcfs.cli.group import SqlCommand, check_folders, counted, main
 from idcfs.config import Settings, load_settings
 from idcfs.private import UMASK
 
@@ -220,7 +221,7 @@ def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
                     found[name] = "refused"
                 else:
                     summary = kept.summary(version)
-                    found[name] = f"{summary['series']:,} series, {size_text(summary['bytes'])}"
+                    found[name] = f"{summary['series']:,} series, {filesize.decimal(summary['bytes'])}"
             return found
 
     return _run(states)
@@ -327,7 +328,7 @@ def _tell(name: str, answer: Answer) -> None:
     click.echo(
         f"{name}: {told['series']:,} series of {counted(told['patients'], 'patient')} in "
         f"{counted(len(told['collections']), 'collection')}, {counted(told['instances'], 'file')}, "
-        f"{size_text(told['bytes'])}"
+        f"{filesize.decimal(told['bytes'])}"
     )
     for licence, series in told["licences"].items():
         click.echo(f"  {licence}: {series:,} series")
