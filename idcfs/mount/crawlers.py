@@ -5,10 +5,10 @@ The FUSE adapter asks when a series is listed, or an instance is looked up or op
 
 import contextlib
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+from cachetools import TTLCache
 
 NAME_BYTES = 15
 """The kernel keeps so much of a program's name (TASK_COMM_LEN)."""
@@ -19,17 +19,12 @@ _CACHE_SECONDS = 5.0
 _CACHED_THREADS = 1024
 
 
-class _Cached(NamedTuple):
-    until: float
-    crawler: str | None
-
-
 class Crawlers:
     """Recognises the programs called *names*."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.encode()[:NAME_BYTES]: name for name in names}
-        self._threads: dict[int, _Cached] = {}
+        self._threads = TTLCache[int, str | None](_CACHED_THREADS, _CACHE_SECONDS)
 
     def find(self, thread: int) -> str | None:
         """The name of the crawler that *thread* belongs to, as in *names*; None if it belongs to none.
@@ -38,14 +33,12 @@ class Crawlers:
         """
         if not self._names or not thread:
             return None
-        now = time.monotonic()
-        cached = self._threads.get(thread)
-        if cached is None or now > cached.until:
-            if len(self._threads) >= _CACHED_THREADS:
-                self._threads.clear()
+        try:
+            return self._threads[thread]
+        except KeyError:
             found = next((self._names[name] for name in _names(thread) if name in self._names), None)
-            cached = self._threads[thread] = _Cached(now + _CACHE_SECONDS, found)
-        return cached.crawler
+            self._threads[thread] = found
+            return found
 
 
 def _names(thread: int) -> Iterator[bytes]:

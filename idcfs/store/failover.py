@@ -7,13 +7,13 @@ Used in the event loop only.
 """
 
 import json
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
 import trio
+from cachetools import LRUCache
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
 from idcfs.store.base import MD5_ETAG, Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress
@@ -48,7 +48,7 @@ class FailoverStore:
     def __init__(self, members: Sequence[Member]) -> None:
         self._members = members
         self._stack = AsyncExitStack()
-        self._etags: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._etags = LRUCache[tuple[str, str, str], str](REMEMBERED_ETAGS)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -187,8 +187,6 @@ class FailoverStore:
         if is_other or found.size != version.size:
             raise ObjectChanged(f"mirror {member.mirror.word}: {bucket}/{key} is not what was listed: {found.etag!r}")
         self._etags[member.mirror.word, key, version.etag] = found.etag
-        if len(self._etags) > REMEMBERED_ETAGS:
-            self._etags.popitem(last=False)
         return found.version
 
 

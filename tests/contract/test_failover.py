@@ -290,10 +290,11 @@ async def test_failover_works_in_both_orders_of_the_mirrors(mirrors: Mirrors) ->
 
 async def test_the_number_of_remembered_etags_is_limited(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idcfs.store.failover.REMEMBERED_ETAGS", 5)
+    store = FailoverStore([Member(parse_mirror("aws"), mirrors.aws), Member(parse_mirror("gcs"), mirrors.gcs)])
     mirrors.aws.error = AWAY
     for number in range(20):
         key = f"{SERIES}/{number}.dcm"
         mirrors.aws.hold(key, CONTENT, '"aws-2"')
         mirrors.gcs.hold(key, CONTENT, '"gcs-1"')
-        assert await mirrors.store.get(AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
-    assert len(mirrors.store._etags) == 5
+        assert await store.get(AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
+    assert len(store._etags) == 5
