@@ -14,9 +14,10 @@ import pytest
 import trio
 
 from idcfs.cache import entries as on_disk
-from idcfs.cache import format as entry
-from idcfs.cache.database import DatabaseLocked, is_damage
-from idcfs.cache.entries import Entries, EntryRefused, is_in_use
+from idcfs.cache.database import DatabaseLocked, is_damage, is_in_use
+from idcfs.cache.disk import EntryRefused
+from idcfs.cache.entries import Entries
+from idcfs.cache.format import PackedEntry
 from idcfs.cache.listing_cache import Cache, open_cache
 from idcfs.errors import CacheUnusable
 from tests.conftest import WarningsLogged
@@ -80,16 +81,16 @@ async def test_of_many_entries_all_are_kept_or_none(tmp_path: Path, monkeypatch:
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.put("before", LARGE)
         (file,) = files(tmp_path)
-        write = entry.write
+        write = PackedEntry.write
         written: list[int] = []
 
-        def fail_at_the_third(descriptor: int, *arguments: Any) -> Any:
+        def fail_at_the_third(entry: PackedEntry, descriptor: int) -> None:
             written.append(descriptor)
             if len(written) == 3:
                 raise OSError("no more")
-            return write(descriptor, *arguments)
+            write(entry, descriptor)
 
-        monkeypatch.setattr(entry, "write", fail_at_the_third)
+        monkeypatch.setattr(PackedEntry, "write", fail_at_the_third)
         await cache.put_many([(f"key{number}", LARGE) for number in range(5)])
         assert len(written) == 3
         assert cache.failure is not None

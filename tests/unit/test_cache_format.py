@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idcfs.cache import format as entry
-from idcfs.cache.format import PIECE, EntryFile
+from idcfs.cache.format import PIECE, EntryFile, pack, unpack
 
 KEY = "aws/series/name/300/0"
 
@@ -21,11 +20,11 @@ def content_of(length: int) -> bytes:
 
 
 def packed(key: str, length: int) -> bytes:
-    return b"".join(entry.pack(key, content_of(length)[:length]))
+    return b"".join(pack(key, content_of(length)[:length]))
 
 
 def unpacked(key: str, form: bytes) -> bytes | None:
-    found = entry.unpack(key, io.BytesIO(form), len(form), bytearray)
+    found = unpack(key, io.BytesIO(form), bytearray)
     return None if found is None else bytes(found)
 
 
