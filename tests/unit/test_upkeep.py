@@ -153,9 +153,7 @@ def test_a_planted_size_is_found_and_not_counted(entries: Entries, tmp_path: Pat
             assert base.execute("SELECT value FROM Settings WHERE key = 'size'").fetchone() == (known,)
 
 
-def test_a_file_that_the_database_does_not_know_is_removed_with_its_empty_folders(
-    entries: Entries, tmp_path: Path
-) -> None:
+def test_an_unknown_file_is_removed_with_its_empty_folders(entries: Entries, tmp_path: Path) -> None:
     lost = orphan(tmp_path)
     beside = files(tmp_path)[-1].with_name("f" * 28 + ".val")
     beside.write_bytes(b"half of")
