@@ -56,7 +56,7 @@ def _disk_use(folder: Path) -> int:
 def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     """Drop the cached objects and listings. Not while idcfs is mounted."""
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
-    from idcfs.cache.entries import is_in_use
+    from idcfs.cache.database import is_in_use
 
     if any(is_in_use(folder / name) for name in ("objects", "listings")):
         raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (see where: idcfs status)")
