@@ -13,7 +13,6 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -160,9 +159,7 @@ class TableWriter:
         self._writer = pa.ipc.new_file(str(self._temporary), self._schema)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None and self._pending_rows:
             self._write(self._pending_rows)
         self._writer.close()

@@ -6,8 +6,7 @@ effect. Cancelling a call gives up its request.
 
 import re
 from collections.abc import Callable
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from idcfs.errors import ReadError
 from idcfs.processes.arena import Lease
@@ -62,9 +61,7 @@ class ObjectStore(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    async def __aexit__(self, *error: Any) -> None: ...
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """List up to 1,000 objects whose keys start with *prefix*, in key order; waits for the network.
@@ -112,7 +109,5 @@ class StoreWrapper:
         await self._inner.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._inner.__aexit__(*error)

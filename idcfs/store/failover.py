@@ -9,8 +9,7 @@ Used in the event loop only.
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import trio
 from cachetools import LRUCache
@@ -57,10 +56,8 @@ class FailoverStore:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._stack.__aexit__(*error)
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; the pages of one listing may come from several mirrors."""

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from heapq import nsmallest
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -35,9 +34,7 @@ class FolderStore:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         pass
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:

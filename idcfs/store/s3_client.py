@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
@@ -76,9 +75,7 @@ class S3Client:
         await self._session.prepare(self._endpoint)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         await self._stack.aclose()
 
     async def list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
@@ -194,9 +191,7 @@ class _Permit:
         self._is_held = True
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         self.release()
 
     def release(self) -> None:
