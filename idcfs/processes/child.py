@@ -75,12 +75,16 @@ class Child:
         if self.has_ended:
             return None
         try:
-            process, ours = await trio.to_thread.run_sync(self._start)
+            # A child that is given up before it has started ends below, where whoever waits for it is answered.
+            with trio.CancelScope(shield=True):
+                process, ours = await trio.to_thread.run_sync(self._start)
         except OSError as error:
             log.error("a process cannot be started: %s", error)
             self._end(f"a process cannot be started: {error}")
             return None
         self._process = process
+        if self.has_ended:
+            process.kill()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:
             async with stream, trio.open_nursery() as nursery:
@@ -149,6 +153,8 @@ class Child:
 
     def _end(self, reason: str) -> None:
         self.has_ended = True
+        # A process that is being started must not get what it may no longer write for.
+        self._to_send.clear()
         requests, self._requests = self._requests, {}
         # It may write into them until it is reaped.
         self._unreaped += [request.lease for request in requests.values() if request.lease is not None]
@@ -227,7 +233,12 @@ class Child:
         return found
 
     def kill(self, reason: str) -> None:
-        """End the process, which is stuck or no longer needed; what it was asked fails with *reason* at once."""
+        """End the process, which is stuck or no longer needed; what it was asked fails with *reason* at once.
+
+        One that has ended by itself is left to `run`.
+        """
+        if self.has_ended:
+            return
         if self._process is not None:
             self._process.kill()
         self._end(reason)
