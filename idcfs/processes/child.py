@@ -227,10 +227,7 @@ class Child:
             if not has_come.is_set():
                 self.kill("the process did not answer")
             raise
-        if isinstance(found, Failed):
-            raise found.error()
-        assert isinstance(found, answer), f"{request!r} was answered by {found!r}"
-        return found
+        return _expect(found, answer)
 
     def kill(self, reason: str) -> None:
         """End the process, which is stuck or no longer needed; what it was asked fails with *reason* at once.
@@ -269,31 +266,40 @@ async def run_program(
         ChildEnded: it has ended without an answer.
     """
     child = Child(Program(module, [answer, *steps], subject=module))
-    outcome: A | IdcfsError
+    found: list[Message] = []
+    has_come = trio.Event()
     code: int | None = None
+
+    def answered(message: Message) -> None:
+        found.append(message)
+        has_come.set()
 
     async def run() -> None:
         nonlocal code
         code = await child.run()
 
+    child.post(request, answered, progressed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         try:
-            outcome = await child.ask(request, answer, progressed)
-        except IdcfsError as error:
-            outcome = error
-            if not child.has_ended:
-                child.kill("it has failed")
-        except trio.Cancelled:
+            await has_come.wait()
+        finally:
+            # A program of one request takes no `Cancel`, and nothing waits for what it still does.
             child.kill("it is not needed any more")
-            raise
-        else:
-            child.kill("it is done")
-    if isinstance(outcome, Unreachable):
-        raise ChildEnded(f"{module} ended with exit code {code}; is memory short?")
-    if isinstance(outcome, IdcfsError):
-        raise outcome
-    return outcome
+    try:
+        return _expect(found[0], answer)
+    except Unreachable as error:
+        if code is None:
+            raise ChildEnded(str(error)) from error
+        raise ChildEnded(f"{module} ended with exit code {code}; is memory short?") from error
+
+
+def _expect(message: Message, answer: type[A]) -> A:
+    """A last message, which is an *answer*, or the error that it reports, raised."""
+    if isinstance(message, Failed):
+        raise message.error()
+    assert isinstance(message, answer), f"{message!r} came in the place of {answer.__name__}"
+    return message
 
 
 def _call(function: Callable[[Message], None], message: Message) -> None:
