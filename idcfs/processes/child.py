@@ -79,8 +79,10 @@ class Child:
             with trio.CancelScope(shield=True):
                 process, ours = await trio.to_thread.run_sync(self._start)
         except OSError as error:
-            log.error("a process cannot be started: %s", error)
-            self._end(f"a process cannot be started: {error}")
+            reason = f"a process cannot be started: {error}"
+            # Not the error, which would hold all that this process was started with.
+            log.error(reason)
+            self._end(reason)
             return None
         self._process = process
         if self.has_ended:
