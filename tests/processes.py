@@ -33,6 +33,11 @@ def is_running(process: int) -> bool:
         return False
 
 
+def is_reaped(process: int) -> bool:
+    """Whether nothing is left of a process."""
+    return not Path(f"/proc/{process}").exists()
+
+
 @contextlib.contextmanager
 def stopped(process: int) -> Iterator[None]:
     """Have a process stand still."""

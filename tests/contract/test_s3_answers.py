@@ -10,8 +10,10 @@ import pytest
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
+from idcfs.processes.arena import Lease
 from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion
 from idcfs.store.s3 import S3Store
+from tests.bodies import read
 from tests.certificates import server_with, write_certificate
 from tests.raw_server import RawServer, http, raw_server
 from tests.s3_stores import s3_store
@@ -50,13 +52,13 @@ def chunked(body: bytes, **changes: str | None) -> bytes:
 
 @asynccontextmanager
 async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[RawServer, S3Store]]:
-    async with raw_server() as server, s3_store(server.url, workers=1, **options) as store:
+    async with raw_server() as server, s3_store(server.url, processes=1, **options) as store:
         server.answer = answer
         yield server, store
 
 
 async def get(store: S3Store) -> bytes:
-    return bytes(await store.get("bucket", f"{PREFIX}k", 5, 10, STORING))
+    return await read(store, "bucket", f"{PREFIX}k", 5, 10, STORING)
 
 
 def list_page(store: S3Store) -> Awaitable[ListPage]:
@@ -101,7 +103,7 @@ async def test_right_bytes_however_framed(answer: bytes) -> None:
 async def test_a_whole_object_that_was_asked_for_whole() -> None:
     answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
     async with served(answer) as (_, store):
-        assert bytes(await store.get("bucket", "k", 0, 5, ObjectVersion(ETAG, 5))) == b"12345"
+        assert await read(store, "bucket", "k", 0, 5, ObjectVersion(ETAG, 5)) == b"12345"
         for start, stop, size in ((0, 4, 5), (1, 6, 6), (0, 5, 100)):
             with pytest.raises(Untrusted):
                 await store.get("bucket", "k", start, stop, ObjectVersion(ETAG, size))
@@ -278,7 +280,7 @@ async def test_what_a_server_sends_cannot_write_into_a_log(ask: Ask, answer: byt
 async def test_a_refused_connection() -> None:
     async with raw_server() as server:
         pass
-    async with s3_store(server.url, workers=1) as store:
+    async with s3_store(server.url, processes=1) as store:
         with pytest.raises(Unreachable, match=server.url):
             await get(store)
 
@@ -286,7 +288,7 @@ async def test_a_refused_connection() -> None:
 async def test_tls_with_a_server_that_has_none() -> None:
     async with raw_server() as server:
         server.answer = part()
-        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, workers=1) as store:
+        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, processes=1) as store:
             with pytest.raises(Unreachable, match="https://"):
                 await get(store)
 
@@ -315,9 +317,9 @@ async def test_bytes_that_have_come_are_told_while_others_are_to_come() -> None:
     has_half = trio.Event()
     told: list[int] = []
 
-    def progress(buffer: memoryview, filled: int) -> None:
-        assert len(buffer) == LONG
-        assert buffer[:filled] == body[:filled]
+    def progress(lease: Lease, filled: int) -> None:
+        assert len(lease) == LONG
+        assert lease.view[:filled] == body[:filled]
         told.append(filled)
         # What is told now and then is behind by no more than a block.
         if filled > LONG // 4:
@@ -342,7 +344,7 @@ async def test_bytes_that_come_no_further_are_told_and_then_refused() -> None:
     async with served(half(body)) as (_, store):
         with pytest.raises(ReadError):
             await store.get(
-                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda buffer, filled: told.append(filled)
+                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda lease, filled: told.append(filled)
             )
         assert told
         assert max(told) <= LONG // 2
@@ -361,7 +363,7 @@ async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str
     right = {"Content-Length": str(LONG), "Content-Range": f"bytes 0-{LONG - 1}/{LONG}", "ETag": ETAG}
     async with served(http("206 Partial Content", {**right, **headers}, bytes(LONG))) as (_, store):
 
-        def progress(buffer: memoryview, filled: int) -> None:
+        def progress(lease: Lease, filled: int) -> None:
             raise AssertionError("these may be the bytes of something else")
 
         with pytest.raises(ReadError) as raised:
@@ -382,7 +384,7 @@ def whole(body: bytes, etag: str = f'"{MD5}"', size: int | str = len(WHOLE), **h
 
 
 async def get_whole(store: S3Store, etag: str = f'"{MD5}"') -> bytes:
-    return bytes(await store.get("bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE))))
+    return await read(store, "bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE)))
 
 
 async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
@@ -393,7 +395,7 @@ async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
         for answer in (whole(WRONG), no_ranges, whole(WRONG, x_amz_server_side_encryption="AES256")):
             server.answer = answer
             with pytest.raises(Untrusted, match=MD5):
-                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda buffer, filled: told.append(filled))
+                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda lease, filled: told.append(filled))
         assert not told, "these may be wrong bytes"
 
 
@@ -423,7 +425,7 @@ async def test_a_whole_object_is_not_called_a_part(size: int | str) -> None:
 async def test_the_md5_of_a_part_is_not_compared() -> None:
     async with served(whole(WRONG, size=len(WHOLE) + 1)) as (_, store):
         version = STORED._replace(size=len(WHOLE) + 1)
-        assert await store.get("bucket", "k", 0, len(WHOLE), version) == WRONG
+        assert await read(store, "bucket", "k", 0, len(WHOLE), version) == WRONG
 
 
 @pytest.mark.parametrize("etag", [f'"{MD5}-1"', f'"{MD5.upper()}"', f'W/"{MD5}"', f'"{MD5}0"'])
@@ -481,7 +483,7 @@ async def test_the_users_aws_settings_do_not_matter(
 
 
 async def test_the_users_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with raw_server() as proxy, s3_store("http://mirror.invalid", workers=1) as store:
+    async with raw_server() as proxy, s3_store("http://mirror.invalid", processes=1) as store:
         proxy.answer = part()
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert await get(store) == b"67890"
@@ -508,17 +510,17 @@ async def test_certificates_are_verified_with_the_users_authorities(
         monkeypatch.delenv(variable, raising=False)
     async with raw_server(server_with(certificate)) as server:
         server.answer = part()
-        async with s3_store(server.url, workers=1) as store:
+        async with s3_store(server.url, processes=1) as store:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await get(store)
         assert server.requests == []
         monkeypatch.setenv(name, str(certificate))
-        async with s3_store(server.url, workers=1) as store:
+        async with s3_store(server.url, processes=1) as store:
             assert await get(store) == b"67890"
 
 
 async def test_authorities_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-    async with s3_store("https://127.0.0.1:1", workers=1) as store:
+    async with s3_store("https://127.0.0.1:1", processes=1) as store:
         with pytest.raises(Unreachable, match=r"missing\.pem"):
             await get(store)
