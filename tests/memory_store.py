@@ -123,13 +123,13 @@ class MemoryStore(_Soon):
             raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
         if progress is None or self.arena is None:
             return stored.content[start:stop]
-        lease = await self.arena.take(stop - start)
-        for at in range(0, stop - start, _ARRIVAL_BYTES):
-            some = stored.content[start + at : min(stop, start + at + _ARRIVAL_BYTES)]
-            lease.view[at : at + len(some)] = some
-            progress(lease, at + len(some))
-            await trio.lowlevel.checkpoint()
-        return lease
+        with await self.arena.take(stop - start) as lease:
+            for at in range(0, stop - start, _ARRIVAL_BYTES):
+                some = stored.content[start + at : min(stop, start + at + _ARRIVAL_BYTES)]
+                lease.view[at : at + len(some)] = some
+                progress(lease, at + len(some))
+                await trio.lowlevel.checkpoint()
+            return lease.hold()
 
     def _bucket(self, bucket: str) -> dict[str, StoredObject]:
         if bucket not in self.objects:

@@ -58,7 +58,7 @@ class Pool:
     def kill(self, reason: str) -> None:
         """End the processes, which are stuck: what they were asked fails with *reason*, a request starts new ones."""
         for child in self._children:
-            if child is not None and not child.has_ended:
+            if child is not None:
                 child.kill(reason)
 
     def _least_busy(self) -> Child:

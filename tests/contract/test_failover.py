@@ -9,11 +9,13 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectStore, ObjectVersion
+from idcfs.processes.arena import Arena, Lease
+from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.mirror import parse_mirror
 from idcfs.store.retry import RetryingStore
+from tests.bodies import copied, outcome_of, read
 from tests.conftest import WarningsLogged
 from tests.memory_store import FailingStore, MemoryStore, Request, StoredObject
 
@@ -47,13 +49,14 @@ class Mirror(MemoryStore):
             raise self.error
         return page
 
-    async def get(self, bucket: str, *arguments: object, **keywords: object) -> bytes:
+    async def get(self, bucket: str, *arguments: object, **keywords: object) -> Body:
         await trio.sleep(self.seconds)
-        data = await super().get(bucket, *arguments, **keywords)  # type: ignore[arg-type]
+        body = await super().get(bucket, *arguments, **keywords)  # type: ignore[arg-type]
         error = self.error or self.error_of_get
         if error is not None:
+            copied(body)
             raise error
-        return data
+        return body
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Mirrors:
         return found.version
 
     async def read(self, version: ObjectVersion, start: int = 0, stop: int = len(CONTENT)) -> bytes:
-        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, version))
+        return await read(self.store, AWS_BUCKET, KEY, start, stop, version)
 
 
 @pytest.fixture
@@ -250,12 +253,12 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
     async with FailoverStore(members) as store:
         # The breaker of the first mirror opens after some calls; bytes come all the time.
         for _ in range(8):
-            assert await store.get(AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
+            assert await read(store, AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         warnings_logged.take("mirror aws is away")
         before = trio.current_time()
-        assert await store.get(AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
+        assert await read(store, AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         assert trio.current_time() == pytest.approx(before, abs=0.01)
-        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, IN_AWS, outcomes.append)
+        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, IN_AWS, lambda outcome: outcomes.append(outcome_of(outcome)))
         await trio.testing.wait_all_tasks_blocked()
     assert outcomes == [CONTENT[:9]]
 
@@ -263,18 +266,21 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
 async def test_progress_is_reported_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     mirrors.aws.error = AWAY
-    reported: list[tuple[int, int]] = []
+    told: list[tuple[Lease, int]] = []
 
-    def progress(buffer: memoryview, filled: int) -> None:
-        assert buffer[:filled] == CONTENT[:filled]
-        reported.append((id(buffer.obj), filled))
+    def progress(lease: Lease, filled: int) -> None:
+        assert lease.view[:filled] == CONTENT[:filled]
+        told.append((lease, filled))
 
-    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), version, progress) == CONTENT
-    # Each mirror reports from the first byte to its last, and they do not alternate.
-    buffers = [buffer for buffer, _ in reported]
-    assert sum(one != other for one, other in pairwise(buffers)) == len(set(buffers)) - 1 == 1
-    for buffer in set(buffers):
-        counts = [filled for which, filled in reported if which == buffer]
+    with Arena(1 << 20) as arena:
+        mirrors.aws.arena = mirrors.gcs.arena = arena
+        assert await read(mirrors.store, AWS_BUCKET, KEY, 0, len(CONTENT), version, progress) == CONTENT
+        assert arena.leased == 0
+    # Each from its beginning to its end, and not in turns.
+    leases = [lease for lease, _ in told]
+    assert sum(one is not other for one, other in pairwise(leases)) == len(set(leases)) - 1 == 1
+    for lease in set(leases):
+        counts = [filled for which, filled in told if which is lease]
         assert counts == sorted(counts)
         assert counts[-1] == len(CONTENT)
 
@@ -285,7 +291,7 @@ async def test_failover_works_in_both_orders_of_the_mirrors(mirrors: Mirrors) ->
     mirrors.gcs.error = AWAY
     (found,) = (await store.list_page(GCS_BUCKET, KEY)).objects
     assert found.etag == 'aws:"aws-2"'
-    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.version) == CONTENT[:9]
+    assert await read(store, GCS_BUCKET, KEY, 0, 9, found.version) == CONTENT[:9]
 
 
 async def test_the_number_of_remembered_etags_is_limited(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,5 +302,5 @@ async def test_the_number_of_remembered_etags_is_limited(mirrors: Mirrors, monke
         key = f"{SERIES}/{number}.dcm"
         mirrors.aws.hold(key, CONTENT, '"aws-2"')
         mirrors.gcs.hold(key, CONTENT, '"gcs-1"')
-        assert await store.get(AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
-    assert len(store._etags) == 5
+        assert await read(mirrors.store, AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
+    assert len(mirrors.store._etags) == 5

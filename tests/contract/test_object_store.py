@@ -20,14 +20,16 @@ from moto.s3.models import get_canned_acl, s3_backends
 from moto.server import ThreadedMotoServer
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import ObjectInfo, ObjectStore, ObjectVersion
+from idcfs.processes.arena import Arena, Lease
+from idcfs.store.base import Body, ObjectInfo, ObjectStore, ObjectVersion
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.folder import FolderStore
 from idcfs.store.mirror import parse_mirror
 from idcfs.store.retry import RetryingStore
+from idcfs.store.s3 import S3Store
+from tests.bodies import copied, outcome_of, read
 from tests.memory_store import FailingStore, MemoryStore
-from tests.s3_stores import s3_store
 
 BUCKET = "idc-open-data"
 SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
@@ -38,15 +40,16 @@ NONE = ObjectVersion('"0"', 1)
 
 PATIENCE = 20
 
-Outcome = bytes | memoryview | ReadError
+Outcome = bytes | ReadError
 
 
 @dataclass
 class Mirror:
-    """A store under test and the way to put objects into it."""
+    """A store under test, the way to put objects into it, and the memory that it may use."""
 
     store: ObjectStore
     put: Callable[[str, bytes], None]
+    arena: Arena
 
     async def all_of(self, prefix: str) -> list[ObjectInfo]:
         found = []
@@ -61,9 +64,12 @@ class Mirror:
         (found,) = [described for described in await self.all_of(key) if described.key == key]
         return found.version
 
+    async def read(self, start: int, stop: int, version: ObjectVersion, key: str = KEY) -> bytes:
+        return await read(self.store, BUCKET, key, start, stop, version)
+
 
 @asynccontextmanager
-async def folder_mirror(root: Path, _: str) -> AsyncIterator[Mirror]:
+async def folder_mirror(root: Path, _: str, arena: Arena) -> AsyncIterator[Mirror]:
     (root / BUCKET).mkdir(exist_ok=True)
 
     def put(key: str, content: bytes) -> None:
@@ -72,11 +78,11 @@ async def folder_mirror(root: Path, _: str) -> AsyncIterator[Mirror]:
         path.write_bytes(content)
 
     async with FolderStore(root) as store:
-        yield Mirror(store, put)
+        yield Mirror(store, put, arena)
 
 
 @asynccontextmanager
-async def s3_mirror(_: Path, url: str) -> AsyncIterator[Mirror]:
+async def s3_mirror(_: Path, url: str, arena: Arena) -> AsyncIterator[Mirror]:
     moto_api_backend.reset()
     backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     backend.create_bucket(BUCKET, "us-east-1")
@@ -85,46 +91,47 @@ async def s3_mirror(_: Path, url: str) -> AsyncIterator[Mirror]:
         # Without public-read, unsigned requests are refused.
         backend.put_object(BUCKET, key, content).set_acl(get_canned_acl("public-read"))
 
-    async with s3_store(url, workers=1) as store:
-        yield Mirror(store, put)
+    async with S3Store(url, arena, processes=1) as store:
+        yield Mirror(store, put, arena)
 
 
 @asynccontextmanager
-async def memory_mirror(_: Path, __: str) -> AsyncIterator[Mirror]:
+async def memory_mirror(_: Path, __: str, arena: Arena) -> AsyncIterator[Mirror]:
     async with MemoryStore() as store:
         store.objects[BUCKET] = {}
-        yield Mirror(store, lambda key, content: void(store.put(BUCKET, key, content)))
+        store.arena = arena
+        yield Mirror(store, lambda key, content: void(store.put(BUCKET, key, content)), arena)
 
 
 @asynccontextmanager
-async def retrying_mirror(root: Path, url: str) -> AsyncIterator[Mirror]:
-    async with memory_mirror(root, url) as mirror:
-        # There are fewer failures than attempts, so each call ends as it would without failures.
+async def retrying_mirror(root: Path, url: str, arena: Arena) -> AsyncIterator[Mirror]:
+    async with memory_mirror(root, url, arena) as mirror:
+        # Fewer failures than attempts: what the inner store finds is what comes out.
         failing = FailingStore(mirror.store, [Unreachable("away"), Untrusted("garbled"), 0.001, None] * 10)
         async with RetryingStore(failing, attempts=50, base_delay=0.0001, max_delay=0.001, source=Random(0)) as store:
-            yield Mirror(store, mirror.put)
+            yield Mirror(store, mirror.put, arena)
 
 
 @asynccontextmanager
-async def guarded_mirror(root: Path, url: str) -> AsyncIterator[Mirror]:
-    async with retrying_mirror(root, url) as mirror, BreakerStore(mirror.store, "test") as store:
-        yield Mirror(store, mirror.put)
+async def guarded_mirror(root: Path, url: str, arena: Arena) -> AsyncIterator[Mirror]:
+    async with retrying_mirror(root, url, arena) as mirror, BreakerStore(mirror.store, "test") as store:
+        yield Mirror(store, mirror.put, arena)
 
 
 @asynccontextmanager
-async def failover_mirror(root: Path, url: str) -> AsyncIterator[Mirror]:
-    async with memory_mirror(root, url) as first, memory_mirror(root, url) as second:
-        # The second mirror is empty, and is not asked for what the first refuses.
+async def failover_mirror(root: Path, url: str, arena: Arena) -> AsyncIterator[Mirror]:
+    async with memory_mirror(root, url, arena) as first, memory_mirror(root, url, arena) as second:
+        # What may fail in the first is all that a mirror may; what it refuses is not asked of the second.
         members = [Member(parse_mirror("aws"), first.store), Member(parse_mirror("gcs"), second.store)]
         async with FailoverStore(members) as store:
-            yield Mirror(store, first.put)
+            yield Mirror(store, first.put, arena)
 
 
 def void(_: object) -> None:
     pass
 
 
-Opener = Callable[[Path, str], AbstractAsyncContextManager[Mirror]]
+Opener = Callable[[Path, str, Arena], AbstractAsyncContextManager[Mirror]]
 ALL: dict[str, Opener] = {
     "folder": folder_mirror,
     "s3": s3_mirror,
@@ -151,10 +158,19 @@ def opener(request: pytest.FixtureRequest) -> Opener:
     return chosen
 
 
+@asynccontextmanager
+async def opened(opener: Opener, root: Path, url: str) -> AsyncIterator[Mirror]:
+    """A mirror, all of whose memory is free when it has been left."""
+    with Arena(8 << 20) as arena:
+        async with opener(root, url, arena) as mirror:
+            yield mirror
+        assert arena.leased == 0, "a lease was not returned"
+
+
 @pytest.fixture
 async def mirror(opener: Opener, tmp_path: Path, moto_url: str) -> AsyncIterator[Mirror]:
-    async with opener(tmp_path, moto_url) as opened:
-        yield opened
+    async with opened(opener, tmp_path, moto_url) as mirror:
+        yield mirror
 
 
 async def test_a_prefix_without_objects_is_an_empty_page(mirror: Mirror) -> None:
@@ -219,7 +235,7 @@ async def test_keys_may_have_special_characters(mirror: Mirror, name: str) -> No
     key = f"{SERIES}/{name}"
     mirror.put(key, b"content")
     assert [found.key for found in await mirror.all_of(f"{SERIES}/{name[0]}")] == [key]
-    assert await mirror.store.get(BUCKET, key, 0, 7, await mirror.version_of(key)) == b"content"
+    assert await mirror.read(0, 7, await mirror.version_of(key), key) == b"content"
 
 
 async def test_keys_are_in_the_order_of_code_points(mirror: Mirror) -> None:
@@ -235,17 +251,17 @@ async def test_get_returns_the_right_slice(opener: Opener, tmp_path: Path, moto_
     content = data.draw(st.binary(min_size=1, max_size=300))
     index = st.integers(0, len(content))
     ranges = data.draw(st.lists(st.tuples(index, index).filter(lambda ends: ends[0] != ends[1]), max_size=8))
-    async with opener(tmp_path, moto_url) as mirror:
+    async with opened(opener, tmp_path, moto_url) as mirror:
         mirror.put(KEY, content)
         version = await mirror.version_of(KEY)
         for start, stop in map(sorted, [(0, len(content)), *ranges]):
-            assert await mirror.store.get(BUCKET, KEY, start, stop, version) == content[start:stop]
+            assert await mirror.read(start, stop, version) == content[start:stop]
 
 
 async def test_a_large_object_is_complete(mirror: Mirror) -> None:
     content = Random(2).randbytes(3_000_001)
     mirror.put(KEY, content)
-    assert await mirror.store.get(BUCKET, KEY, 0, len(content), await mirror.version_of(KEY)) == content
+    assert await mirror.read(0, len(content), await mirror.version_of(KEY)) == content
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 6), (4, 6), (5, 6), (100, 200)])
@@ -253,6 +269,7 @@ async def test_bytes_beyond_the_end_are_an_error(mirror: Mirror, start: int, sto
     mirror.put(KEY, b"12345")
     with pytest.raises((Untrusted, ObjectChanged)):
         await mirror.store.get(BUCKET, KEY, start, stop, await mirror.version_of(KEY))
+    assert mirror.arena.leased == 0
 
 
 async def test_another_etag_is_a_changed_object(mirror: Mirror) -> None:
@@ -261,7 +278,8 @@ async def test_another_etag_is_a_changed_object(mirror: Mirror) -> None:
     mirror.put(KEY, b"after it")
     with pytest.raises(ObjectChanged):
         await mirror.store.get(BUCKET, KEY, 0, 6, version)
-    assert await mirror.store.get(BUCKET, KEY, 0, 5, await mirror.version_of(KEY)) == b"after"
+    assert mirror.arena.leased == 0
+    assert await mirror.read(0, 5, await mirror.version_of(KEY)) == b"after"
 
 
 async def test_another_size_with_the_same_etag_is_untrusted(mirror: Mirror) -> None:
@@ -299,7 +317,8 @@ async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
     content = Random(3).randbytes(10_000)
     mirror.put(KEY, content)
     version = await mirror.version_of(KEY)
-    answers: dict[int, bytes | memoryview] = {}
+    # Not copied at once: regions that are in use at the same time must not overlap.
+    answers: dict[int, Body] = {}
 
     async def get(start: int) -> None:
         answers[start] = await mirror.store.get(BUCKET, KEY, start, start + 100, version)
@@ -307,24 +326,24 @@ async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
     async with trio.open_nursery() as nursery:
         for start in range(0, 10_000, 100):
             nursery.start_soon(get, start)
-    assert b"".join(answers[start] for start in sorted(answers)) == content
+    assert b"".join(copied(answers[start]) for start in sorted(answers)) == content
 
 
 async def got_soon(
     store: ObjectStore, bucket: str, key: str, start: int, stop: int, version: ObjectVersion
 ) -> Outcome | None:
-    """What `get_soon` calls *done* with; None if it does nothing."""
+    """What `get_soon` calls *finished* with; None if it does nothing."""
     outcomes: list[Outcome] = []
     has_come = trio.Event()
 
-    def done(outcome: Outcome) -> None:
-        # The bytes are the callee's for as long as it likes, and the caller may not be told before it has its answer.
+    def finished(outcome: Body | ReadError) -> None:
+        # The caller may not get the outcome before it has its answer.
         assert has_returned
-        outcomes.append(outcome)
+        outcomes.append(outcome_of(outcome))
         has_come.set()
 
     has_returned: list[bool] = []
-    is_under_way = store.get_soon(bucket, key, start, stop, version, done)
+    is_under_way = store.get_soon(bucket, key, start, stop, version, finished)
     has_returned.append(True)
     with trio.fail_after(PATIENCE):
         if is_under_way:
@@ -346,7 +365,7 @@ async def test_what_comes_soon_is_what_comes(mirror: Mirror, opener: Opener) -> 
             assert opener in FAIL_SOON
             assert isinstance(outcome, Unreachable | Untrusted)
         elif outcome is not None:
-            assert bytes(outcome) == content[start:stop]
+            assert outcome == content[start:stop]
             came += 1
     assert bool(came) == (opener is not folder_mirror)
 
@@ -369,6 +388,7 @@ async def test_what_cannot_come_soon_is_told(mirror: Mirror, opener: Opener, nam
         outcome = await got_soon(mirror.store, bucket, key, start, stop, version)
         expected = (*errors, Unreachable, Untrusted) if opener in FAIL_SOON else errors
         assert outcome is None or isinstance(outcome, expected)
+        assert mirror.arena.leased == 0
     assert (outcome is None) == (opener is folder_mirror)
 
 
@@ -379,17 +399,17 @@ async def test_another_etag_is_told_soon(mirror: Mirror, opener: Opener) -> None
     outcomes = [await got_soon(mirror.store, BUCKET, KEY, 0, 6, version) for _ in range(4)]
     wanted = type(None) if opener is folder_mirror else ObjectChanged
     assert any(isinstance(outcome, wanted) for outcome in outcomes)
-    assert not any(isinstance(outcome, bytes | memoryview) for outcome in outcomes)
+    assert not any(isinstance(outcome, bytes) for outcome in outcomes)
 
 
 async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener: Opener) -> None:
     content = Random(5).randbytes(10_000)
     mirror.put(KEY, content)
     version = await mirror.version_of(KEY)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, Body | ReadError] = {}
     all_done = trio.Event()
 
-    def done_with(start: int, outcome: Outcome) -> None:
+    def done_with(start: int, outcome: Body | ReadError) -> None:
         assert start not in outcomes
         outcomes[start] = outcome
         if len(outcomes) == 100:
@@ -407,23 +427,40 @@ async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener
     with trio.fail_after(PATIENCE):
         await all_done.wait()
     for start, outcome in outcomes.items():
-        if isinstance(outcome, ReadError):
+        found = outcome_of(outcome)
+        if isinstance(found, ReadError):
             assert opener in FAIL_SOON
         else:
-            assert bytes(outcome) == content[start : start + 100]
+            assert found == content[start : start + 100]
 
 
 async def test_who_is_to_be_told_soon_is_told_when_the_store_is_left(
     opener: Opener, tmp_path: Path, moto_url: str
 ) -> None:
     outcomes: list[Outcome] = []
-    async with opener(tmp_path, moto_url) as mirror:
+
+    def finished(outcome: Body | ReadError) -> None:
+        outcomes.append(outcome_of(outcome))
+
+    async with opened(opener, tmp_path, moto_url) as mirror:
         mirror.put(KEY, b"12345")
         version = await mirror.version_of(KEY)
-        started = [mirror.store.get_soon(BUCKET, KEY, 0, 5, version, outcomes.append) for _ in range(20)]
+        started = [mirror.store.get_soon(BUCKET, KEY, 0, 5, version, finished) for _ in range(20)]
     assert len(outcomes) == sum(started)
-    assert all(isinstance(outcome, ReadError) or bytes(outcome) == b"12345" for outcome in outcomes)
-    assert not mirror.store.get_soon(BUCKET, KEY, 0, 5, version, outcomes.append), "it is not open"
+    assert all(isinstance(outcome, ReadError) or outcome == b"12345" for outcome in outcomes)
+    assert not mirror.store.get_soon(BUCKET, KEY, 0, 5, version, finished), "it is not open"
+    assert mirror.arena.leased == 0
+
+
+async def test_who_asks_as_soon_as_the_store_is_open_is_answered_also_if_it_is_left_at_once(
+    opener: Opener, tmp_path: Path, moto_url: str
+) -> None:
+    outcomes: list[Outcome] = []
+    async with opened(opener, tmp_path, moto_url) as mirror:
+        mirror.put(KEY, b"12345")
+        started = mirror.store.get_soon(BUCKET, KEY, 0, 5, NONE, lambda outcome: outcomes.append(outcome_of(outcome)))
+    assert len(outcomes) == started
+    assert all(isinstance(outcome, ReadError) for outcome in outcomes)
 
 
 async def test_progress_is_reported_only_for_right_bytes(mirror: Mirror) -> None:
@@ -432,16 +469,34 @@ async def test_progress_is_reported_only_for_right_bytes(mirror: Mirror) -> None
     version = await mirror.version_of(KEY)
     reported: list[int] = []
 
-    def progress(buffer: memoryview, filled: int) -> None:
-        assert len(buffer) == 2_900_000
-        assert 0 < filled <= len(buffer)
-        assert buffer[:filled] == content[100_000 : 100_000 + filled]
+    def progress(lease: Lease, filled: int) -> None:
+        assert len(lease) == 2_900_000
+        assert 0 < filled <= len(lease)
+        assert lease.view[:filled] == content[100_000 : 100_000 + filled]
         reported.append(filled)
 
-    whole = await mirror.store.get(BUCKET, KEY, 100_000, 3_000_000, version, progress)
+    whole = await read(mirror.store, BUCKET, KEY, 100_000, 3_000_000, version, progress)
     assert whole == content[100_000:3_000_000]
     # Numbers ascend, except when an attempt starts again.
     assert all(one < other or other <= reported[0] for one, other in pairwise(reported))
+
+
+async def test_who_is_told_of_bytes_as_they_come_may_keep_some(mirror: Mirror) -> None:
+    content = Random(7).randbytes(3_000_001)
+    mirror.put(KEY, content)
+    version = await mirror.version_of(KEY)
+    kept: list[Lease] = []
+
+    def progress(lease: Lease, filled: int) -> None:
+        if not kept:
+            kept.append(lease.part(0, filled))
+
+    assert await read(mirror.store, BUCKET, KEY, 0, len(content), version, progress) == content
+    for lease in kept:
+        assert mirror.arena.leased >= len(content), "the whole region is in use"
+        assert lease.view == content[: len(lease)]
+        lease.release()
+    assert mirror.arena.leased == 0
 
 
 async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:
@@ -451,15 +506,15 @@ async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:
         # Near the deadline, a retrying store may raise the error of an earlier attempt.
         with trio.move_on_after(seconds), suppress(Unreachable, Untrusted):
             for _ in range(50):
-                await mirror.store.get(BUCKET, KEY, 0, 7, version)
-    assert await mirror.store.get(BUCKET, KEY, 0, 7, version) == b"content"
+                await mirror.read(0, 7, version)
+    assert await mirror.read(0, 7, version) == b"content"
     assert await mirror.store.list_page(BUCKET, SERIES)
 
 
 async def test_a_folder_has_only_regular_files(tmp_path: Path) -> None:
     from os import mkfifo
 
-    async with folder_mirror(tmp_path, "") as mirror:
+    async with opened(folder_mirror, tmp_path, "") as mirror:
         mirror.put(f"{SERIES}/1.dcm", b"x")
         mkfifo(tmp_path / BUCKET / SERIES / "fifo")
         (tmp_path / BUCKET / SERIES / "dangling").symlink_to("nowhere")

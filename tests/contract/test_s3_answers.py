@@ -10,8 +10,10 @@ import pytest
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
+from idcfs.processes.arena import Lease
 from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion
 from idcfs.store.s3 import S3Store
+from tests.bodies import read
 from tests.certificates import server_with, write_certificate
 from tests.raw_server import RawServer, http, raw_server
 from tests.s3_stores import s3_store
@@ -50,13 +52,13 @@ def chunked(body: bytes, **changes: str | None) -> bytes:
 
 @asynccontextmanager
 async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[RawServer, S3Store]]:
-    async with raw_server() as server, s3_store(server.url, workers=1, **options) as store:
+    async with raw_server() as server, s3_store(server.url, processes=1, **options) as store:
         server.answer = answer
         yield server, store
 
 
 async def get(store: S3Store) -> bytes:
-    return bytes(await store.get("bucket", f"{PREFIX}k", 5, 10, STORING))
+    return await read(store, "bucket", f"{PREFIX}k", 5, 10, STORING)
 
 
 def list_page(store: S3Store) -> Awaitable[ListPage]:
@@ -101,7 +103,7 @@ async def test_right_bytes_are_accepted_in_every_framing(answer: bytes) -> None:
 async def test_status_200_is_accepted_for_a_whole_object() -> None:
     answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
     async with served(answer) as (_, store):
-        assert bytes(await store.get("bucket", "k", 0, 5, ObjectVersion(ETAG, 5))) == b"12345"
+        assert await read(store, "bucket", "k", 0, 5, ObjectVersion(ETAG, 5)) == b"12345"
         for start, stop, size in ((0, 4, 5), (1, 6, 6), (0, 5, 100)):
             with pytest.raises(Untrusted):
                 await store.get("bucket", "k", start, stop, ObjectVersion(ETAG, size))
@@ -278,7 +280,7 @@ async def test_errors_have_no_control_characters_from_a_server(ask: Ask, answer:
 async def test_a_refused_connection_is_unreachable() -> None:
     async with raw_server() as server:
         pass
-    async with s3_store(server.url, workers=1) as store:
+    async with s3_store(server.url, processes=1) as store:
         with pytest.raises(Unreachable, match=server.url):
             await get(store)
 
@@ -286,7 +288,7 @@ async def test_a_refused_connection_is_unreachable() -> None:
 async def test_a_server_without_tls_is_unreachable_by_https() -> None:
     async with raw_server() as server:
         server.answer = part()
-        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, workers=1) as store:
+        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, processes=1) as store:
             with pytest.raises(Unreachable, match="https://"):
                 await get(store)
 
@@ -315,11 +317,11 @@ async def test_progress_is_reported_before_the_body_is_complete() -> None:
     has_half = trio.Event()
     reported: list[int] = []
 
-    def progress(buffer: memoryview, filled: int) -> None:
-        assert len(buffer) == LONG
-        assert buffer[:filled] == body[:filled]
+    def progress(lease: Lease, filled: int) -> None:
+        assert len(lease) == LONG
+        assert lease.view[:filled] == body[:filled]
         reported.append(filled)
-        # Progress lags behind by at most 128 KiB.
+        # What is reported now and then is behind by no more than a block.
         if filled > LONG // 4:
             has_half.set()
 
@@ -342,7 +344,7 @@ async def test_progress_is_reported_for_a_body_that_ends_early() -> None:
     async with served(half(body)) as (_, store):
         with pytest.raises(ReadError):
             await store.get(
-                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda buffer, filled: reported.append(filled)
+                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda lease, filled: reported.append(filled)
             )
         assert reported
         assert max(reported) <= LONG // 2
@@ -361,7 +363,7 @@ async def test_no_progress_is_reported_for_an_answer_with_a_wrong_head(headers: 
     right = {"Content-Length": str(LONG), "Content-Range": f"bytes 0-{LONG - 1}/{LONG}", "ETag": ETAG}
     async with served(http("206 Partial Content", {**right, **headers}, bytes(LONG))) as (_, store):
 
-        def progress(buffer: memoryview, filled: int) -> None:
+        def progress(lease: Lease, filled: int) -> None:
             raise AssertionError("these may be the bytes of something else")
 
         with pytest.raises(ReadError) as raised:
@@ -382,7 +384,7 @@ def whole(body: bytes, etag: str = f'"{MD5}"', size: int | str = len(WHOLE), **h
 
 
 async def get_whole(store: S3Store, etag: str = f'"{MD5}"') -> bytes:
-    return bytes(await store.get("bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE))))
+    return await read(store, "bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE)))
 
 
 async def test_a_whole_object_must_have_the_md5_in_its_etag() -> None:
@@ -393,7 +395,7 @@ async def test_a_whole_object_must_have_the_md5_in_its_etag() -> None:
         for answer in (whole(WRONG), no_ranges, whole(WRONG, x_amz_server_side_encryption="AES256")):
             server.answer = answer
             with pytest.raises(Untrusted, match=MD5):
-                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda buffer, filled: reported.append(filled))
+                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda lease, filled: reported.append(filled))
         assert not reported, "these may be wrong bytes"
 
 
@@ -423,7 +425,7 @@ async def test_an_answer_cannot_present_a_whole_object_as_a_part(size: int | str
 async def test_the_md5_of_a_part_is_not_compared() -> None:
     async with served(whole(WRONG, size=len(WHOLE) + 1)) as (_, store):
         version = STORED._replace(size=len(WHOLE) + 1)
-        assert await store.get("bucket", "k", 0, len(WHOLE), version) == WRONG
+        assert await read(store, "bucket", "k", 0, len(WHOLE), version) == WRONG
 
 
 @pytest.mark.parametrize("etag", [f'"{MD5}-1"', f'"{MD5.upper()}"', f'W/"{MD5}"', f'"{MD5}0"'])
@@ -480,8 +482,8 @@ async def test_the_users_aws_settings_are_ignored(
     assert b"uthorization" not in server.requests[0]
 
 
-async def test_the_users_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with raw_server() as proxy, s3_store("http://mirror.invalid", workers=1) as store:
+async def test_the_users_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_server() as proxy, s3_store("http://mirror.invalid", processes=1) as store:
         proxy.answer = part()
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert await get(store) == b"67890"
@@ -508,17 +510,17 @@ async def test_certificates_are_verified_with_the_users_authorities(
         monkeypatch.delenv(variable, raising=False)
     async with raw_server(server_with(certificate)) as server:
         server.answer = part()
-        async with s3_store(server.url, workers=1) as store:
+        async with s3_store(server.url, processes=1) as store:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await get(store)
         assert server.requests == []
         monkeypatch.setenv(name, str(certificate))
-        async with s3_store(server.url, workers=1) as store:
+        async with s3_store(server.url, processes=1) as store:
             assert await get(store) == b"67890"
 
 
 async def test_a_missing_file_of_authorities_is_in_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-    async with s3_store("https://127.0.0.1:1", workers=1) as store:
+    async with s3_store("https://127.0.0.1:1", processes=1) as store:
         with pytest.raises(Unreachable, match=r"missing\.pem"):
             await get(store)

@@ -24,7 +24,7 @@ from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listings
 from idcfs.reading.reader import Reader
 from idcfs.reading.series_order import SeriesOrder
-from idcfs.store.base import ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import parse_mirror
 from idcfs.tree.control import Control
 from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
@@ -165,7 +165,7 @@ class GatedStore(MemoryStore):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    ) -> Body:
         data = await super().get(bucket, key, start, stop, version, progress)
         await self.gate.wait()
         return data

@@ -15,7 +15,7 @@ from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged
 from idcfs.inode import FileAddress, unpack
 from idcfs.reading import listings
 from idcfs.reading.policy import BLOCK, Extent
-from idcfs.store.base import Finished, ListPage, ObjectVersion, Progress
+from idcfs.store.base import Body, Finished, ListPage, ObjectVersion, Progress
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
@@ -482,7 +482,7 @@ class PickyStore(MemoryStore):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    ) -> Body:
         data = await super().get(bucket, key, start, stop, version, progress)
         if key != self._key:
             raise next(self._errors)

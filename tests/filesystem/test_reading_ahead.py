@@ -286,7 +286,7 @@ class BusyStore(MemoryStore):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    ) -> Body:
         self.answers.append(self.under_way < self.MOST)
         if not self.answers[-1]:
             await trio.sleep(0.01)
@@ -359,6 +359,7 @@ class HalfStore(MemoryStore):
         data = await super().get(bucket, key, start, stop, version)
         if progress is None or stop - start < 4 * BLOCK:
             return data
+        assert isinstance(data, bytes)
         assert self.arena is not None
         lease = await self.arena.take(stop - start)
         half = (stop - start) // 2

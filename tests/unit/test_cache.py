@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import trio
+from idcfs.cache.listing_cache import Cache, open_cache
 
 from idcfs.cache.entries import Entries
-from idcfs.cache.listing_cache import Cache, open_cache
 
 PATIENCE = 20
 
