@@ -302,5 +302,5 @@ async def test_the_number_of_remembered_etags_is_limited(mirrors: Mirrors, monke
         key = f"{SERIES}/{number}.dcm"
         mirrors.aws.hold(key, CONTENT, '"aws-2"')
         mirrors.gcs.hold(key, CONTENT, '"gcs-1"')
-        assert await read(mirrors.store, AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
-    assert len(mirrors.store._etags) == 5
+        assert await read(store, AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
+    assert len(store._etags) == 5
