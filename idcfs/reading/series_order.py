@@ -4,7 +4,7 @@ A series can be in many views, and a file's inode number does not say through wh
 which the series was last looked at counts.
 """
 
-from collections import OrderedDict
+from cachetools import LRUCache
 
 from idcfs.catalog.catalogue import Catalogue
 
@@ -21,15 +21,12 @@ class SeriesOrder:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._places: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._places = LRUCache[int, tuple[int, int]](_REMEMBERED)
         self._entered: int | None = None
 
     def met(self, series: int, generation: int, group: int) -> None:
         """Note that a series was looked at in a view."""
         self._places[series] = generation, group
-        self._places.move_to_end(series)
-        if len(self._places) > _REMEMBERED:
-            self._places.popitem(last=False)
 
     def entered(self, series: int, generation: int, group: int) -> list[int]:
         """Note that the folder of a series is opened in a view; returns the series to list ahead."""
