@@ -124,6 +124,18 @@ def test_damage_is_found_and_only_the_damaged_entry_is_dropped(
     assert check(tmp_path) == []
 
 
+def test_an_entry_that_is_replaced_during_a_check_is_neither_reported_nor_removed(
+    entries: Entries, tmp_path: Path
+) -> None:
+    for key in ("key2", "key4"):
+        change(tmp_path, "UPDATE Cache SET value = x'00' WHERE key = ?", key)
+    findings = upkeep.check(tmp_path, True)
+    assert next(findings).what == "key2"
+    entries.put_many([("key2", SMALL), ("key4", SMALL)])
+    assert list(findings) == []
+    assert [bytes(entries.get(key) or b"") for key in ("key2", "key4")] == [SMALL, SMALL]
+
+
 COLUMNS = ["key", "raw", "store_time", "expire_time", "access_count", "tag", "size", "mode", "filename", "value"]
 VALUES = ["NULL", "1.5", "4611686018427387904", "-5", "x'ff61'", "'text'", "CAST(x'ff61' AS TEXT)"]
 
