@@ -180,6 +180,17 @@ def test_an_unknown_file_is_removed_with_its_empty_folders(entries: Entries, tmp
     assert check(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    entries: Entries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        check(tmp_path)
+
+
 def test_the_age_of_files_is_measured_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = time.time() + 100
     monkeypatch.setattr(time, "time", lambda: ahead)
