@@ -245,7 +245,6 @@ def _header_descriptor(path: Path, _identity: Identity) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _primary_code(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary result code (https://sqlite.org/rescode.html)."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+def _primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code (https://sqlite.org/rescode.html); 255, which is none, if there is none."""
+    return int(getattr(error, "sqlite_errorcode", -1)) & 0xFF

@@ -1,8 +1,8 @@
 """The tables of a cache's database: the one module that knows diskcache's schema (of version 5.6.3), in SQL.
 
-diskcache documents its calls and not its tables. They are used beside it for what it has no call for: whether a key
-with some prefix exists, many uses noted at once, and checks and repairs while others use the cache. Whoever opens
-`Tables` uses them in that thread. Each call blocks on files, and one that writes waits for others who write.
+diskcache documents its calls and not its tables. They are used directly for what it has no call for: to find a key by
+its prefix, to note many uses at once, and to check and repair a cache while others use it. `Tables` stay in the thread
+that opens them. Each call blocks on files, and a call that writes waits for others who write.
 """
 
 import contextlib
@@ -21,8 +21,6 @@ ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 _ROWS_AT_ONCE = 64
 
-_SMALLEST_NUMBER = -(1 << 63)
-
 _COLUMNS = (
     # A database that somebody else wrote may hold values of any length.
     "rowid, CASE WHEN length(key) < 4096 THEN key END, raw, "
@@ -33,7 +31,7 @@ _COLUMNS = (
 
 
 class Row(NamedTuple):
-    """The row of an entry. Columns may hold values of any type; a value that no entry can have is None."""
+    """The row of an entry. Columns may hold values of any type; those that are too long for an entry are left out."""
 
     number: int
     key: Any
@@ -56,7 +54,7 @@ class Tables:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def defect(self, indexes: bool) -> str | None:
-        """Return damage that SQLite finds in the tables, or also in their *indexes*, if there is any."""
+        """Return what SQLite finds wrong in the tables, or also in their *indexes*, if anything is."""
         answer: str = self._first("PRAGMA integrity_check(1)" if indexes else "PRAGMA quick_check(1)")
         return None if answer == "ok" else answer.splitlines()[-1]
 
@@ -70,7 +68,7 @@ class Tables:
         return bool(self._first(sql, prefix, prefix + "\U0010ffff"))
 
     def note_uses(self, uses: Mapping[str, float]) -> None:
-        """Store when keys were used, in seconds since the epoch, so that diskcache throws their entries out later."""
+        """Store when keys were used, in seconds since the epoch; diskcache evicts the entries with the oldest time."""
         times = [(time, key) for key, time in uses.items()]
         with self._connection:
             self.lock()
@@ -95,7 +93,7 @@ class Tables:
 
     def batches(self) -> Iterator[list[Row]]:
         """Yield all rows, a few at a time, which bounds the memory; others may change rows between two batches."""
-        last = _SMALLEST_NUMBER
+        last = -(1 << 63)  # SQLite's smallest integer
         while rows := self._rows("rowid > ? ORDER BY rowid LIMIT ?", last, _ROWS_AT_ONCE):
             yield rows
             last = rows[-1].number
@@ -108,8 +106,7 @@ class Tables:
         """Delete a row if it is still there, and the same; return whether it was."""
         with self._connection:
             self.lock()
-            is_there = self.has(row)
-            if is_there:
+            if is_there := self.has(row):
                 self._connection.execute("DELETE FROM Cache WHERE rowid = ?", (row.number,))
         return is_there
 

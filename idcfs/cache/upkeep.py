@@ -1,4 +1,4 @@
-"""Upkeep of a cache folder, beside those who use it: finds damage, and files without an entry; calls block.
+"""Upkeep of a cache folder while others use it: finds damage, and files that belong to no entry; calls block.
 
 A few rows, or one value, are in memory at a time. Whatever is found is looked at again before it is reported or
 removed, because entries come and go meanwhile.
@@ -46,13 +46,13 @@ def count(folder: Path) -> int:
 
 
 def abandoned_before(folder: Path) -> float:
-    """Return a time: a file from before it that the database of *folder* does not know now is abandoned.
+    """Return the time before which a file of *folder* is abandoned if the database does not know it.
 
-    Whoever writes a file adds it to the database a moment later. If nobody has the cache open, which the calling
-    process must not have either, the time is now; else `ORPHAN_SECONDS` ago.
+    Whoever writes a file adds it to the database a moment later. So the time is now if nobody has the cache open, which
+    the calling process must not have open either, and `ORPHAN_SECONDS` ago if somebody has.
     """
     with contextlib.suppress(OSError):
-        # By the clock of the disk, which may be another machine's.
+        # The clock is that of the disk, which another machine may serve.
         with tempfile.TemporaryFile(dir=folder) as file:
             now = os.fstat(file.fileno()).st_mtime
         if not is_in_use(folder, if_unknown=True):
@@ -68,7 +68,7 @@ def check(folder: Path, repair: bool, progress: Callable[[int], None] = lambda r
         repair: whether to remove what is found.
         progress: called with the number of entries that were looked at since the last call.
     """
-    # Before the database is read, so that files which others add after that are younger.
+    # This comes before the database is read, so that files which others add after that are younger.
     before = abandoned_before(folder)
     if not (folder / NAME).exists():
         yield from _orphans(folder, (), before, repair)
@@ -108,12 +108,12 @@ def check(folder: Path, repair: bool, progress: Callable[[int], None] = lambda r
 
 
 def sweep(folder: Path, before: float, pause: Callable[[], None] = lambda: None) -> int:
-    """Remove abandoned files, and count the entries again if their number is wrong; return how many files there were.
+    """Remove abandoned files and correct the totals; return how many files were removed.
 
     Args:
         folder: which may be in use.
-        before: time from before which a file that the database does not know is abandoned; in the past.
-        pause: called after each folder of files, so that others get their turn.
+        before: files that were written before this time are abandoned if the database does not know them.
+        pause: called after each folder of files, so that others can use the disk.
     """
     if not (folder / NAME).exists():
         return 0
@@ -139,15 +139,14 @@ def _defect(folder: Path, row: Row) -> str | None:
     except OSError as error:
         return f"its file cannot be read ({error.strerror})"
     mode_and_size = (INLINE_MODE, 0) if row.file_name is None else (FILE_MODE, size)
-    if (row.mode, row.size) != mode_and_size or not row.rest_is_empty:
-        return "its row in the database is wrong"
-    return None
+    is_right = (row.mode, row.size) == mode_and_size and row.rest_is_empty
+    return None if is_right else "its row in the database is wrong"
 
 
 def _orphans(
     folder: Path, known: Iterable[str], before: float, repair: bool, pause: Callable[[], None] = lambda: None
 ) -> Iterator[Finding]:
-    """Yield the files from *before* that are not among the *known* ones; both are sorted by name."""
+    """Yield the files from *before* that are not among the *known* ones, which are sorted as files are walked."""
     disk = EntryDisk(str(folder))
     names = iter(known)
     name = next(names, None)
@@ -161,7 +160,11 @@ def _orphans(
 
 
 def _files(folder: Path, pause: Callable[[], None]) -> Iterator[str]:
-    for path, folders, names in os.walk(folder):
+    def ignore_if_gone(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for path, folders, names in os.walk(folder, onerror=ignore_if_gone):
         folders.sort()
         within = os.path.relpath(path, folder)
         yield from filter(is_file_name, (f"{within}/{name}" for name in sorted(names)))

@@ -182,9 +182,13 @@ def test_looking_for_damage_drops_no_lock_of_an_open_database(entries: Entries, 
     put(entries, "key", LARGE)
     before = locks()
     assert before
+    is_damage(DatabaseLocked("by another"), tmp_path)
+    assert locks() == before
+    descriptors = os.listdir("/proc/self/fd")
     for error in (DatabaseLocked("by another"), sqlite3.OperationalError("disk I/O error")):
         is_damage(error, tmp_path)
-    assert locks() == before
+        assert locks() == before
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 def test_a_cache_is_in_use_while_anybody_has_it_open(tmp_path: Path) -> None:
@@ -248,6 +252,17 @@ def test_the_least_recently_used_goes_first_and_the_limit_holds(tmp_path: Path) 
         count, used = entries.usage()
         assert 20 < count < 42
         assert used <= limit + 2 * len(LARGE)
+
+
+def test_the_limit_holds_whatever_settings_are_planted(tmp_path: Path) -> None:
+    with entries_in(tmp_path):
+        pass
+    with database(tmp_path) as sql:
+        sql.execute("UPDATE Settings SET value = 0 WHERE key = 'cull_limit'")
+    with entries_in(tmp_path, 10 * len(LARGE)) as entries:
+        for number in range(30):
+            put(entries, f"key{number}", LARGE)
+        assert len(files(tmp_path)) < 12
 
 
 def flip(at: int) -> Callable[[Path], None]:

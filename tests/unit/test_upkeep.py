@@ -124,6 +124,18 @@ def test_damage_is_found_and_only_the_damaged_entry_is_dropped(
     assert check(tmp_path) == []
 
 
+def test_an_entry_that_is_replaced_during_a_check_is_neither_reported_nor_removed(
+    entries: Entries, tmp_path: Path
+) -> None:
+    for key in ("key2", "key4"):
+        change(tmp_path, "UPDATE Cache SET value = x'00' WHERE key = ?", key)
+    findings = upkeep.check(tmp_path, True)
+    assert next(findings).what == "key2"
+    entries.put_many([("key2", SMALL), ("key4", SMALL)])
+    assert list(findings) == []
+    assert [bytes(entries.get(key) or b"") for key in ("key2", "key4")] == [SMALL, SMALL]
+
+
 COLUMNS = ["key", "raw", "store_time", "expire_time", "access_count", "tag", "size", "mode", "filename", "value"]
 VALUES = ["NULL", "1.5", "4611686018427387904", "-5", "x'ff61'", "'text'", "CAST(x'ff61' AS TEXT)"]
 
@@ -166,6 +178,17 @@ def test_an_unknown_file_is_removed_with_its_empty_folders(entries: Entries, tmp
     assert len(files(tmp_path)) == 100
     assert [path.name for path in (tmp_path / "ab" / "cd").iterdir()] == ["notes.txt"]
     assert check(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    entries: Entries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        check(tmp_path)
 
 
 def test_the_age_of_files_is_measured_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
