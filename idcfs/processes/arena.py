@@ -137,6 +137,9 @@ class Arena:
             self._freed = trio.Event()
 
     def _give_back(self, region: Region) -> None:
+        if region.start == region.stop:
+            # Within a larger free region, an empty one would keep its neighbours apart.
+            return
         insort(self._free, region)
         at = self._free.index(region)
         # A free region and its free neighbours become one.
