@@ -86,6 +86,7 @@ class Child:
             return None
         self._process = process
         if self.has_ended:
+            # It was killed meanwhile, and must not get requests whose regions are free again.
             process.kill()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:
@@ -155,8 +156,6 @@ class Child:
 
     def _end(self, reason: str) -> None:
         self.has_ended = True
-        # A process that is being started must not get what it may no longer write for.
-        self._to_send.clear()
         requests, self._requests = self._requests, {}
         # It may write into them until it is reaped.
         self._unreaped += [request.lease for request in requests.values() if request.lease is not None]

@@ -1,6 +1,7 @@
 """A program of one request, which does what that says."""
 
 import os
+import signal
 import sys
 import time
 from typing import NamedTuple
@@ -47,7 +48,9 @@ def run(task: Task, report: Report) -> Message:
         case "end":
             os._exit(int(task.text))
         case "be killed":
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stand still":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "babble":
             os.write(int(sys.argv[1]), b"this is no message\n")
     time.sleep(1000)
