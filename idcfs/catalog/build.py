@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from idcfs.catalog import view
 from idcfs.catalog.description import SERIES_TABLE, write_description
 from idcfs.catalog.index import REPAIR
+from idcfs.catalog.messages import Build, Step
 from idcfs.catalog.table import TableWriter
 from idcfs.errors import CacheUnusable, IndexUnusable, UsageError
 from idcfs.layout import (
@@ -29,7 +30,8 @@ from idcfs.layout import (
     parse_template,
     with_suffix,
 )
-from idcfs.processes.program import Tell, serve
+from idcfs.processes.messages import Done
+from idcfs.processes.server import Report, run_once
 
 SERIES_SCHEMA = pa.schema(
     [("uuid", pa.binary()), ("bucket", pa.uint8()), ("instances", pa.uint32()), ("bytes", pa.uint64())]
@@ -374,35 +376,30 @@ def build_attributes(connection: Connection, destination: Path) -> None:
 
 
 @build_errors()
-def run(specification: dict[str, Any], tell: Tell) -> None:
-    """Build what a specification asks for.
-
-    Its `build` is "catalogue" (the table of all series and the main view), "view" or "attributes"; `folder` is the
-    catalogue's; `tables` maps names to parquet files; for a view there are `view` (the folder to write), `template`
-    and `select` (see `selection`). The messages are ``{"step": text}``.
-    """
-    folder = Path(specification["folder"])
-    connection = connect(specification["tables"])
+def run(request: Build, report: Report) -> Done:
+    """Build what a request asks for; *report* takes each `Step`."""
+    folder = Path(request.folder)
+    connection = connect(request.tables)
     # DuckDB's defaults are most of the machine's memory, and the current folder for what does not fit into it.
     connection.execute(f"SET memory_limit = '{MEMORY}'")
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spilled'))}")
     columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
-    what = specification["build"]
-    if what != "attributes":
+    if request.what != "attributes":
         # Checked first, so that a wrong template or version is refused at once.
-        template = parse_template(specification["template"], columns)
-        _check_version(connection, specification["select"])
-    if what == "catalogue":
-        tell({"step": "reading the index"})
+        template = parse_template(request.template, columns)
+        _check_version(connection, request.select)
+    if request.what == "catalogue":
+        report(Step("reading the index"))
         write_description(folder / "contents.json", build_series(connection, folder))
-        tell({"step": "sorting the tree"})
-    if what == "attributes":
+        report(Step("sorting the tree"))
+    if request.what == "attributes":
         build_attributes(connection, folder / "attributes.parquet")
-        return
-    source = selection(specification["select"])
+        return Done()
+    source = selection(request.select)
     counts = count(connection, source)
-    build_view(connection, folder / SERIES_TABLE, source, template, counts, Path(specification["view"]))
+    build_view(connection, folder / SERIES_TABLE, source, template, counts, Path(request.view))
+    return Done()
 
 
 if __name__ == "__main__":
-    serve(run)
+    run_once(Build, run)

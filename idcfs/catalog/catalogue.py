@@ -26,12 +26,14 @@ import trio
 
 from idcfs.catalog.description import FORMAT, SERIES_TABLE, read_description
 from idcfs.catalog.index import Index
+from idcfs.catalog.messages import Build, Step
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.temporary import TemporaryViews
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound
 from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Done, Message
 
 BATCH_CACHE_BYTES = 64 << 20
 """For the batches of all tables; the names of the three upper levels of the whole tree take 13 MB."""
@@ -220,7 +222,7 @@ class Catalogue:
             async with self._opening, self._lock():
                 if not path.exists():
                     await self._rebuild_if_removed()
-                    await self._run_build(self._specification("attributes", self.folder))
+                    await self._run_build(self._request("attributes", self.folder))
         return path
 
     async def repair(self) -> None:
@@ -268,7 +270,7 @@ class Catalogue:
         try:
             building.mkdir(parents=True)
             key = self._keys[MAIN_GENERATION]
-            await self._run_build(self._specification("catalogue", building, key))
+            await self._run_build(self._request("catalogue", building, key))
             shutil.rmtree(self.folder, ignore_errors=True)
             building.replace(self.folder)
         except OSError as error:
@@ -283,7 +285,7 @@ class Catalogue:
         building = views / f"{key.digest}.{os.getpid()}{_BUILDING}"
         _remove_leftovers(views / key.digest)
         try:
-            await self._run_build(self._specification("view", self.folder, key, building))
+            await self._run_build(self._request("view", self.folder, key, building))
             shutil.rmtree(views / key.digest, ignore_errors=True)
             building.replace(views / key.digest)
         except OSError as error:
@@ -291,22 +293,19 @@ class Catalogue:
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    async def _run_build(self, specification: dict[str, Any]) -> None:
-        await run_child("idcfs.catalog.build", specification, lambda message: self._report(message["step"]))
+    async def _run_build(self, request: Build) -> None:
+        def progressed(step: Message) -> None:
+            assert isinstance(step, Step)
+            self._report(step.text)
 
-    def _specification(
-        self, build: str, folder: Path, key: ViewKey | None = None, view: Path | None = None
-    ) -> dict[str, Any]:
-        specification: dict[str, Any] = {
-            "build": build,
-            "folder": str(folder),
-            "tables": {name: str(path) for name, path in self.index.tables.items()},
-        }
-        if key is not None:
-            specification["template"] = key.template
-            specification["select"] = json.loads(key.select)
-            specification["view"] = str(view or folder / "views" / key.digest)
-        return specification
+        await run_program("idcfs.catalog.build", request, Done, [Step], progressed)
+
+    def _request(self, what: str, folder: Path, key: ViewKey | None = None, view: Path | None = None) -> Build:
+        request = Build(what, str(folder), {name: str(path) for name, path in self.index.tables.items()})
+        if key is None:
+            return request
+        view = view or folder / "views" / key.digest
+        return request._replace(template=key.template, select=json.loads(key.select), view=str(view))
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[None]:

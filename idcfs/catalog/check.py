@@ -2,9 +2,7 @@
 
 import contextlib
 import fcntl
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,8 +11,8 @@ from idcfs.catalog.description import FORMAT, read_description
 from idcfs.catalog.table import BATCH_ROWS, BatchCache, Table
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
-_BATCH_BYTES = 1 << 20
-"""Bytes of batches that are kept: none is looked at twice."""
+_BATCH_BYTES = 2 << 20
+"""Bytes of batches that are kept: one batch of the longest names, as none is looked at twice."""
 
 
 def files(folder: Path) -> list[Path]:
@@ -55,8 +53,10 @@ def drop(folder: Path, path: Path) -> bool:
     A mount that uses the part continues, and builds it again when it meets the damage or looks for the file.
     """
     catalogue, *inside = path.relative_to(folder).parts
-    with _locked(folder / f"{catalogue}.lock") as is_locked:
-        if not is_locked:
+    with (folder / f"{catalogue}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return False
         if inside[0] in {"views", "cohorts"}:
             shutil.rmtree(path.parent, ignore_errors=True)
@@ -65,15 +65,3 @@ def drop(folder: Path, path: Path) -> bool:
         else:
             shutil.rmtree(folder / catalogue, ignore_errors=True)
     return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(file)

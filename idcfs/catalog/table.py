@@ -11,13 +11,12 @@ import errno
 import itertools
 import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import pyarrow as pa
+from cachetools import LRUCache
 
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
@@ -55,33 +54,13 @@ class Strings(Sequence[bytes]):
 Column = Strings | memoryview
 
 
-class BatchCache:
-    """The batches last used, up to *limit* bytes; the oldest goes first."""
+class BatchCache(LRUCache[tuple[int, int], tuple[Column, ...]]):
+    """The batches used last, up to *maxsize* bytes; a batch that is larger raises ValueError."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._batches: OrderedDict[tuple[int, int], tuple[tuple[Column, ...], int]] = OrderedDict()
-
-    def get(self, key: tuple[int, int]) -> tuple[Column, ...] | None:
-        """The batch under *key*, if it is still here."""
-        entry = self._batches.get(key)
-        if entry is None:
-            return None
-        self._batches.move_to_end(key)
-        return entry[0]
-
-    def put(self, key: tuple[int, int], columns: tuple[Column, ...], size: int) -> None:
-        """Keep a batch of *size* bytes and let go of the oldest beyond the limit."""
-        self._batches[key] = (columns, size)
-        self._size += size
-        while self._size > self._limit and len(self._batches) > 1:
-            self._size -= self._batches.popitem(last=False)[1][1]
-
-    def forget(self, key: tuple[int, int]) -> None:
-        """Let go of the batch under *key*, if it is here."""
-        if key in self._batches:
-            self._size -= self._batches.pop(key)[1]
+    @staticmethod
+    def getsizeof(value: tuple[Column, ...]) -> int:
+        """The bytes of a batch."""
+        return sum(len(part) for column in value for part in _buffers(column))
 
 
 class Table:
@@ -120,7 +99,7 @@ class Table:
         """Close the file and drop its batches, because those of small tables take more memory than is counted."""
         self._file.close()
         for number in range(-(-self._length // BATCH_ROWS)):
-            self._cache.forget((self._key, number))
+            self._cache.pop((self._key, number), None)
 
     def __len__(self) -> int:
         return self._length
@@ -142,13 +121,14 @@ class Table:
         return found
 
     def _batch(self, number: int) -> tuple[Column, ...]:
-        columns = self._cache.get((self._key, number))
-        if columns is None:
-            columns, size = self._read(number)
-            self._cache.put((self._key, number), columns, size)
-        return columns
+        key = (self._key, number)
+        try:
+            return self._cache[key]
+        except KeyError:
+            columns = self._cache[key] = self._read(number)
+            return columns
 
-    def _read(self, number: int) -> tuple[tuple[Column, ...], int]:
+    def _read(self, number: int) -> tuple[Column, ...]:
         try:
             batch, metadata = self._reader.get_batch_with_custom_metadata(number)
             wanted = int(metadata[_CHECKSUM])
@@ -160,7 +140,7 @@ class Table:
             raise CatalogueDamaged(f"{self._path}: batch {number} has {batch.num_rows} rows, not {rows}")
         if checksum(number, columns) != wanted:
             raise CatalogueDamaged(f"{self._path}: batch {number} does not match its checksum")
-        return columns, sum(len(part) for column in columns for part in _buffers(column))
+        return columns
 
 
 class TableWriter:
@@ -179,9 +159,7 @@ class TableWriter:
         self._writer = pa.ipc.new_file(str(self._temporary), self._schema)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None and self._pending_rows:
             self._write(self._pending_rows)
         self._writer.close()

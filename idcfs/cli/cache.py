@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import PARTS, counted, main, size_text
+from idcfs.cli.group import PARTS, counted, main
 from idcfs.config import load_settings
 from idcfs.printable import printable
 from idcfs.private import UMASK
@@ -35,9 +36,9 @@ def cache_info(cache_dir: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "limit": settings.cache_limit, "bytes": parts}, indent=2))
         return
-    click.echo(f"{folder}: objects may take {size_text(settings.cache_limit)}")
+    click.echo(f"{folder}: objects may take {filesize.decimal(settings.cache_limit)}")
     for name, used in parts.items():
-        click.echo(f"  {name:<10}{size_text(used):>12}")
+        click.echo(f"  {name:<10}{filesize.decimal(used):>12}")
 
 
 def _disk_use(folder: Path) -> int:
@@ -55,7 +56,7 @@ def _disk_use(folder: Path) -> int:
 def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     """Drop the cached objects and listings. Not while idcfs is mounted."""
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
-    from idcfs.cache.entries import is_in_use
+    from idcfs.cache.database import is_in_use
 
     if any(is_in_use(folder / name) for name in ("objects", "listings")):
         raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (see where: idcfs status)")
@@ -68,7 +69,7 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
         except OSError as error:
             raise errors.CacheUnusable(f"{folder / name}: {error.strerror}; remove it yourself") from error
     after = sum(_disk_use(folder / name) for name in PARTS)
-    click.echo(f"{size_text(before - after)} freed in {folder}")
+    click.echo(f"{filesize.decimal(before - after)} freed in {folder}")
 
 
 @cache.command("verify")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, check_folders, counted, main, size_text
+from idcfs.cli.group import SqlCommand, check_folders, counted, main
 from idcfs.config import Settings, load_settings
 from idcfs.private import UMASK
 
@@ -220,7 +221,7 @@ def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
                     found[name] = "refused"
                 else:
                     summary = kept.summary(version)
-                    found[name] = f"{summary['series']:,} series, {size_text(summary['bytes'])}"
+                    found[name] = f"{summary['series']:,} series, {filesize.decimal(summary['bytes'])}"
             return found
 
     return _run(states)
@@ -325,7 +326,7 @@ def _print_outcome(name: str, outcome: Outcome) -> None:
     click.echo(
         f"{name}: {summary['series']:,} series of {counted(summary['patients'], 'patient')} in "
         f"{counted(len(summary['collections']), 'collection')}, {counted(summary['instances'], 'file')}, "
-        f"{size_text(summary['bytes'])}"
+        f"{filesize.decimal(summary['bytes'])}"
     )
     for licence, series in summary["licences"].items():
         click.echo(f"  {licence}: {series:,} series")

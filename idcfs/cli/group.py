@@ -87,15 +87,6 @@ class SqlCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-def size_text(count: float) -> str:
-    """A number of bytes as people read it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
 def counted(number: int, noun: str) -> str:
     """Return a number of things as people read it, such as 2 files; *noun* has an s in the plural."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

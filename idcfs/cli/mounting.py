@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from idcfs.cli.background import log_to, serve, serve_in_background
 from idcfs.cli.group import check_folders, main
@@ -104,11 +105,10 @@ def _print_message(path: Path, message: dict[str, Any]) -> None:
     if "ready" in message:
         facts = message["ready"]
         counts = facts["counts"]
-        size = counts["bytes"] / 1e12
         click.echo(
             f"IDC v{facts['version']} of {facts['released']}: {counts['collections']:,} collections, "
             f"{counts['patients']:,} patients, {counts['studies']:,} studies, {counts['series']:,} series, "
-            f"{counts['instances']:,} files, {size:.1f} TB"
+            f"{counts['instances']:,} files, {filesize.decimal(counts['bytes'])}"
         )
         click.echo(f"Mounted on {path} from {facts['mirror']}. Unmount with: idcfs unmount {path}")
 

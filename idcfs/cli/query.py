@@ -49,19 +49,15 @@ def _run(settings: Settings, sql: str, limit: int | None, result: Path) -> None:
     import trio
 
     from idcfs.catalog.index import find_index
-    from idcfs.processes.child import run_child
+    from idcfs.catalog.messages import Bound, Query
+    from idcfs.processes.child import run_program
+    from idcfs.processes.messages import Done
 
-    specification = {
-        "tables": find_index(settings.index).query_tables,
-        "memory": settings.query_memory,
-        "sql": sql,
-        "limit": limit,
-        "result": str(result),
-    }
+    request = Query(find_index(settings.index).query_tables, settings.query_memory, sql, limit, str(result))
 
     async def run() -> None:
         with trio.fail_after(settings.query_timeout):
-            await run_child("idcfs.catalog.query", specification)
+            await run_program("idcfs.catalog.query", request, Done, [Bound])
 
     try:
         trio.run(run)

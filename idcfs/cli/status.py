@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import main, size_text
+from idcfs.cli.group import main
 from idcfs.mount import mountpoint as mountpoints
 from idcfs.printable import printable
 
@@ -102,13 +103,13 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("limited", facts["limits_failure"]))
     rows += [
         ("running for", f"{facts['uptime_seconds']:,.0f} s, process {facts['pid']}"),
-        ("served", f"{size_text(facts['bytes_served'])}, {facts['open_files']} files open"),
-        ("fetched", f"{size_text(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests"),
+        ("served", f"{filesize.decimal(facts['bytes_served'])}, {facts['open_files']} files open"),
+        ("fetched", f"{filesize.decimal(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests"),
         ("listings fetched", f"{facts['listings_fetched']:,}"),
         ("found in the cache", "nothing read yet" if rate is None else f"{rate:.0%} of extents"),
     ]
     for name, cache in facts["cache"].items():
-        text = f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}, {cache['entries']:,} entries"
+        text = f"{filesize.decimal(cache['bytes'])} of {filesize.decimal(cache['limit'])}, {cache['entries']:,} entries"
         rows.append((f"cache of {name}", text))
         if cache["failure"]:
             rows.append(("", f"not working: {cache['failure']}"))

@@ -1,7 +1,5 @@
 """The program that makes a view of the series that a cohort's text names; a child process runs it.
 
-    python -m idcfs.cohorts.build < specification
-
 The user's SQL runs in the sandbox of `idcfs.catalog.sandbox` and returns identifiers. A second connection, which the
 SQL cannot reach, finds the series and writes the view.
 """
@@ -14,11 +12,13 @@ import pyarrow as pa
 
 from idcfs.catalog import build
 from idcfs.catalog.description import write_description
+from idcfs.catalog.messages import Bound
 from idcfs.catalog.sandbox import bind, connect_bounded, limit_resources, open_sandbox, refusals
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.cohorts.text import Manifest, parse_text
 from idcfs.errors import QueryRefused, UsageError
 from idcfs.layout import Template, parse_template
-from idcfs.processes.program import Tell, serve
+from idcfs.processes.server import Report, run_once
 
 IDENTIFIERS: dict[str, tuple[str, ...]] = {
     "crdc_series_uuid": (),
@@ -80,43 +80,36 @@ class _ResultColumns:
 
 
 @build.build_errors()
-def run(specification: dict[str, Any], tell: Tell) -> None:
-    """Build what a cohort's text names.
-
-    The specification has `tables` (names to parquet files), `memory` (bytes), `text` (a file), `layout` (for a text
-    that says none), `series` (the table of all series), `folder`, where the view and its facts are to be, and
-    `only_bind`, to end once the text is known to be sound. The messages are ``{"step": "bound"}``, at that point, and
-    ``{"facts": ...}``.
-    """
+def run(request: BuildCohort, report: Report) -> Facts:
+    """Build what a cohort's text names; *report* takes `Bound`."""
     started = time.monotonic()
-    folder = Path(specification["folder"])
+    folder = Path(request.folder)
     folder.mkdir(parents=True)
-    limit_resources(specification["memory"], folder)
+    limit_resources(request.memory, folder)
     with refusals():
-        facts = _build(specification, tell, folder)
-    if not facts:
-        return
-    facts["seconds"] = round(time.monotonic() - started, 3)
-    write_description(folder / "facts.json", facts)
-    tell({"facts": facts})
+        facts = _build(request, report, folder)
+    if facts:
+        facts["seconds"] = round(time.monotonic() - started, 3)
+        write_description(folder / "facts.json", facts)
+    return Facts(facts)
 
 
-def _build(specification: dict[str, Any], tell: Tell, folder: Path) -> dict[str, Any]:
-    text = parse_text(Path(specification["text"]).read_bytes())
-    layout = specification["layout"] if text.layout is None else text.layout
-    connection = connect_bounded(specification["tables"], specification["memory"])
+def _build(request: BuildCohort, report: Report, folder: Path) -> dict[str, Any]:
+    text = parse_text(Path(request.text).read_bytes())
+    layout = request.layout if text.layout is None else text.layout
+    connection = connect_bounded(request.tables, request.memory)
     if text.manifest is not None:
         template = _template(layout, _index_columns(connection))
-        tell({"step": "bound"})
-        if specification["only_bind"]:
+        report(Bound())
+        if request.only_bind:
             return {}
         problems = _match_manifest(connection, text.manifest, template)
     else:
-        template, problems = _match_query(connection, specification, text.sql or "", layout, tell)
-        if specification["only_bind"]:
+        template, problems = _match_query(connection, request, text.sql or "", layout, report)
+        if request.only_bind:
             return {}
     facts = _facts(connection) | problems | {"layout": template.text}
-    build.build_view(connection, Path(specification["series"]), "matched", template, facts["counts"], folder)
+    build.build_view(connection, Path(request.series), "matched", template, facts["counts"], folder)
     return facts
 
 
@@ -134,16 +127,16 @@ def _template(layout: str, columns: frozenset[str]) -> Template:
 
 
 def _match_query(
-    connection: build.Connection, specification: dict[str, Any], sql: str, layout: str, tell: Tell
+    connection: build.Connection, request: BuildCohort, sql: str, layout: str, report: Report
 ) -> tuple[Template, dict[str, Any]]:
     """Make the table `matched` of the series of a SELECT; returns the layout, and the facts of rows without series."""
-    sandbox = open_sandbox(specification["tables"], specification["memory"])
+    sandbox = open_sandbox(request.tables, request.memory)
     relation = bind(sandbox, sql)
     known = _index_columns(connection)
     given = _ResultColumns(relation.columns, known)
     template = _template(layout, known | frozenset(given.positions))
-    tell({"step": "bound"})
-    if specification["only_bind"]:
+    report(Bound())
+    if request.only_bind:
         return template, {}
     values = given.values(template)
     taken = {f"k{number}": name for number, name in enumerate(given.keys)}
@@ -246,4 +239,4 @@ def _facts(connection: build.Connection) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve(run)
+    run_once(BuildCohort, run)

@@ -24,9 +24,11 @@ import trio
 from idcfs import errors
 from idcfs.catalog.catalogue import Catalogue
 from idcfs.catalog.description import SERIES_TABLE, read_description, write_description
+from idcfs.catalog.messages import Bound
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.config import Settings
 from idcfs.errors import CatalogueDamaged, ChildEnded, QueryRefused, QueryTooCostly
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
 
 AT_ONCE = 2
 """Children that build at the same time: more would compete for cores, and take three gigabytes each."""
@@ -173,41 +175,36 @@ class Results:
                 await trio.to_thread.run_sync(_remove, building)
 
     async def _run(self, source: Path, building: Path, bound: Callable[[], None], only_bind: bool) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
+        request = BuildCohort(
+            tables=self._catalogue.index.query_tables,
+            memory=self._settings.query_memory,
+            text=str(source),
+            layout=self._settings.layout,
+            series=str(self._catalogue.folder / SERIES_TABLE),
+            folder=str(building),
+            only_bind=only_bind,
+        )
 
-        def hear(message: dict[str, Any]) -> None:
-            if "facts" in message:
-                facts.update(message["facts"])
-            else:
-                bound()
+        async def run() -> Facts:
+            return await run_program("idcfs.cohorts.build", request, Facts, [Bound], lambda step: bound())
 
-        specification = {
-            "tables": self._catalogue.index.query_tables,
-            "memory": self._settings.query_memory,
-            "text": str(source),
-            "layout": self._settings.layout,
-            "series": str(self._catalogue.folder / SERIES_TABLE),
-            "folder": str(building),
-            "only_bind": only_bind,
-        }
         if await trio.to_thread.run_sync(lambda: self._catalogue.index.query_fingerprint) != self._inputs[0]:
             raise errors.IndexUnusable("the IDC index has changed since this mount was made; mount again")
         limit = self._settings.query_timeout
         try:
             with trio.fail_after(limit):
                 try:
-                    await run_child("idcfs.cohorts.build", specification, hear)
+                    return (await run()).facts
                 except ChildEnded:
                     # Somebody may have killed the child.
                     await trio.to_thread.run_sync(_remove, building)
-                    await run_child("idcfs.cohorts.build", specification, hear)
+                    return (await run()).facts
         except trio.TooSlowError:
             raise QueryTooCostly(f"the query took more than {limit:g} seconds; set query_timeout to more") from None
         except ChildEnded as error:
             raise QueryTooCostly(
                 f"the query ended its process; it may need more memory: set query_memory ({error})"
             ) from error
-        return facts
 
     def _keep(self, building: Path, folder: Path) -> None:
         """Give a result its name, replace an older one of the same text, and remove the least recently used ones."""

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import pyfuse3
 import trio
 
-from idcfs.cache.client import ExtentCache, open_extent_cache
-from idcfs.cache.listing_cache import Cache, open_cache
+from idcfs.cache.client import open_caches
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import find_index
 from idcfs.cohorts.folder import CohortFolder
@@ -32,13 +31,12 @@ from idcfs.metrics import Metrics
 from idcfs.mount import mountpoint as mountpoints
 from idcfs.mount.crawlers import Crawlers
 from idcfs.mount.fuse import Adapter
-from idcfs.mount.signals import Ending
+from idcfs.mount.signals import SignalHandler
 from idcfs.mount.stacks import write_on_signal
 from idcfs.pages.client import PageCache, open_page_cache
 from idcfs.processes.arena import Arena
 from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listings
-from idcfs.reading.prefetcher import Prefetcher
 from idcfs.reading.reader import Reader
 from idcfs.reading.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
@@ -101,29 +99,29 @@ async def serve(settings: Settings, mountpoint: Path, tell: Tell, demo: bool = F
     # Each view that is open has a file for each of its levels.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    ending = Ending(mountpoint)
+    signals = SignalHandler(mountpoint)
     async with trio.open_nursery() as nursery:
-        await nursery.start(ending.obey)
+        await nursery.start(signals.run)
         nursery.start_soon(write_on_signal)
-        with ending.starting:
+        with signals.starting:
             if demo:
-                await _serve_demo(settings, ending, mountpoint, tell)
+                await _serve_demo(settings, signals, mountpoint, tell)
             else:
-                await _serve(settings, settings.cache_dir, ending, mountpoint, tell)
+                await _serve(settings, settings.cache_dir, signals, mountpoint, tell)
         nursery.cancel_scope.cancel()
-    ending.check()
+    signals.check()
 
 
-async def _serve(settings: Settings, bytes_folder: Path, ending: Ending, mountpoint: Path, tell: Tell) -> None:
+async def _serve(settings: Settings, bytes_folder: Path, signals: SignalHandler, mountpoint: Path, tell: Tell) -> None:
     def be_ready() -> None:
-        ending.ready()
+        signals.ready()
         _be_ready(opened, mountpoint, settings.timeout, tell)
 
     async with _open_filesystem(settings, bytes_folder, lambda step: tell({"step": step})) as opened:
-        await _mount(opened.adapter, mountpoint, settings, ending, be_ready)
+        await _mount(opened.adapter, mountpoint, settings, signals, be_ready)
 
 
-async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell: Tell) -> None:
+async def _serve_demo(settings: Settings, signals: SignalHandler, mountpoint: Path, tell: Tell) -> None:
     from idcfs.demo import temporary_folder, write_demo_mirror
 
     tell({"step": "writing the sample mirror"})
@@ -131,14 +129,14 @@ async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell
     with temporary_folder() as folder:
         mirror = folder / "mirror"
         await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
-        await _serve(replace(settings, mirror=str(mirror)), folder / "cache", ending, mountpoint, tell)
+        await _serve(replace(settings, mirror=str(mirror)), folder / "cache", signals, mountpoint, tell)
 
 
 class _Opened(NamedTuple):
     """What serves a mount; `facts` is for the user, `source` is the mirror that is asked first."""
 
     adapter: Adapter
-    reader: Reader
+    seconds: list[float]
     control: Control
     facts: dict[str, Any]
     source: ObjectStore
@@ -167,10 +165,11 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             open_catalogue(settings.cache_dir, find_index(settings.index), settings.layout, settings.idc_version, tell)
         )
         arena = stack.enter_context(Arena(settings.memory))
-        folders = folder / "objects", folder / "listings"
-        extents = open_extent_cache(folders[0], settings.cache_limit, arena, swept=folders)
-        objects = await stack.enter_async_context(extents)
-        lists = await stack.enter_async_context(open_cache(folders[1], LISTING_CACHE_BYTES))
+        folders = {
+            "objects": (folder / "objects", settings.cache_limit),
+            "listings": (folder / "listings", LISTING_CACHE_BYTES),
+        }
+        caches = await stack.enter_async_context(open_caches(folders, arena))
         pages = await stack.enter_async_context(open_page_cache(arena))
         sources = [_source(member, arena, settings.timeout) for member in mirror.members or [mirror]]
         breakers = _guarded(sources, mirror)
@@ -179,12 +178,13 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             store = FailoverStore([Member(*pair) for pair in zip(mirror.members, breakers, strict=True)])
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
-        listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, settings.timeout)
+        listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, settings.timeout)
         order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, settings.timeout, arena)
-        prefetcher = Prefetcher(fetcher, listings, pages, nursery)
-        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, settings.timeout, arena.size, order.following)
-        caches: dict[str, Cache | ExtentCache] = {"objects": objects, "listings": lists}
+        seconds = [settings.timeout]
+        fetcher = Fetcher(
+            store, mirror, caches["objects"], listings, pages, metrics, nursery, lambda: seconds[0], arena
+        )
+        reader = Reader(fetcher, listings, metrics, nursery, lambda: seconds[0], arena.size, order.following)
         control = Control(catalogue, mirror, caches, metrics, breakers)
         results = Results(catalogue, settings)
         tidy = CohortFolder(settings.cohort_dir).remove_leftovers
@@ -196,9 +196,9 @@ async def _open_filesystem(settings: Settings, folder: Path, tell: Callable[[str
             await catalogue.attributes_file()
         crawlers = Crawlers(filter(None, (name.strip() for name in settings.refuse.split(","))))
         adapter = Adapter(filesystem, metrics, settings.xattr, settings.allow_other_cohorts, crawlers)
-        yield _Opened(adapter, reader, control, _facts(catalogue, mirror), sources[0], pages)
+        yield _Opened(adapter, seconds, control, _facts(catalogue, mirror), sources[0], pages)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
-            await fetcher.finish_writing()
+            await caches["objects"].finish()
         nursery.cancel_scope.cancel()
 
 
@@ -248,7 +248,7 @@ def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
 
 
 async def _mount(
-    adapter: Adapter, mountpoint: Path, settings: Settings, ending: Ending, ready: Callable[[], None]
+    adapter: Adapter, mountpoint: Path, settings: Settings, signals: SignalHandler, ready: Callable[[], None]
 ) -> None:
     options = {"fsname=idcfs", f"subtype={mountpoints.SUBTYPE}"}
     if settings.allow_other:
@@ -259,7 +259,7 @@ async def _mount(
     except RuntimeError as error:
         raise MountFailed(f"{mountpoint}: the kernel refused the mount ({error})") from error
     try:
-        with ending.mounted(pyfuse3.terminate):
+        with signals.mounted(pyfuse3.terminate):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_when_answering, mountpoint, ready)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
@@ -283,7 +283,7 @@ def _let_many_wait(opened: _Opened, limits: Path, timeout: float) -> None:
         (limits / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
     except OSError as error:
         short = min(timeout, SHORT_TIMEOUT)
-        opened.reader.shorten(short)
+        opened.seconds[0] = short
         why = f"{limits / 'max_background'}: {error.strerror}"
         failure = f"the kernel lets few reads wait, so none does for more than {short:g} seconds: {why}"
         opened.control.limits_failure = failure

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import trio
 
-from idcfs.cache.listing_cache import Cache
+from idcfs.cache.client import Cache
 from idcfs.catalog.catalogue import Series
 from idcfs.catalog.table import Strings, column_of
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Unreachable, Untrusted, first_error
@@ -107,8 +107,8 @@ class Listings:
         self._series = series
         self._metrics = metrics
         self._nursery = nursery
-        self._flights = Flights[int, Listing](nursery, timeout)
-        self._refreshes = Flights[int, Listing](nursery, timeout)
+        self._flights = Flights[int, Listing](nursery, lambda: timeout)
+        self._refreshes = Flights[int, Listing](nursery, lambda: timeout)
         # Inode numbers are places in a listing, so one that may not be found the same again stays.
         self._pinned: dict[int, Listing] = {}
         self._remembered: OrderedDict[int, Listing] = OrderedDict()
@@ -170,7 +170,7 @@ class Listings:
         return f"{self._mirror.listing_namespace}/{self._series(row).uuid}/{_FORMAT}"
 
     async def _load(self, row: int) -> Listing:
-        kept = await self._cache.get(self._key(row))
+        kept = await self._cache.get_bytes(self._key(row))
         listing = _unpack(kept) if kept is not None else None
         if listing is None:
             listing = await self._ask(self._series(row), row)
@@ -211,13 +211,13 @@ class Listings:
         batch = found.batch(bucket)
         if _is_short(series, len(found), sum(found.sizes)):
             # Kept in memory only: this mount stays with it, the next one asks again.
-            await self._cache.delete(self._key(row))
+            await self._cache.delete([self._key(row)])
             log.warning(
                 "series %s: bucket %s lists %d instances, the index says %s",
                 series.uuid, bucket, len(found), series.instances or f"{series.size / 1e6:g} MB",
             )  # fmt: skip
         else:
-            await self._cache.put(self._key(row), _pack(batch))
+            await self._cache.put_bytes(self._key(row), _pack(batch))
         return _listing(batch)
 
     async def _list(self, bucket: str, series: Series) -> "_Instances":
@@ -336,7 +336,7 @@ def _pack(batch: pa.RecordBatch) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
-def _unpack(kept: memoryview) -> Listing | None:
+def _unpack(kept: bytes) -> Listing | None:
     try:
         with pa.ipc.open_stream(pa.py_buffer(kept)) as reader:
             return _listing(reader.read_next_batch())

@@ -11,10 +11,9 @@ from idcfs.catalog.catalogue import Catalogue
 _REMEMBERED = 4096
 """Series whose place is known; the least recently met are forgotten first. A guess: more than readers are at."""
 
-
 FIRST_LISTED_AHEAD = 1
 LISTED_AHEAD = 8
-"""Series listed ahead of who opens the folder of one, and of who goes from one to the next."""
+"""Series listed ahead of a program that opens the folder of one, and of a program that goes from one to the next."""
 
 
 class SeriesOrder:
@@ -26,14 +25,14 @@ class SeriesOrder:
         self._entered: int | None = None
 
     def met(self, series: int, generation: int, group: int) -> None:
-        """A series was looked at in a view."""
+        """Note that a series was looked at in a view."""
         self._places[series] = generation, group
         self._places.move_to_end(series)
         if len(self._places) > _REMEMBERED:
             self._places.popitem(last=False)
 
     def entered(self, series: int, generation: int, group: int) -> list[int]:
-        """The folder of a series is opened in a view; returns the series that had better be listed now."""
+        """Note that the folder of a series is opened in a view; returns the series to list ahead."""
         self.met(series, generation, group)
         goes_on = self._entered is not None and self.following(self._entered) == series
         self._entered = series

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import trio
 
 from idcfs import __version__
-from idcfs.cache.client import ExtentCache
-from idcfs.cache.listing_cache import Cache
+from idcfs.cache.client import Cache
 from idcfs.catalog.catalogue import (
     ANALYSIS_RESULT_GENERATIONS,
     BY_UUID_GENERATION,
@@ -68,7 +67,7 @@ class Control:
         self,
         catalogue: Catalogue,
         mirror: Mirror,
-        caches: Mapping[str, Cache | ExtentCache],
+        caches: Mapping[str, Cache],
         metrics: Metrics,
         breakers: Sequence[BreakerStore] = (),
     ) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from idcfs.cache.client import ExtentCache, open_extent_cache
-from idcfs.cache.listing_cache import open_cache
+from idcfs.cache.client import Cache, open_caches
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
 from idcfs.cohorts.registry import Cohorts
@@ -23,10 +22,9 @@ from idcfs.pages.client import open_page_cache
 from idcfs.processes.arena import Arena
 from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listings
-from idcfs.reading.prefetcher import Prefetcher
 from idcfs.reading.reader import Reader
 from idcfs.reading.series_order import SeriesOrder
-from idcfs.store.base import ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import parse_mirror
 from idcfs.tree.control import Control
 from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
@@ -47,8 +45,7 @@ class Opened:
     catalogue: Catalogue
     listings: Listings
     fetcher: Fetcher
-    prefetcher: Prefetcher
-    objects: ExtentCache
+    objects: Cache
     arena: Arena
     metrics: Metrics
     cohorts: Cohorts
@@ -95,9 +92,9 @@ class Opened:
         with trio.fail_after(PATIENCE):
             while True:
                 await trio.testing.wait_all_tasks_blocked()
-                await self.fetcher.finish_writing()
-                flights = self.listings._flights, self.fetcher._flights, self.fetcher._learning
-                if not any(each._flights for each in flights) and not self.prefetcher._fetching:
+                await self.objects.finish()
+                flights = self.listings._flights, self.fetcher._flights, self.fetcher._disk._learning
+                if not any(len(each) for each in flights) and not self.fetcher._window.under_way:
                     return
                 await trio.sleep(0.005)
 
@@ -123,22 +120,24 @@ async def open_filesystem(
     async with contextlib.AsyncExitStack() as stack:
         catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, report=tell))
         arena = stack.enter_context(Arena(memory))
-        objects = await stack.enter_async_context(open_extent_cache(cache / "objects", LIMIT, arena))
-        lists = await stack.enter_async_context(open_cache(cache / "listings", LIMIT))
+        folders = {name: (cache / name, LIMIT) for name in ("objects", "listings")}
+        caches = await stack.enter_async_context(open_caches(folders, arena))
+        objects = caches["objects"]
         # Does nothing, for nothing is mounted.
         pages = await stack.enter_async_context(open_page_cache(arena))
+        if isinstance(store, MemoryStore):
+            store.arena = arena
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
-        listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
+        listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, seconds)
         order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, seconds, arena)
-        prefetcher = Prefetcher(fetcher, listings, pages, nursery)
-        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, seconds, arena.size, order.following)
-        control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
+        fetcher = Fetcher(store, mirror, objects, listings, pages, metrics, nursery, lambda: seconds, arena)
+        reader = Reader(fetcher, listings, metrics, nursery, lambda: seconds, arena.size, order.following)
+        control = Control(catalogue, mirror, caches, metrics)
         settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
         registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
         filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
-        yield Opened(filesystem, catalogue, listings, fetcher, prefetcher, objects, arena, metrics, registry)
+        yield Opened(filesystem, catalogue, listings, fetcher, objects, arena, metrics, registry)
         nursery.cancel_scope.cancel()
 
 
@@ -166,7 +165,7 @@ class GatedStore(MemoryStore):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    ) -> Body:
         data = await super().get(bucket, key, start, stop, version, progress)
         await self.gate.wait()
         return data

@@ -1,7 +1,4 @@
-import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,13 @@ import pytest
 from idcfs.catalog import build
 from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index, find_index
+from idcfs.catalog.messages import Build, Step
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.errors import IndexUnusable
-from idcfs.processes import program
+from idcfs.processes.messages import Done, Message
 from tests.index_factory import INDEX_SCHEMA, PriorRow, Row, make_index, make_uuid
+from tests.processes import started
 
 ROWS = [
     Row("a", "p1", revised=1),
@@ -38,24 +37,30 @@ def tables(index: Index) -> dict[str, str]:
     return {name: str(path) for name, path in index.tables.items()}
 
 
-def run(folder: Path, index: Index, **specification: Any) -> list[str]:
+def run(folder: Path, index: Index, what: str, **fields: Any) -> list[str]:
+    """Build something; returns the steps that are reported."""
     steps: list[str] = []
-    specification |= {"folder": str(folder), "tables": tables(index)}
-    build.run(specification, lambda message: steps.append(message["step"]))
+
+    def report(step: Message) -> None:
+        assert isinstance(step, Step)
+        steps.append(step.text)
+
+    assert build.run(Build(what, str(folder), tables(index), **fields), report) == Done()
     return steps
 
 
 def build_catalogue(folder: Path, index: Index) -> Path:
     built = folder / "built"
     built.mkdir()
-    run(built, index, build="catalogue", template="%PatientID", select={}, view=str(built / "main"))
+    steps = run(built, index, what="catalogue", template="%PatientID", select={}, view=str(built / "main"))
+    assert steps == ["reading the index", "sorting the tree"]
     return built
 
 
 def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, str]:
     """Return the UUID of the series of each patient in the view of *select*."""
     view_folder = folder / f"view{random.random()}"
-    run(folder, index, build="view", template="%PatientID", select=select, view=str(view_folder))
+    run(folder, index, what="view", template="%PatientID", select=select, view=str(view_folder))
     cache = BatchCache(1 << 20)
     view, series = View(view_folder, cache), Table(folder / "series.arrow", cache)
     return {
@@ -67,7 +72,7 @@ def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, st
 def counts(folder: Path, built: Path, index: Index, select: dict[str, Any]) -> Mapping[str, int]:
     """Return the totals of the view of *select*."""
     view = folder / f"view{random.random()}"
-    run(built, index, build="view", template="%PatientID", select=select, view=str(view))
+    run(built, index, what="view", template="%PatientID", select=select, view=str(view))
     return View(view, BatchCache(1 << 20)).counts
 
 
@@ -82,7 +87,7 @@ def test_the_table_of_all_series_always_has_the_same_order(tmp_path: Path) -> No
         index = make_index(tmp_path / f"index{number}", rows, prior)
         built = tmp_path / f"built{number}"
         built.mkdir()
-        run(built, index, build="catalogue", template="%PatientID", select={}, view=str(built / "main"))
+        run(built, index, what="catalogue", template="%PatientID", select={}, view=str(built / "main"))
         series = Table(built / "series.arrow", BatchCache(1 << 20))
         buckets = read_description(built / "contents.json")["buckets"]
         orders.append(
@@ -139,7 +144,7 @@ def test_views_of_other_sets_of_series(tmp_path: Path) -> None:
     assert patients(built, index, {"analysis_result": "none"}) == {}
     assert patients(built, index, {}) == uuids(*ROWS)
     folder = tmp_path / "by-uuid"
-    run(built, index, build="view", template="%crdc_series_uuid", select={"all": True}, view=str(folder))
+    run(built, index, what="view", template="%crdc_series_uuid", select={"all": True}, view=str(folder))
     view = View(folder, BatchCache(1 << 20))
     everything = sorted({row.uuid for row in (*ROWS, *PRIOR)})
     assert [name.decode() for name in view.names(1, view.children(0, 0))] == everything
@@ -160,7 +165,7 @@ def test_attributes_are_in_the_rows_of_their_series(tmp_path: Path) -> None:
     rows = [Row("c", f"p{number}", uuid=make_uuid(number), sizes=()) for number in range(20_000)]
     index = make_index(tmp_path / "index", rows, PRIOR)
     built = build_catalogue(tmp_path, index)
-    run(built, index, build="attributes")
+    run(built, index, what="attributes")
     attributes = pq.ParquetFile(built / "attributes.parquet", page_checksum_verification=True)
     series = Table(built / "series.arrow", BatchCache(1 << 20))
     assert [attributes.metadata.row_group(group).num_rows for group in range(3)] == [8192, 8192, 3619]
@@ -231,22 +236,19 @@ def middle_overwritten(folder: Path) -> None:
         (middle_overwritten, "not readable"),
     ],
 )
-def test_an_unusable_index_is_reported_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
+def test_an_index_that_cannot_be_used_is_said_in_one_line(
+    tmp_path: Path, change: Callable[[Path], None], message: str
 ) -> None:
     index = make_index(tmp_path / "index", ROWS, PRIOR)
     change(tmp_path / "index")
     (tmp_path / "built").mkdir()
-    specification = {
-        "build": "catalogue", "folder": str(tmp_path / "built"), "tables": tables(index), "template": "%PatientID",
-        "select": {}, "view": str(tmp_path / "built" / "main"),
-    }  # fmt: skip
-    assert program.attempt(build.run, specification) == 1
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["error"] == "IndexUnusable"
-    assert message in last["message"]
-    assert "\n" not in last["message"]
-    assert "pip install" in last["message"], "the message says what to do"
+    view = str(tmp_path / "built" / "main")
+    with pytest.raises(IndexUnusable) as raised:
+        run(tmp_path / "built", index, what="catalogue", template="%PatientID", select={}, view=view)
+    last = str(raised.value)
+    assert message in last
+    assert "\n" not in last
+    assert "pip install" in last, "the way out"
 
 
 def test_an_index_without_a_needed_file_is_refused(tmp_path: Path) -> None:
@@ -269,14 +271,9 @@ def test_another_index_has_another_fingerprint(tmp_path: Path) -> None:
 def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [Row("c", f"p{number}", sizes=()) for number in range(5000)])
     (tmp_path / "built").mkdir()
-    specification = {
-        "build": "catalogue", "folder": str(tmp_path / "built"), "tables": tables(index), "template": "%PatientID",
-        "select": {}, "view": str(tmp_path / "built" / "main"),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "idcfs.catalog.build"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(specification).encode() + b"\n")
-    child.stdin.close()
-    assert child.wait(60) == 1
+    built = str(tmp_path / "built")
+    request = Build("catalogue", built, tables(index), template="%PatientID", view=f"{built}/main")
+    with started("idcfs.catalog.build", request) as (child, connection):
+        connection.close()
+        assert child.wait(60) == 1
     assert not (tmp_path / "built" / "main" / "view.json").exists()

@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from idcfs.catalog import build as catalogue_build
 from idcfs.catalog.index import Index
+from idcfs.catalog.messages import Bound
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.cohorts import build
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.errors import QueryRefused
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Message
 from tests.index_factory import INDEX_SCHEMA, PriorRow, Row, make_index, make_uuid
 from tests.tree_model import tree
 from tests.unit.test_view import walk
@@ -56,42 +59,42 @@ class World:
         catalogue_build.build_series(connection, folder / "built")
         self._numbers = itertools.count()
 
-    def specification(self, text: bytes, layout: str = DEFAULT_TEMPLATE, memory: int = MEMORY) -> dict[str, Any]:
+    def request(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE, memory: int = MEMORY) -> BuildCohort:
         number = next(self._numbers)
         file = self.folder / f"text{number}"
-        file.write_bytes(text)
-        return {
-            "tables": self.index.query_tables,
-            "memory": memory,
-            "text": str(file),
-            "layout": layout,
-            "series": str(self.folder / "built" / "series.arrow"),
-            "folder": str(self.folder / f"view{number}"),
-            "only_bind": False,
-        }
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        return BuildCohort(
+            tables=self.index.query_tables,
+            memory=memory,
+            text=str(file),
+            layout=layout,
+            series=str(self.folder / "built" / "series.arrow"),
+            folder=str(self.folder / f"view{number}"),
+            only_bind=False,
+        )
 
     def ask(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE) -> Asked:
-        """Build in this process, whose memory must not be limited."""
-        told: list[dict[str, Any]] = []
-        specification = self.specification(text.encode() if isinstance(text, str) else text, layout)
+        """Build in this process, which must stay as large as it is."""
+        reported: list[Message] = []
+        request = self.request(text, layout)
         with patch.object(build, "limit_resources"):
-            build.run(specification, told.append)
-        assert told[0] == {"step": "bound"}
-        return self._open(specification, told[-1]["facts"])
+            facts = build.run(request, reported.append)
+        assert reported == [Bound()]
+        return self._open(request, facts)
 
     async def ask_child(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE) -> Asked:
-        told: list[dict[str, Any]] = []
-        specification = self.specification(text.encode() if isinstance(text, str) else text, layout)
-        await run_child("idcfs.cohorts.build", specification, told.append)
-        assert told[0] == {"step": "bound"}
-        return self._open(specification, told[-1]["facts"])
+        reported: list[Message] = []
+        request = self.request(text, layout)
+        facts = await run_program("idcfs.cohorts.build", request, Facts, [Bound], reported.append)
+        assert reported == [Bound()]
+        return self._open(request, facts)
 
-    def _open(self, specification: dict[str, Any], facts: dict[str, Any]) -> Asked:
+    def _open(self, request: BuildCohort, found: Facts) -> Asked:
         cache = BatchCache(1 << 20)
-        view, series = View(Path(specification["folder"]), cache), Table(Path(specification["series"]), cache)
+        view, series = View(Path(request.folder), cache), Table(Path(request.series), cache)
         paths = {path: str(uuid.UUID(bytes=series.value(0, row))) for path, row in walk(view).items()}
-        # The facts pass through a pipe or a file.
-        facts = json.loads(json.dumps(facts))
+        # As they come through a socket or a file.
+        facts = json.loads(json.dumps(found.facts))
         assert facts["counts"] == view.counts
         assert facts["counts"]["series"] == len(set(paths.values())) == len(paths)
         view.close()
@@ -459,14 +462,15 @@ def test_a_fetched_table_that_is_broken_does_no_harm_to_other_queries(small: Wor
     for name in names[:3]:
         (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
     index = Index(small.index.folder, small.index.tables, {name: tmp_path / f"{name}.parquet" for name in names})
-    specification = small.specification(b"SELECT 'p2' AS PatientID") | {"tables": index.query_tables}
-    told: list[dict[str, Any]] = []
+    reported: list[Message] = []
     with patch.object(build, "limit_resources"):
-        build.run(specification, told.append)
-        assert told[-1]["facts"]["counts"]["series"] == 1
-        specification = small.specification(b"SELECT PatientID FROM half") | {"tables": index.query_tables}
+        request = small.request("SELECT 'p2' AS PatientID")._replace(tables=index.query_tables)
+        assert build.run(request, reported.append).facts["counts"]["series"] == 1
+        assert reported == [Bound()]
+        request = small.request("SELECT PatientID FROM half")._replace(tables=index.query_tables)
         with pytest.raises(QueryRefused, match="half does not exist"):
-            build.run(specification, told.append)
+            build.run(request, reported.append)
+        assert reported == [Bound()]
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 
 from idcfs.catalog import build as catalogue_build
 from idcfs.catalog.catalogue import open_catalogue
+from idcfs.catalog.messages import Bound
 from idcfs.cohorts import text
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.cohorts.results import Results
 from idcfs.cohorts.text import MAX_SQL, CohortText, Manifest, parse_text
 from idcfs.config import Settings
 from idcfs.errors import ChildEnded, QueryRefused, QueryTooLong
 from idcfs.layout import DEFAULT_TEMPLATE
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
 from tests.index_factory import Row, make_index, make_uuid
+from tests.processes import children_of
 from tests.unit.test_query import HOSTILE, TABLES, hostile_text
 
 UUID = "0123abcd-0000-4000-8000-00000000000f"
@@ -276,16 +279,8 @@ ENDLESS = {
 
 
 def building_children() -> list[int]:
-    """Return the children of this process that build cohorts."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"idcfs.cohorts.build" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    """The cohorts' builders that are children of this process."""
+    return children_of(os.getpid(), "idcfs.cohorts.build")
 
 
 class RealWorld:
@@ -305,18 +300,13 @@ class RealWorld:
             if isinstance(data, str):
                 data = hostile_text(data, self.cwd).encode()
             source.write_bytes(data)
-            told: list[dict[str, Any]] = []
-            specification = {
-                "tables": TABLES, "memory": memory, "only_bind": False, "text": str(source), "layout": DEFAULT_TEMPLATE,
-                "series": str(self.series), "folder": f"{source}.view",
-            }  # fmt: skip
+            view = f"{source}.view"
+            request = BuildCohort(TABLES, memory, str(source), DEFAULT_TEMPLATE, str(self.series), view, False)
             try:
                 with trio.fail_after(seconds):
-                    await run_child("idcfs.cohorts.build", specification, told.append)
+                    return (await run_program("idcfs.cohorts.build", request, Facts, [Bound])).facts
             except (QueryRefused, ChildEnded, trio.TooSlowError) as error:
                 return error
-            facts: dict[str, Any] = told[-1]["facts"]
-            return facts
 
     def check_is_untouched(self) -> None:
         assert [path.name for path in self.cwd.iterdir()] == ["secret.csv"]

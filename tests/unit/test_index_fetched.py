@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from idcfs.catalog.index import Index, find_index
-from idcfs.processes.child import run_child
+from idcfs.catalog.messages import Bound, Query
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Done
 from tests.index_factory import Row, make_index
 
 
@@ -61,11 +63,8 @@ def test_an_installed_table_is_preferred_to_a_fetched_one_of_the_same_name(fetch
 async def test_a_query_reads_a_fetched_table(fetched: Path, tmp_path: Path) -> None:
     write_table(fetched / "sm_index.parquet", "seen")
     result = tmp_path / "result"
-    specification = {
-        "tables": find_index().query_tables, "memory": 3 << 30, "sql": "FROM sm_index", "limit": None,
-        "result": str(result),
-    }  # fmt: skip
-    await run_child("idcfs.catalog.query", specification)
+    request = Query(find_index().query_tables, 3 << 30, "FROM sm_index", None, str(result))
+    await run_program("idcfs.catalog.query", request, Done, [Bound])
     assert pa.ipc.open_stream(pa.memory_map(str(result))).read_all().to_pylist() == [{"value": "seen"}]
 
 

@@ -1,9 +1,6 @@
 """Users' SQL in its sandbox: what it may do, and sixty attempts to do more."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +8,12 @@ import pytest
 import trio
 
 from idcfs.catalog.index import find_index
+from idcfs.catalog.messages import Bound, Query
 from idcfs.errors import ChildEnded, IdcfsError, QueryRefused
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Decoder, Done, Message
 from tests.index_factory import Row, make_index
+from tests.processes import children_of, started
 
 MEMORY = 3 << 30
 TABLES = {name: str(path) for name, path in find_index().tables.items()}
@@ -26,9 +26,11 @@ async def ask(
     import pyarrow as pa
 
     result = folder / "result.arrow"
-    specification = {"tables": tables, "memory": MEMORY, "sql": sql, "limit": limit, "result": str(result)}
+    reported: list[Message] = []
     with trio.fail_after(seconds):
-        await run_child("idcfs.catalog.query", specification)
+        request = Query(tables, MEMORY, sql, limit, str(result))
+        await run_program("idcfs.catalog.query", request, Done, [Bound], reported.append)
+    assert reported == [Bound()]
     rows: list[dict[str, Any]] = pa.ipc.open_stream(pa.memory_map(str(result))).read_all().to_pylist()
     return rows
 
@@ -156,16 +158,8 @@ HOSTILE = [
 
 
 def running_queries() -> list[int]:
-    """Return the children of this process that run queries."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"idcfs.catalog.query" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    """The queries that are children of this process."""
+    return children_of(os.getpid(), "idcfs.catalog.query")
 
 
 def hostile_text(template: str, cwd: Path) -> str:
@@ -236,14 +230,8 @@ async def test_time_is_bounded_and_the_child_ends(tmp_path: Path) -> None:
 
 def test_a_query_ends_with_its_parent(tmp_path: Path) -> None:
     sql = "SELECT count(*) FROM range(100000000000)"
-    specification = {"tables": TABLES, "memory": MEMORY, "sql": sql, "limit": None, "result": str(tmp_path / "r")}
-    command = [sys.executable, "-P", "-m", "idcfs.catalog.query"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(json.dumps(specification).encode() + b"\n")
-    child.stdin.flush()
-    assert b"bound" in child.stdout.readline()
-    child.stdin.close()
-    assert child.wait(10) == 1
-    child.stdout.close()
+    request = Query(TABLES, MEMORY, sql, None, str(tmp_path / "r"))
+    with started("idcfs.catalog.query", request) as (child, connection):
+        assert Decoder([Bound]).feed(connection.recv(1000)) == [(0, False, Bound())]
+        connection.close()
+        assert child.wait(10) == 1

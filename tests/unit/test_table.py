@@ -7,8 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from idcfs.catalog import check
 from idcfs.catalog.table import BATCH_ROWS, BatchCache, Strings, Table, TableWriter, column_of
+from idcfs.catalog.view import LAST_SCHEMA
 from idcfs.errors import CatalogueDamaged
+from idcfs.layout import MAX_COMPONENT_BYTES
 
 SCHEMA = pa.schema([("name", pa.binary()), ("small", pa.uint8()), ("count", pa.uint32()), ("bytes", pa.uint64())])
 
@@ -68,13 +71,12 @@ def test_memory_is_bounded_and_the_batches_in_use_stay(tmp_path: Path) -> None:
     write(path, 6 * BATCH_ROWS)
     one = BatchCache(1 << 30)
     Table(path, one).value(0, 5 * BATCH_ROWS)
-    limit = one._size * 5 // 2
+    limit = int(one.currsize * 5 / 2)
     cache = BatchCache(limit)
     table = Table(path, cache)
     for number in (0, 1, 2, 3, 4, 0, 5):
         table.value(2, number * BATCH_ROWS)
-        assert 0 < cache._size <= limit
-        assert cache._size == sum(size for _, size in cache._batches.values())
+        assert 0 < cache.currsize <= limit
     table.value(2, 0)
     table.value(2, 3 * BATCH_ROWS)
     path.write_bytes(b"")
@@ -177,6 +179,14 @@ def test_exchanged_batches_are_damage(tmp_path: Path) -> None:
             swapped.write_batch(batch, custom_metadata=metadata)
     with pytest.raises(CatalogueDamaged):
         Table(path, BatchCache(1 << 20)).value(2, 0)
+
+
+def test_a_table_of_the_longest_names_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "level.arrow"
+    names = [b"n" * MAX_COMPONENT_BYTES] * BATCH_ROWS
+    with TableWriter(path, LAST_SCHEMA) as writer:
+        writer.append([pa.array(names, pa.binary()), pa.array(range(BATCH_ROWS), pa.uint32())])
+    assert check.damage(path) is None
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1))
