@@ -168,7 +168,7 @@ def test_edit_without_a_query_opens_the_editor(commands: Commands) -> None:
     assert "3 series" in done(commands, "edit", "mine")
     assert (queries(commands) / "mine.sql").read_text() == f"{SMALL}\n".replace("tcga_luad", "nlst")
     editor(commands, "exit 0")
-    assert "as it was" in done(commands, "edit", "mine")
+    assert "mine is unchanged" in done(commands, "edit", "mine")
     editor(commands, 'case "$1" in *.sql) echo "SELEC" > "$1";; esac')
     found = commands.idcfs("cohort", "edit", "mine")
     assert (found.returncode, "SELEC" in found.stderr) == (6, True)
