@@ -1,5 +1,6 @@
 """Cohorts without FUSE: what is written, what is shown of it, and when it is evaluated."""
 
+import contextlib
 import json
 import os
 import shlex
