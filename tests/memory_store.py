@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import trio
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
+from idcfs.processes.arena import Arena
 from idcfs.store.base import Body, Finished, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress
 
 _PAGE_LENGTH = 1000
@@ -86,6 +87,8 @@ class MemoryStore(_Soon):
         super().__init__()
         self.objects: dict[str, dict[str, StoredObject]] = {}
         self.requests: list[Request] = []
+        # Where bytes that come little by little are put; without one, they come at once.
+        self.arena: Arena | None = None
 
     def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> ObjectVersion:
         """Store an object and return what a listing says of it."""
@@ -106,7 +109,7 @@ class MemoryStore(_Soon):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    ) -> Body:
         self.requests.append(Request("get", bucket, key, start, stop))
         await trio.lowlevel.checkpoint()
         stored = self._bucket(bucket).get(key)
@@ -118,14 +121,15 @@ class MemoryStore(_Soon):
             raise Untrusted(f"{bucket}/{key} has {len(stored.content)} bytes, not {version.size}")
         if not 0 <= start < stop <= len(stored.content):
             raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
-        if progress is not None:
-            arrived = memoryview(bytearray(stop - start))
+        if progress is None or self.arena is None:
+            return stored.content[start:stop]
+        with await self.arena.take(stop - start) as lease:
             for at in range(0, stop - start, _ARRIVAL_BYTES):
                 some = stored.content[start + at : min(stop, start + at + _ARRIVAL_BYTES)]
-                arrived[at : at + len(some)] = some
-                progress(arrived, at + len(some))
+                lease.view[at : at + len(some)] = some
+                progress(lease, at + len(some))
                 await trio.lowlevel.checkpoint()
-        return stored.content[start:stop]
+            return lease.hold()
 
     def _bucket(self, bucket: str) -> dict[str, StoredObject]:
         if bucket not in self.objects:

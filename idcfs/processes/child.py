@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from idcfs.errors import ChildEnded, IdcfsError, Unreachable
-from idcfs.processes.arena import Arena, Lease
+from idcfs.errors import ChildEnded, Unreachable
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Failed, Message, encode
 
 log = logging.getLogger(__name__)
@@ -75,12 +76,19 @@ class Child:
         if self.has_ended:
             return None
         try:
-            process, ours = await trio.to_thread.run_sync(self._start)
+            # A child that is given up before it has started ends below, where whoever waits for it is answered.
+            with trio.CancelScope(shield=True):
+                process, ours = await trio.to_thread.run_sync(self._start)
         except OSError as error:
-            log.error("a process cannot be started: %s", error)
-            self._end(f"a process cannot be started: {error}")
+            reason = f"a process cannot be started: {error}"
+            # Not the error, which would hold all that this process was started with.
+            log.error(reason)
+            self._end(reason)
             return None
         self._process = process
+        if self.has_ended:
+            # It was killed meanwhile, and must not get requests whose regions are free again.
+            process.kill()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:
             async with stream, trio.open_nursery() as nursery:
@@ -221,13 +229,15 @@ class Child:
             if not has_come.is_set():
                 self.kill("the process did not answer")
             raise
-        if isinstance(found, Failed):
-            raise found.error()
-        assert isinstance(found, answer), f"{request!r} was answered by {found!r}"
-        return found
+        return _expect(found, answer)
 
     def kill(self, reason: str) -> None:
-        """End the process, which is stuck or no longer needed; what it was asked fails with *reason* at once."""
+        """End the process, which is stuck or no longer needed; what it was asked fails with *reason* at once.
+
+        One that has ended by itself is left to `run`.
+        """
+        if self.has_ended:
+            return
         if self._process is not None:
             self._process.kill()
         self._end(reason)
@@ -258,31 +268,40 @@ async def run_program(
         ChildEnded: it has ended without an answer.
     """
     child = Child(Program(module, [answer, *steps], subject=module))
-    outcome: A | IdcfsError
+    found: list[Message] = []
+    has_come = trio.Event()
     code: int | None = None
+
+    def answered(message: Message) -> None:
+        found.append(message)
+        has_come.set()
 
     async def run() -> None:
         nonlocal code
         code = await child.run()
 
+    child.post(request, answered, progressed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         try:
-            outcome = await child.ask(request, answer, progressed)
-        except IdcfsError as error:
-            outcome = error
-            if not child.has_ended:
-                child.kill("it has failed")
-        except trio.Cancelled:
+            await has_come.wait()
+        finally:
+            # A program of one request takes no `Cancel`, and nothing waits for what it still does.
             child.kill("it is not needed any more")
-            raise
-        else:
-            child.kill("it is done")
-    if isinstance(outcome, Unreachable):
-        raise ChildEnded(f"{module} ended with exit code {code}; is memory short?")
-    if isinstance(outcome, IdcfsError):
-        raise outcome
-    return outcome
+    try:
+        return _expect(found[0], answer)
+    except Unreachable as error:
+        if code is None:
+            raise ChildEnded(str(error)) from error
+        raise ChildEnded(f"{module} ended with exit code {code}; is memory short?") from error
+
+
+def _expect(message: Message, answer: type[A]) -> A:
+    """A last message, which is an *answer*, or the error that it reports, raised."""
+    if isinstance(message, Failed):
+        raise message.error()
+    assert isinstance(message, answer), f"{message!r} came in the place of {answer.__name__}"
+    return message
 
 
 def _call(function: Callable[[Message], None], message: Message) -> None:

@@ -5,14 +5,13 @@ A process that has ended is replaced at the next request. The pool's nursery run
 
 import contextlib
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import trio
 
 from idcfs.errors import Unreachable
-from idcfs.processes.arena import Lease
 from idcfs.processes.child import Child, Program
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Message
 
 A = TypeVar("A", bound=Message)
@@ -31,13 +30,11 @@ class Pool:
         self._nursery = await self._stack.enter_async_context(trio.open_nursery())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         nursery, self._nursery = self._nursery, None
         if nursery is not None:
             nursery.cancel_scope.cancel()
-        await self._stack.__aexit__(kind, error, trace)
+        await self._stack.__aexit__(*error)
 
     def start(self) -> None:
         """Start the processes now, because the first request would wait for that."""
@@ -61,7 +58,7 @@ class Pool:
     def kill(self, reason: str) -> None:
         """End the processes, which are stuck: what they were asked fails with *reason*, a request starts new ones."""
         for child in self._children:
-            if child is not None and not child.has_ended:
+            if child is not None:
                 child.kill(reason)
 
     def _least_busy(self) -> Child:

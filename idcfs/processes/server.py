@@ -56,6 +56,10 @@ class Connection:
         """The requests that have come, None when the other side is gone; waits for at least some bytes."""
         if not self._received and not self._receive_more():
             return None
+        return self.received()
+
+    def received(self) -> list[Envelope]:
+        """The requests that came together with the first message; the socket does not announce them again."""
         received, self._received = self._received, []
         return received
 

@@ -4,12 +4,12 @@ Processes each have a core and an interpreter's lock of their own, so that fetch
 kernel do not wait for each other. Belongs to one trio run.
 """
 
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from idcfs.errors import ReadError, Unreachable
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
 from idcfs.processes.child import Program
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
 from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress
@@ -44,10 +44,8 @@ class S3Store:
         await self._pool.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._pool.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._pool.__aexit__(*error)
 
     def start(self) -> None:
         """Start the processes now: the first request would wait for half a second."""
