@@ -20,7 +20,8 @@ from idcfs import errors
 from idcfs.metrics import Metrics
 from idcfs.mount.crawlers import Crawlers
 from idcfs.node import Node
-from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
+from idcfs.tree.filesystem import FileSystem
+from idcfs.tree.provider import ENTRIES_AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -248,11 +249,12 @@ class Adapter(pyfuse3.Operations):
         """Open a file; the pages of what never changes stay in the kernel's cache."""
         if flags & (_WRITES | os.O_TRUNC):
             append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
-            return FileInfo(fh=await self.filesystem.cohort_files.open_draft(inode, append, truncate), direct_io=True)
-        self._refuse_crawlers(ctx, inode)
-        handle = await self.filesystem.open(inode)
-        is_object = handle == inode
-        return FileInfo(fh=handle, keep_cache=is_object, direct_io=not is_object)
+            handle = await self.filesystem.open_draft(inode, append, truncate)
+        else:
+            self._refuse_crawlers(ctx, inode)
+            handle = await self.filesystem.open(inode)
+        permanent = self.filesystem.is_permanent(handle)
+        return FileInfo(fh=handle, keep_cache=permanent, direct_io=not permanent)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -262,12 +264,12 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write into a query."""
-        return self.filesystem.cohort_files.write(fh, off, buf)
+        return self.filesystem.write(fh, off, buf)
 
     @answered
     async def flush(self, fh: int) -> None:
         """Answer close: what was written is kept and, if it does not work, refused."""
-        await self.filesystem.cohort_files.flush(fh)
+        await self.filesystem.flush(fh)
 
     @answered
     async def release(self, fh: int) -> None:
@@ -283,18 +285,18 @@ class Adapter(pyfuse3.Operations):
         if node.is_folder or not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
         if fields.update_size:
-            await self.filesystem.cohort_files.resize(inode, fh, attr.st_size)
+            await self.filesystem.resize(inode, fh, attr.st_size)
         return await self.getattr(inode, ctx)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Make a cohort."""
-        return self._fill(EntryAttributes(), await self.filesystem.cohort_files.create(parent_inode, name))
+        return self._fill(EntryAttributes(), await self.filesystem.create(parent_inode, name))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a cohort, although it shows folders."""
-        await self.filesystem.cohort_files.delete(parent_inode, name)
+        await self.filesystem.delete(parent_inode, name)
 
     @answered
     async def rename(
@@ -302,7 +304,7 @@ class Adapter(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:  # fmt: skip
         """Give a cohort another name, never in the place of another one."""
-        await self.filesystem.cohort_files.rename(parent_inode_old, name_old, parent_inode_new, name_new)
+        await self.filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -319,13 +321,13 @@ class Adapter(pyfuse3.Operations):
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         """The names of extended attributes."""
         self._need_xattr()
-        return [name.encode() for name in await self.filesystem.attributes(inode)]
+        return [name.encode() for name in await self.filesystem.xattrs(inode)]
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """An extended attribute."""
         self._need_xattr()
-        return (await self.filesystem.attribute(inode, name.decode(errors="replace"))).encode()
+        return (await self.filesystem.xattr(inode, name.decode(errors="replace"))).encode()
 
     def _need_xattr(self) -> None:
         if not self._xattr:

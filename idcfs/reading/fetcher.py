@@ -86,7 +86,7 @@ class Fetcher:
         cache: where extents are kept.
         listings: where instances are looked up.
         nursery: runs the fetches, so that a caller who gives up does not end them for the others.
-        timeout: seconds that a fetch may take.
+        timeout: gives the seconds that a fetch may take.
         arena: what everything goes through.
     """
 
@@ -98,7 +98,7 @@ class Fetcher:
         listings: Listings,
         metrics: Metrics,
         nursery: trio.Nursery,
-        timeout: float,
+        timeout: Callable[[], float],
         arena: Arena,
     ) -> None:
         self._store = store
@@ -132,10 +132,6 @@ class Fetcher:
     def forget(self, extent: Extent) -> None:
         """An extent is not needed in memory any more."""
         self._memory.forget(extent)
-
-    def shorten(self, timeout: float) -> None:
-        """From now on a fetch may take *timeout* seconds."""
-        self._flights.timeout = timeout
 
     def detach(self, extent: Extent, data: Buffer) -> None:
         """Keep an extent that is in memory without what it is a part of."""

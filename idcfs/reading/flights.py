@@ -31,12 +31,12 @@ class Flights(Generic[K, V]):
 
     Args:
         nursery: runs the work, so that it goes on when a caller is cancelled.
-        timeout: seconds that one piece of work may take; may be changed for what is begun later.
+        timeout: seconds that one piece of work may take, or what gives them when it begins.
     """
 
-    def __init__(self, nursery: trio.Nursery, timeout: float) -> None:
+    def __init__(self, nursery: trio.Nursery, timeout: float | Callable[[], float]) -> None:
         self._nursery = nursery
-        self.timeout = timeout
+        self._timeout = timeout if callable(timeout) else lambda: timeout
         self._flights: dict[K, _Flight[V]] = {}
 
     def __contains__(self, key: K) -> bool:
@@ -61,10 +61,10 @@ class Flights(Generic[K, V]):
             flight = self._begin(key, is_loose=False)
             self._nursery.start_soon(self._fly, key, flight, work)
         flight.is_awaited = True
-        with trio.move_on_after(self.timeout + _GRACE):
+        with trio.move_on_after(self._timeout() + _GRACE):
             await flight.done.wait()
         if not flight.done.is_set():
-            raise DeadlineExceeded(f"no answer within {self.timeout:g} seconds")
+            raise DeadlineExceeded(f"no answer within {self._timeout():g} seconds")
         if isinstance(flight.error, IdcfsError):
             raise again(flight.error) from flight.error
         if flight.error is not None:
@@ -84,7 +84,7 @@ class Flights(Generic[K, V]):
         self._begin(key, is_loose=True)
 
     def _begin(self, key: K, is_loose: bool) -> _Flight[V]:
-        flight = self._flights[key] = _Flight(trio.current_time() + self.timeout)
+        flight = self._flights[key] = _Flight(trio.current_time() + self._timeout())
         flight.is_loose = is_loose
         return flight
 
@@ -127,11 +127,11 @@ class Flights(Generic[K, V]):
 
     async def _fly(self, key: K, flight: _Flight[V], work: Callable[[], Awaitable[V]]) -> None:
         try:
-            with trio.fail_after(self.timeout):
+            with trio.fail_after(self._timeout()):
                 flight.value = await work()
             flight.error = None
         except trio.TooSlowError:
-            flight.error = DeadlineExceeded(f"no answer within {self.timeout:g} seconds")
+            flight.error = DeadlineExceeded(f"no answer within {self._timeout():g} seconds")
         except Exception as error:
             # Not only ours: what is unexpected goes to those who wait, and does not end the mount.
             flight.error = first_error(error)

@@ -38,7 +38,7 @@ class Reader:
         prefetcher: fetches what will be read.
         listings: where instances are looked up.
         nursery: runs what is done ahead of readers.
-        timeout: seconds that a read may take, whatever it waits for.
+        timeout: gives the seconds that a read may take, whatever it waits for.
         memory: bytes of the arena that everything goes through.
         next_series: the series that stands after another in the tree that is being read.
     """
@@ -50,7 +50,7 @@ class Reader:
         listings: Listings,
         metrics: Metrics,
         nursery: trio.Nursery,
-        timeout: float,
+        timeout: Callable[[], float],
         memory: int,
         next_series: Callable[[int], int | None] = lambda series: None,
     ) -> None:
@@ -70,7 +70,7 @@ class Reader:
         Raises:
             ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
         """
-        deadline = trio.current_time() + self._timeout + _GRACE
+        deadline = trio.current_time() + self._timeout() + _GRACE
         listing = self._listings.peek(series)
         if listing is None:
             with self._until(deadline):
@@ -114,11 +114,6 @@ class Reader:
         if wanted:
             # After the answer, for which somebody waits.
             self._nursery.start_soon(self._fetch_behind, wanted)
-
-    def shorten(self, timeout: float) -> None:
-        """From now on a read may take *timeout* seconds, whatever it waits for."""
-        self._timeout = timeout
-        self._fetcher.shorten(timeout)
 
     def sizes(self, series: int) -> Sequence[int] | None:
         """The sizes of a series' instances, if it is listed."""
@@ -172,7 +167,7 @@ class Reader:
             with trio.fail_at(deadline):
                 yield
         except trio.TooSlowError:
-            raise DeadlineExceeded(f"no answer within {self._timeout:g} seconds") from None
+            raise DeadlineExceeded(f"no answer within {self._timeout():g} seconds") from None
 
     async def _obtain(self, extent: Extent, stop: int, listing: Listing) -> tuple[Extent, Buffer]:
         """The bytes of an extent that is read up to *stop*, or a head on the disk that is enough for that."""

@@ -224,12 +224,12 @@ async def test_extended_attributes_are_of_the_level(cache: Path, index: Index, s
 
         async def attributes(path: str) -> dict[str, str]:
             inode = (await opened.node(path)).inode
-            found = await opened.filesystem.attributes(inode)
+            found = await opened.filesystem.xattrs(inode)
             for name, value in found.items():
-                assert await opened.filesystem.attribute(inode, name) == value
+                assert await opened.filesystem.xattr(inode, name) == value
             for name in ("security.capability", "user.idc.nothing", "user.other", "collection_id"):
                 with pytest.raises(NoSuchAttribute):
-                    await opened.filesystem.attribute(inode, name)
+                    await opened.filesystem.xattr(inode, name)
             return {name.removeprefix("user.idc."): value for name, value in found.items()}
 
         assert await attributes("") == {}
