@@ -309,11 +309,11 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The totals of the index; nothing is free, because nothing can be written."""
-        totals = self.filesystem.totals()
+        counts = self.filesystem.counts()
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
-        answer.f_blocks = totals.size // 4096
-        answer.f_files = totals.files
+        answer.f_blocks = counts["bytes"] // 4096
+        answer.f_files = counts["instances"]
         answer.f_namemax = 255
         return answer
 

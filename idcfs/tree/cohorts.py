@@ -11,6 +11,7 @@ permanent: the kernel asks again each time. What is deeper belongs to a view, as
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from idcfs import layout
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
@@ -40,11 +41,9 @@ class CohortsFolder(Provider[FolderAddress]):
         return Node(pack_folder(*COHORTS), True, 2, 0, self._changed_ns, permanent=False, writable=True)
 
     async def attributes(self, address: FolderAddress) -> Node:
-        """See `Provider.attributes`."""
         return self.node()
 
     async def lookup(self, folder: FolderAddress, name: bytes) -> Node:
-        """See `Provider.lookup`: the cohort called *name*."""
         try:
             text = check_name(name)
         except (NameRefused, NameTooLong) as error:
@@ -52,24 +51,20 @@ class CohortsFolder(Provider[FolderAddress]):
         return _node(self._catalogue, await self._cohorts.find(text))
 
     async def entries(self, folder: FolderAddress) -> Entries:
-        """See `Provider.entries`: the cohorts that there are now."""
         cohorts = await self._cohorts.all()
         return fixed(pack_folder(*folder), [(one.name.encode(), _node(self._catalogue, one)) for one in cohorts])
 
     async def create(self, folder: FolderAddress, name: bytes) -> Node:
-        """See `Provider.create`."""
         cohort = await self._cohorts.create(check_name(name))
         self._changed_ns = cohort.stamp.modified_ns
         return _node(self._catalogue, cohort)
 
     async def delete(self, folder: FolderAddress, name: bytes) -> None:
-        """See `Provider.delete`."""
         await self._cohorts.delete((await self._cohorts.find(check_name(name))).number)
 
     async def rename(
         self, folder: FolderAddress, old: bytes, new_folder: FolderAddress | FileAddress, new: bytes
     ) -> None:
-        """See `Provider.rename`."""
         if new_folder != COHORTS:
             raise ReadOnly("a cohort stays in the folder of cohorts")
         cohort = await self._cohorts.find(check_name(old))
@@ -97,15 +92,9 @@ class CohortFolder(Provider[FolderAddress]):
         self._files = files
 
     async def attributes(self, address: FolderAddress) -> Node:
-        """See `Provider.attributes`."""
         return _node(self._catalogue, await self._cohorts.get(address.group))
 
     async def lookup(self, folder: FolderAddress, name: bytes) -> Node:
-        """See `Provider.lookup`; may wait for the query.
-
-        Raises:
-            DeadlineExceeded: the query takes too long.
-        """
         if name in self._files:
             facet, file = self._files[name]
             return await file.attributes(folder._replace(facet=facet))
@@ -118,57 +107,37 @@ class CohortFolder(Provider[FolderAddress]):
             raise NotThereNow(*error.args) from None
 
     async def entries(self, folder: FolderAddress) -> Entries:
-        """See `Provider.entries`: what the cohort shows now, whatever comes; may wait for the query."""
         shown = await self._shown(folder)
         return fixed(pack_folder(*folder), []) if shown is None else await self._views.entries(shown)
 
     async def _shown(self, folder: FolderAddress) -> FolderAddress | None:
-        """The root of the view that a cohort shows, or None if it shows none."""
+        """The root of the view that a cohort shows now, or None if it shows none; waits for its query."""
         cohort = await self._cohorts.get(folder.group)
         await self._cohorts.evaluated(cohort)
         return None if cohort.generation is None else FolderAddress(cohort.generation, 0, 0)
 
 
-class CohortFile(MadeFile):
-    """The provider of a file in the folder of a cohort.
-
-    Args:
-        content: makes its bytes, or None if there are none now; may wait for the query.
-    """
-
-    def __init__(self, cohorts: Cohorts, content: Callable[[Cohort], Awaitable[bytes | None]]) -> None:
-        super().__init__()
-        self._cohorts = cohorts
-        self._content = content
-
-    async def make(self, file: FolderAddress) -> tuple[bytes | None, int]:
-        """See `MadeFile.make`."""
-        cohort = await self._cohorts.get(file.group)
-        return await self._content(cohort), cohort.stamp.modified_ns
-
-
-class Query(CohortFile):
+class Query(MadeFile):
     """The provider of the text of a cohort."""
 
     def __init__(self, cohorts: Cohorts) -> None:
-        super().__init__(cohorts, _text)
+        super().__init__(partial(_made, cohorts, _text))
+        self._cohorts = cohorts
         self._drafts: list[Draft] = []
 
     async def attributes(self, address: FolderAddress) -> Node:
-        """See `Provider.attributes`; while somebody writes, the size is that of what was written."""
+        # While somebody writes, the size is that of what was written.
         node = (await super().attributes(address))._replace(writable=True)
         drafts = (draft for draft in reversed(self._drafts) if draft.number == address.group and draft.is_changed)
         draft = next(drafts, None)
         return node if draft is None else node._replace(size=draft.size)
 
     async def draft(self, file: FolderAddress, append: bool, truncate: bool) -> OpenFile:
-        """See `Provider.draft`."""
         draft = Draft(self._cohorts, await self._cohorts.get(file.group), append, truncate, self._drafts.remove)
         self._drafts.append(draft)
         return draft
 
     async def resize(self, file: FolderAddress, size: int) -> None:
-        """See `Provider.resize`."""
         cohort = await self._cohorts.get(file.group)
         await self._cohorts.write(file.group, _resized(await _text(cohort), size))
 
@@ -208,11 +177,9 @@ class Draft(OpenFile):
         return len(self._text)
 
     async def read(self, offset: int, length: int) -> bytes:
-        """See `OpenFile.read`; does not wait."""
         return bytes(self._text[offset : offset + length])
 
     def write(self, offset: int, data: bytes) -> int:
-        """See `OpenFile.write`."""
         if self._appending:
             # Where the end is, is known here; the kernel may remember an older one.
             offset = len(self._text)
@@ -229,7 +196,6 @@ class Draft(OpenFile):
         return len(data)
 
     def resize(self, size: int) -> None:
-        """See `OpenFile.resize`; counts when the file is closed."""
         self._text = bytearray(_resized(bytes(self._text), size))
         self._cut, self._only_appended = True, False
 
@@ -270,11 +236,19 @@ def cohort_providers(
     """The providers of `cohorts/`, which is *folder*, and of what is directly in it, by facet."""
     files: dict[bytes, tuple[Facet, Provider[FolderAddress]]] = {
         b".query": (Facet.QUERY, Query(cohorts)),
-        b".error": (Facet.ERROR, CohortFile(cohorts, cohorts.remarks)),
-        b".summary": (Facet.SUMMARY, CohortFile(cohorts, cohorts.summary)),
+        b".error": (Facet.ERROR, MadeFile(partial(_made, cohorts, cohorts.remarks))),
+        b".summary": (Facet.SUMMARY, MadeFile(partial(_made, cohorts, cohorts.summary))),
     }
     cohort = CohortFolder(cohorts, catalogue, views, files)
     return {Facet.COHORTS: folder, Facet.COHORT: cohort, **dict(files.values())}
+
+
+async def _made(
+    cohorts: Cohorts, content: Callable[[Cohort], Awaitable[bytes | None]], file: FolderAddress
+) -> tuple[bytes | None, int]:
+    """What *content* makes for the cohort that *file* is of, and the time of its text."""
+    cohort = await cohorts.get(file.group)
+    return await content(cohort), cohort.stamp.modified_ns
 
 
 async def _text(cohort: Cohort) -> bytes:

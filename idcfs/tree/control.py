@@ -8,6 +8,7 @@ opened is the same for all entries, and stands here.
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
 from idcfs.catalog.view import View
@@ -21,21 +22,14 @@ from idcfs.tree.views import CONTROL_NAME, ROOT_FOLDER, Views
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What the entries of `.idc` are made from."""
-
-    catalogue: Catalogue
-    attributes: Attributes
-    status: Status
-
-
-@dataclass(frozen=True)
 class Folder:
-    """A folder of a view, whose `.idc` somebody looks into."""
+    """A folder of a view, whose `.idc` somebody looks into, and what the entries of that are made from."""
 
     address: FolderAddress
     view: View
-    sources: Sources
+    catalogue: Catalogue
+    attributes: Attributes
+    status: Status
 
     def is_root(self) -> bool:
         """Whether it is the root of the mount."""
@@ -47,7 +41,7 @@ class Folder:
 
     def level(self) -> str | None:
         """The deepest of `LEVELS` that its path names: it is the folder of a collection, a patient, a study, ..."""
-        return LEVELS[-1] if self.is_series() else deepest_level(named_columns(self.sources.catalogue, self.address))
+        return LEVELS[-1] if self.is_series() else deepest_level(named_columns(self.catalogue, self.address))
 
 
 Where = Callable[[Folder], bool]
@@ -87,7 +81,7 @@ class ControlTable:
         """
 
         def add(make: MakeContent) -> MakeContent:
-            self.add(name, facet, where, lambda control: _ControlFile(control, make, permanent))
+            self.add(name, facet, where, lambda control: MadeFile(partial(control.make, make), permanent))
             return make
 
         return add
@@ -116,9 +110,11 @@ class ControlTable:
 class Control:
     """The providers of `.idc` folders and of their entries, by facet."""
 
-    def __init__(self, table: ControlTable, sources: Sources, views: Views) -> None:
+    def __init__(
+        self, table: ControlTable, views: Views, catalogue: Catalogue, attributes: Attributes, status: Status
+    ) -> None:
         self._table = table
-        self._sources = sources
+        self._sources = catalogue, attributes, status
         self.views = views
         self.providers: dict[int, Provider[FolderAddress]] = {
             Facet.FOLDER: views,
@@ -134,24 +130,15 @@ class Control:
             IndexUnusable, CacheUnusable: the view cannot be built.
         """
         address = address._replace(facet=Facet.FOLDER)
-        return Folder(address, await self.views.open(address), self._sources)
+        return Folder(address, await self.views.open(address), *self._sources)
+
+    async def make(self, content: MakeContent, file: FolderAddress) -> tuple[bytes | None, int]:
+        """What *content* makes for the folder that *file* is about, and the time of that."""
+        return await content(await self.folder(file)), self.views.release_time(MAIN_GENERATION)
 
     async def _names(self, folder: Folder) -> Names:
         control = folder.address._replace(facet=Facet.CONTROL)
         return {name: address(control) for name, (where, address) in self._table.entries.items() if where(folder)}
-
-
-class _ControlFile(MadeFile):
-    """A file in `.idc`."""
-
-    def __init__(self, control: Control, content: MakeContent, permanent: bool) -> None:
-        super().__init__(permanent)
-        self._control = control
-        self._content = content
-
-    async def make(self, file: FolderAddress) -> tuple[bytes | None, int]:
-        content = await self._content(await self._control.folder(file))
-        return content, self._control.views.release_time(MAIN_GENERATION)
 
 
 class _ControlFolder(Provider[FolderAddress]):

@@ -21,7 +21,7 @@ IDC = ControlTable()
 @IDC.file("info.json", facet=2)
 async def info(folder: Folder) -> bytes:
     """What the index says of a folder; takes seconds the first time of all."""
-    address, view, catalogue = folder.address, folder.view, folder.sources.catalogue
+    address, view, catalogue = folder.address, folder.view, folder.catalogue
     facts: dict[str, Any] = {
         "path": b"/".join(view.path(address.level, address.group)).decode(),
         "idc_version": catalogue.version,
@@ -34,33 +34,33 @@ async def info(folder: Folder) -> bytes:
         series = catalogue.series(view.series_row(address.group))
         facts |= {"bucket": series.bucket, "crdc_series_uuid": series.uuid}
     if address.level:
-        facts |= await folder.sources.attributes.of_folder(address)
+        facts |= await folder.attributes.of_folder(address)
     return _json(facts)
 
 
 @IDC.file("status.json", facet=3, where=Folder.is_root)
 async def status(folder: Folder) -> bytes:
     """The state of the mount."""
-    return _json(await folder.sources.status.facts())
+    return _json(await folder.status.facts())
 
 
 @IDC.file("metrics", facet=4, where=Folder.is_root)
 async def metrics(folder: Folder) -> bytes:
     """The counters of the mount, for Prometheus."""
-    return await folder.sources.status.prometheus()
+    return await folder.status.prometheus()
 
 
 @IDC.folder("versions", facet=5, where=Folder.is_root)
 async def versions(folder: Folder) -> Names:
     """The trees of all IDC versions."""
-    numbers = folder.sources.catalogue.versions
+    numbers = folder.catalogue.versions
     return {b"v%d" % number: FolderAddress(VERSION_GENERATIONS + number, 0, 0) for number in numbers}
 
 
 @IDC.folder("analysis_results", facet=6, where=Folder.is_root)
 async def analysis_results(folder: Folder) -> Names:
     """The trees of all analysis results."""
-    names = folder.sources.catalogue.analysis_results
+    names = folder.catalogue.analysis_results
     return {
         escape(name).encode(): FolderAddress(ANALYSIS_RESULT_GENERATIONS + number, 0, 0)
         for number, name in enumerate(names)

@@ -6,7 +6,7 @@ how often the kernel refers to the views of cohorts.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from idcfs.cache.format import Buffer
 from idcfs.catalog.catalogue import Catalogue
@@ -20,13 +20,6 @@ from idcfs.tree.instances import Instances
 from idcfs.tree.provider import Entries, Entry, OpenFile, Provider
 
 XATTR_PREFIX = "user.idc."
-
-
-class Totals(NamedTuple):
-    """The size of everything: bytes and files of the index."""
-
-    size: int
-    files: int
 
 
 class FileSystem:
@@ -153,10 +146,9 @@ class FileSystem:
         provider, folder = self._find(old_parent)
         await provider.rename(folder, old, self._find(new_parent)[1], new)
 
-    def totals(self) -> Totals:
-        """The size of everything, from the index."""
-        counts = self._catalogue.counts
-        return Totals(counts["bytes"], counts["instances"])
+    def counts(self) -> Mapping[str, int]:
+        """The totals of the tree: see `Catalogue.counts`."""
+        return self._catalogue.counts
 
     async def xattrs(self, inode: int) -> dict[str, str]:
         """The extended attributes of a file or folder; see `Provider.extended`."""

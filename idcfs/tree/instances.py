@@ -42,7 +42,6 @@ class Instances(Provider[FileAddress]):
         self._order = order
 
     async def attributes(self, address: FileAddress) -> Node:
-        """See `Provider.attributes`."""
         if address.series >= self._catalogue.series_rows:
             raise NotFound(f"there is no series {address.series}")
         listing = await self._listings.get(address.series)
@@ -51,19 +50,16 @@ class Instances(Provider[FileAddress]):
         return _node(listing, *address)
 
     async def content(self, file: FileAddress) -> OpenFile:
-        """See `Provider.content`; does not wait."""
         self._reader.open(*file)
         return _OpenInstance(self._reader, file)
 
     async def extended(self, address: FileAddress) -> dict[str, object]:
-        """See `Provider.extended`: where the mirror has an instance."""
         listing = await self._listings.get(address.series)
         uuid, name = self._listings.uuid(address.series), listing.names[address.instance].decode()
         etag = listing.etags[address.instance].decode()
         return {"bucket": listing.bucket, "key": f"{uuid}/{name}", "etag": etag}
 
     def is_of_mirror(self, address: FileAddress, name: bytes | None = None) -> bool:
-        """See `Provider.is_of_mirror`."""
         return True
 
     async def find(self, series: int, folder: FolderAddress, name: bytes) -> Node:

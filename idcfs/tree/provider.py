@@ -41,7 +41,7 @@ def fixed(inode: int, entries: Sequence[Entry]) -> Entries:
 
 
 class OpenFile:
-    """An open file; it can be written only where a subclass says so."""
+    """An open file. This one can be read only; what is written into another is kept by `flush` and `close`."""
 
     permanent = False
     """Whether its bytes never change, so that the kernel may keep them."""
@@ -55,23 +55,18 @@ class OpenFile:
         raise NotImplementedError
 
     def write(self, offset: int, data: bytes) -> int:
-        """Write *data* at *offset*; returns how many bytes were written.
-
-        Raises:
-            ReadOnly: the file was opened to be read.
-            QueryTooLong: the query gets too long.
-        """
+        """Write *data*; returns how many bytes were written. Raises ReadOnly or QueryTooLong."""
         raise ReadOnly("opened to be read only")
 
     def resize(self, size: int) -> None:
-        """Cut or lengthen the file to *size* bytes; raises as `write`."""
+        """Cut or lengthen the file to *size* bytes. Raises ReadOnly or QueryTooLong."""
         raise ReadOnly("opened to be read only")
 
     async def flush(self) -> None:
-        """Keep what was written since the last time; see `Draft`, which alone has something to keep."""
+        """Keep what was written since the last time."""
 
     async def close(self) -> None:
-        """The last use of the file: as `flush`."""
+        """Keep what is not kept yet, and end."""
 
 
 class Made(OpenFile):
@@ -82,7 +77,6 @@ class Made(OpenFile):
         self.permanent = permanent
 
     async def read(self, offset: int, length: int) -> Buffer:
-        """See `OpenFile.read`; does not wait."""
         return self._content[offset : offset + length]
 
 
@@ -126,49 +120,26 @@ class Provider(Generic[A]):
         """Whether a mirror may have to be asked for what is in a folder, or has *name* there, or for a file's bytes."""
         return False
 
-    async def draft(self, file: A, append: bool, truncate: bool) -> OpenFile:
-        """A file, opened to be written.
+    # What only cohorts take; elsewhere it is refused with ReadOnly.
 
-        Raises:
-            ReadOnly: *file* is not the query of a cohort.
-        """
+    async def draft(self, file: A, append: bool, truncate: bool) -> OpenFile:
+        """A query, opened to be written."""
         raise ReadOnly("idcfs is read-only but for the queries of cohorts")
 
     async def resize(self, file: A, size: int) -> None:
-        """Cut or lengthen a file that is not open to *size* bytes.
-
-        Raises:
-            ReadOnly: *file* is not the query of a cohort.
-            QueryTooLong: it gets too long.
-            QueryRefused: what is left does not work.
-        """
+        """Cut or lengthen a query to *size* bytes. Raises QueryTooLong, or QueryRefused if the rest does not work."""
         raise ReadOnly("idcfs is read-only but for the queries of cohorts")
 
     async def create(self, folder: A, name: bytes) -> Node:
-        """Make a cohort with an empty query.
-
-        Raises:
-            ReadOnly: *folder* is not the folder of cohorts.
-            NameRefused, NameTooLong, AlreadyThere, NoSpace: it cannot be made.
-        """
+        """Make a cohort with an empty query. Raises NameRefused, NameTooLong, AlreadyThere or NoSpace."""
         raise ReadOnly("idcfs is read-only but for cohorts")
 
     async def delete(self, folder: A, name: bytes) -> None:
-        """Remove a cohort.
-
-        Raises:
-            ReadOnly: *folder* is not the folder of cohorts.
-            NotThereNow: there is none.
-        """
+        """Remove a cohort. Raises NotThereNow."""
         raise ReadOnly("idcfs is read-only but for cohorts")
 
     async def rename(self, folder: A, old: bytes, new_folder: FolderAddress | FileAddress, new: bytes) -> None:
-        """Give a cohort another name.
-
-        Raises:
-            ReadOnly: *folder* or *new_folder* is not the folder of cohorts.
-            NotThereNow, NameRefused, NameTooLong, AlreadyThere: it cannot be renamed.
-        """
+        """Give a cohort another name. Raises NotThereNow, and as `create`."""
         raise ReadOnly("idcfs is read-only but for cohorts")
 
 
@@ -176,28 +147,25 @@ class MadeFile(Provider[FolderAddress]):
     """A file whose bytes, however many, are made each time that somebody asks for its size or opens it.
 
     Args:
+        make: gives the bytes, or None where the file is not there, and the time of their last change in nanoseconds.
         permanent: whether they are the same every time, so that the kernel may keep them.
     """
 
-    def __init__(self, permanent: bool = False) -> None:
+    def __init__(
+        self, make: Callable[[FolderAddress], Awaitable[tuple[bytes | None, int]]], permanent: bool = False
+    ) -> None:
+        self._make = make
         self._permanent = permanent
 
-    async def make(self, file: FolderAddress) -> tuple[bytes | None, int]:
-        """The bytes, or None where the file is not there, and the time of their last change in nanoseconds."""
-        raise NotImplementedError
-
     async def attributes(self, address: FolderAddress) -> Node:
-        """See `Provider.attributes`."""
         content, modified_ns = await self._made(address)
         return Node(pack_folder(*address), False, 1, len(content), modified_ns, self._permanent)
 
     async def content(self, file: FolderAddress) -> OpenFile:
-        """See `Provider.content`."""
-        content, _ = await self._made(file)
-        return Made(content, self._permanent)
+        return Made((await self._made(file))[0], self._permanent)
 
     async def _made(self, file: FolderAddress) -> tuple[bytes, int]:
-        content, modified_ns = await self.make(file)
+        content, modified_ns = await self._make(file)
         if content is None:
             raise (NotFound if self._permanent else NotThereNow)("there is no such file here")
         return content, modified_ns

@@ -47,7 +47,6 @@ class Views(Provider[FolderAddress]):
         self._released: dict[int, int] = {}
 
     async def lookup(self, folder: FolderAddress, name: bytes) -> Node:
-        """See `Provider.lookup`; waits for the network in the folder of a series only."""
         if name == CONTROL_NAME:
             return self.plain_folder(folder._replace(facet=Facet.CONTROL))
         if folder == ROOT_FOLDER and name in self._in_root:
@@ -61,25 +60,22 @@ class Views(Provider[FolderAddress]):
         return self._node(view, folder.generation, folder.level + 1, group)
 
     async def attributes(self, address: FolderAddress) -> Node:
-        """See `Provider.attributes`; a view that is not open is not opened for the attributes of its root."""
+        # A look at the root of a view that may have to be built does not build it.
         if not address.level and self._catalogue.view(address.generation) is None:
             return self.plain_folder(address)
         view = await self.open(address)
         return self._node(view, address.generation, address.level, address.group)
 
     async def entries(self, folder: FolderAddress) -> Entries:
-        """See `Provider.entries`."""
         view = await self._view(folder.generation)
         if folder.level == view.depth:
             return await self._instances.all(view.series_row(folder.group), folder)
         return Entries(pack_folder(*folder), functools.partial(self._page, folder))
 
     async def extended(self, address: FolderAddress) -> Mapping[str, object]:
-        """See `Provider.extended`: the index's columns; the first ones of all take seconds."""
         return await self._attributes.of_folder(address) if address.level else {}
 
     def is_of_mirror(self, address: FolderAddress, name: bytes | None = None) -> bool:
-        """See `Provider.is_of_mirror`."""
         if name is not None and not may_be_instance(name):
             return False
         view = self._catalogue.view(address.generation)

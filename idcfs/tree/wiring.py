@@ -40,7 +40,7 @@ from idcfs.store.retry import ATTEMPTS, RetryingStore
 from idcfs.store.s3 import S3Store
 from idcfs.tree.attributes import Attributes
 from idcfs.tree.cohorts import COHORTS_NAME, CohortsFolder, cohort_providers
-from idcfs.tree.control import Control, Sources
+from idcfs.tree.control import Control
 from idcfs.tree.control_files import IDC
 from idcfs.tree.filesystem import FileSystem
 from idcfs.tree.instances import Instances
@@ -160,7 +160,7 @@ def _providers(
     attributes = Attributes(catalogue)
     cohorts_folder = CohortsFolder(cohorts, catalogue)
     views = Views(catalogue, instances, attributes, {COHORTS_NAME: cohorts_folder.node})
-    control = Control(IDC, Sources(catalogue, attributes, status), views)
+    control = Control(IDC, views, catalogue, attributes, status)
     return control.providers | cohort_providers(cohorts, catalogue, views, cohorts_folder)
 
 
