@@ -1,4 +1,4 @@
-"""The daemon: opens the file system of a mount, mounts, serves until it is unmounted or told to end, and closes.
+"""The daemon: opens the file system of a mount, mounts, serves until it is unmounted or a signal ends it, and closes.
 
 All tasks live in the nurseries of `serve`. What was opened closes in the opposite order, whatever happens.
 """
@@ -31,16 +31,15 @@ from idcfs.tree.wiring import open_filesystem
 
 MIN_TASKS = 64
 MAX_TASKS = 4 * MAX_BACKGROUND
-"""pyfuse3's tasks: as many idle ones as answer a burst, and enough that waiting reads leave some over."""
+"""The tasks of pyfuse3: idle ones that answer a burst, and so many that waiting reads leave some over."""
 
 START_TIMEOUT = 20.0
 """Seconds in which a mount that is made must answer."""
 
 _M_MMAP_THRESHOLD = -3
 MAPPED_ALONE = 128 << 10
-"""Bytes from which on memory is mapped for itself and given back when it is freed: glibc's own bound, which it raises
-with the first extent that is freed. (m) Extents were in the heap then, which grew for minutes with 200 readers."""
-
+"""Bytes from which on memory is mapped for itself and given back when it is freed: the bound of glibc, which raises it
+when the first extent is freed. Measured: extents were then in the heap, which grew for minutes with 200 readers."""
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes ``{"step": text}`` as the start goes on, and ``{"ready": facts}`` when the mount answers."""
@@ -115,7 +114,7 @@ async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell
 
 
 def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
-    """What the user is told when the mount answers."""
+    """What the user reads when the mount answers."""
     version = catalogue.mount_version
     return {
         "version": version,
@@ -155,7 +154,7 @@ async def _tell_when_answering(mountpoint: Path, ready: Callable[[], None]) -> N
 
 
 def _notify(state: str) -> None:
-    """Tell systemd, if it asked (sd_notify(3))."""
+    """Report to systemd, if it asked for that (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

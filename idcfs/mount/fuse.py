@@ -1,7 +1,7 @@
-"""The FUSE adapter: pyfuse3's requests to the file system's calls, and its errors to errnos; nothing else.
+"""The FUSE adapter: makes calls of the file system of pyfuse3's requests, and errnos of its errors; nothing else.
 
-Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end
-the whole mount; but for `forget`, which has no answer to give: there any exception would.
+Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end the
+whole mount. `forget` gives no answer, so any exception would, and it catches them itself.
 """
 
 import contextlib
@@ -71,10 +71,10 @@ _ORDINARY = frozenset(
         errno.ENAMETOOLONG, errno.EFBIG,
     }
 )  # fmt: skip
-"""Errors that tools, and the authors of queries, provoke all the time: told to them, not to the log."""
+"""Errors that tools, and the authors of queries, provoke all the time: they get the errno, and the log stays quiet."""
 
 _LOGGED_BEFORE = (errors.CrawlerRefused, errors.MirrorAway)
-"""Errors for which one line in the log has told why, and that there will be more."""
+"""Errors whose reason is in the log already, in one line for all of them."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -113,7 +113,7 @@ class Adapter(pyfuse3.Operations):
 
     Args:
         filesystem: what answers them.
-        xattr: whether extended attributes are told; without, the kernel is told once that there are none.
+        xattr: whether there are extended attributes; if not, the kernel does not ask a second time.
         all_write: whether every user who may reach the mount may write what can be written.
         crawlers: programs that get nothing for which a mirror would be asked.
     """
@@ -179,7 +179,7 @@ class Adapter(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Answer a look-up; that a name is missing is kept by the kernel, where no name is ever added."""
+        """Answer a look-up; the kernel also keeps that a name is missing, where no name is ever added."""
         self._refuse_crawlers(ctx, parent_inode, name)
         try:
             node = await self.filesystem.lookup(parent_inode, name)
@@ -220,7 +220,7 @@ class Adapter(pyfuse3.Operations):
         """Fill the kernel's buffer with entries and their attributes."""
         entry = self._entry
         folders_time: int | None = None
-        first_id, told = start_id, fh
+        first_id, last = start_id, fh
         while True:
             entries = await self.filesystem.entries(fh, start_id)
             for name, node in entries:
@@ -232,12 +232,12 @@ class Adapter(pyfuse3.Operations):
                     folders_time = node.modified_ns if node.is_folder else None
                 if not pyfuse3.readdir_reply(token, name, entry, start_id + 1):
                     break
-                start_id, told = start_id + 1, node.inode
+                start_id, last = start_id + 1, node.inode
             else:
                 if len(entries) == ENTRIES_AT_ONCE:
                     continue
-            # An entry that was told counts as looked up; those of one folder are all of one view, or all files.
-            return self.filesystem.remember(told, start_id - first_id)
+            # An entry in the answer counts as looked up; those of one folder are all of one view, or all files.
+            return self.filesystem.remember(last, start_id - first_id)
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -273,14 +273,14 @@ class Adapter(pyfuse3.Operations):
 
     @answered
     async def release(self, fh: int) -> None:
-        """Close a file; nobody hears of an error any more."""
+        """Close a file; no program gets an error any more."""
         await self.filesystem.release(fh)
 
     @answered
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Cut a query. Its mode, owner and times are what they are: editors set them and need no more than a yes."""
+        """Cut a query. Its mode, owner and times stay: editors set them, and are content when that does not fail."""
         node = await self.filesystem.getattr(inode)
         if node.is_folder or not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
@@ -334,7 +334,7 @@ class Adapter(pyfuse3.Operations):
             raise FUSEError(errno.ENOSYS)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Count what the kernel refers to no more; only cohorts' views are kept for it."""
+        """Count references that the kernel gives back; only the views of cohorts are kept for them."""
         for inode, times in inode_list:
             try:
                 self.filesystem.forget(inode, times)
@@ -347,13 +347,5 @@ async def _refuse(self: Adapter, *arguments: Any) -> NoReturn:
     raise FUSEError(errno.EROFS)
 
 
-for _name in [
-    "create",
-    "mknod",
-    "symlink",
-    "link",
-    "unlink",
-    "setxattr",
-    "removexattr",
-]:
+for _name in ("create", "mknod", "symlink", "link", "unlink", "setxattr", "removexattr"):
     setattr(Adapter, _name, _refuse)

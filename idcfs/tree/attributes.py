@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import trio
 
 from idcfs.catalog.catalogue import Catalogue
+from idcfs.catalog.view import View
 from idcfs.errors import CatalogueDamaged
-from idcfs.inode import FolderAddress
-from idcfs.layout import Column
+from idcfs.layout import Column, parse_template
 
 LEVELS = ("collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 """The identifiers of DICOM's levels (PS3.3 §A.1.2), the collection above them."""
@@ -39,23 +39,21 @@ class Attributes:
         # A parquet file is not for two threads at a time.
         self._reading = trio.Lock()
 
-    async def of_folder(self, address: FolderAddress) -> dict[str, Any]:
+    async def of_folder(self, view: View, level: int, group: int) -> dict[str, Any]:
         """The columns of a folder's level, those that have a value; takes seconds the first time of all.
 
         Raises:
             CatalogueDamaged: they cannot be read.
-            NotFound, IndexUnusable, CacheUnusable: there is no such view, or something cannot be built.
+            IndexUnusable, CacheUnusable: the file of the attributes cannot be built.
         """
-        view = await self._catalogue.open_view(address.generation)
-        first = view.series_groups(address.level, address.group).start
-        row = await self._row(view.series_row(first))
-        if address.level == view.depth:
+        row = await self._row(view.series_row(view.series_groups(level, group).start))
+        if level == view.depth:
             return {name: value for name, value in row.items() if value is not None}
-        named = named_columns(self._catalogue, address)
+        named = named_columns(view, level)
         # A folder is of the deepest level that its path names, and of those above it.
         deepest = deepest_level(named)
         above = LEVELS[: LEVELS.index(deepest) + 1] if deepest else ()
-        wanted = [*named, *(column for level in above for column in LEVEL_COLUMNS.get(level, ()))]
+        wanted = [*named, *(column for each in above for column in LEVEL_COLUMNS.get(each, ()))]
         return {name: row[name] for name in dict.fromkeys(wanted) if row.get(name) is not None}
 
     async def _row(self, number: int) -> dict[str, Any]:
@@ -80,10 +78,10 @@ class Attributes:
         return dict(self._groups[number].slice(at, 1).to_pylist()[0])
 
 
-def named_columns(catalogue: Catalogue, folder: FolderAddress) -> list[str]:
-    """The columns that the path of a folder names, by the layout of its view, which must be open."""
-    levels = catalogue.template(folder.generation).levels[: folder.level]
-    return [part.name for level in levels for part in level if isinstance(part, Column)]
+def named_columns(view: View, level: int) -> list[str]:
+    """The columns that the path of a folder of *level* names."""
+    levels = parse_template(view.template, view.columns).levels[:level]
+    return [part.name for parts in levels for part in parts if isinstance(part, Column)]
 
 
 def deepest_level(columns: list[str]) -> str | None:

@@ -160,7 +160,7 @@ class Draft(OpenFile):
         self._text = bytearray(b"" if truncate else cohort.text or b"")
         self._appending = append
         self._appended = bytearray()
-        # Cut, and not written to since: that counts when the file is closed at last, as shells close a copy first.
+        # Cut, and not written to since. That counts when the file is closed for good: shells close a copy first.
         self._cut = truncate
         self._only_appended = append and not truncate
         self._written = False
@@ -181,10 +181,10 @@ class Draft(OpenFile):
 
     def write(self, offset: int, data: bytes) -> int:
         if self._appending:
-            # Where the end is, is known here; the kernel may remember an older one.
+            # The kernel may remember an older end.
             offset = len(self._text)
         if max(offset + len(data), len(self._text)) > MAX_TEXT:
-            # A part of what was meant is worse than what there was.
+            # A part of the new text is worse than the old one.
             self._too_long = True
             self._text.clear()
         self._check_length()

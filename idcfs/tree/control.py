@@ -41,7 +41,7 @@ class Folder:
 
     def level(self) -> str | None:
         """The deepest of `LEVELS` that its path names: it is the folder of a collection, a patient, a study, ..."""
-        return LEVELS[-1] if self.is_series() else deepest_level(named_columns(self.catalogue, self.address))
+        return LEVELS[-1] if self.is_series() else deepest_level(named_columns(self.view, self.address.level))
 
 
 Where = Callable[[Folder], bool]

@@ -34,7 +34,7 @@ async def info(folder: Folder) -> bytes:
         series = catalogue.series(view.series_row(address.group))
         facts |= {"bucket": series.bucket, "crdc_series_uuid": series.uuid}
     if address.level:
-        facts |= await folder.attributes.of_folder(address)
+        facts |= await folder.attributes.of_folder(view, address.level, address.group)
     return _json(facts)
 
 

@@ -73,7 +73,9 @@ class Views(Provider[FolderAddress]):
         return Entries(pack_folder(*folder), functools.partial(self._page, folder))
 
     async def extended(self, address: FolderAddress) -> Mapping[str, object]:
-        return await self._attributes.of_folder(address) if address.level else {}
+        if not address.level:
+            return {}
+        return await self._attributes.of_folder(await self.open(address), address.level, address.group)
 
     def is_of_mirror(self, address: FolderAddress, name: bytes | None = None) -> bool:
         if name is not None and not may_be_instance(name):

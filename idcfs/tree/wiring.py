@@ -1,7 +1,7 @@
 """The file system of a mount, built from settings, an index and a store; knows no FUSE.
 
-Everything that the file system is made of is made in here, once and in order, and closed in the opposite order. All its
-tasks run in one nursery, which ends before what they use is closed.
+Each part is made once, in here, from the parts before it, and is not changed afterwards; they close in the opposite
+order. All tasks run in one nursery, which ends before what they use is closed.
 """
 
 import contextlib
@@ -127,7 +127,8 @@ async def open_filesystem(
         lists = await stack.enter_async_context(open_cache(folders[1], LISTING_CACHE_BYTES))
         pages = await stack.enter_async_context(open_page_cache(arena))
         mirrors = Mirrors(store) if store is not None else _mirrors(mirror, arena, timeout)
-        store = await stack.enter_async_context(mirrors.store)
+        store = mirrors.store
+        await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, timeout)
         order = SeriesOrder(catalogue)
