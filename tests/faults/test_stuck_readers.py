@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from idcfs.mount.daemon import SHORT_TIMEOUT
+from idcfs.mount.connection import SHORT_TIMEOUT
 from tests.faults.cases import RIGHT, STALLED_READS
 from tests.faults.programs import HEADER, outcome
 from tests.faults.tree import SIZES, SMALL, Series, series
