@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, PRIOR, SMALL, SPACES
 from tests.index_factory import Row, instances, make_index
 from tests.memory_store import MemoryStore
-from tests.processes import PATIENCE, until_true
+from tests.processes import PATIENCE, children_of, until_true
 
 NLST = b"SELECT SeriesInstanceUID FROM index WHERE collection_id = 'nlst'"
 TCGA = b"SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga'"
@@ -47,6 +47,9 @@ NOTHING = b"SELECT SeriesInstanceUID FROM index WHERE false"
 BROKEN = b"SELECT SeriesInstanceUID FROM indexx"
 
 ROOT = pack_folder(*COHORTS)
+
+PROGRAM = "idcfs.cohorts.build"
+"""What the processes run that evaluate."""
 
 
 async def make(opened: Opened, name: str, text: bytes = b"") -> Node:
@@ -77,24 +80,43 @@ def keep(folder: Path, name: str, text: bytes) -> None:
 
 def children() -> set[int]:
     """The processes that evaluate for this one."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state = (path / "stat").read_text().rpartition(")")[2].split()
-            if state[1] == str(os.getpid()) and state[0] != "Z" and b"cohorts.build" in (path / "cmdline").read_bytes():
-                found.add(int(path.name))
-    return found
+    return set(children_of(os.getpid(), PROGRAM))
+
+
+def run_before(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Have a shell run *script* in each process that evaluates; what it does not end goes on as always."""
+    python = folder / "python"
+    cases = f'case "$*" in *{PROGRAM}*)\n{script}\n;; esac'
+    python.write_text(f'#!/bin/sh\n{cases}\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(python)))
+
+
+class Guard:
+    """Notices, while it is closed, whether a process that evaluates is started; such a process fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._closed, self._noticed = folder / "closed", folder / "noticed"
+        closed, noticed = shlex.quote(str(self._closed)), shlex.quote(str(self._noticed))
+        run_before(monkeypatch, folder, f"if [ -e {closed} ]; then touch {noticed}; exit 9; fi")
+
+    def close(self) -> None:
+        self._closed.touch()
+
+    def open(self) -> None:
+        self._closed.unlink()
+
+    def check(self) -> None:
+        assert not self._noticed.exists(), "a text was evaluated"
 
 
 @pytest.fixture
-def no_child(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No process that evaluates can be started until this is undone."""
-    forbid_children(monkeypatch)
-    return monkeypatch
-
-
-def forbid_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable="/no/such/python"))
+def no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+    """No process that evaluates may be started until this is opened."""
+    guard = Guard(monkeypatch, tmp_path)
+    guard.close()
+    yield guard
+    guard.check()
 
 
 class Gate:
@@ -113,11 +135,8 @@ class Gate:
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     """A closed one."""
-    file, slow = tmp_path / "gate", tmp_path / "python"
-    words = shlex.quote(str(file)), shlex.quote(sys.executable)
-    slow.write_text('#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec {} "$@"\n'.format(*words))
-    slow.chmod(0o755)
-    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(slow)))
+    file = tmp_path / "gate"
+    run_before(monkeypatch, tmp_path, f"while [ ! -e {shlex.quote(str(file))} ]; do sleep 0.02; done")
     # Who writes waits in vain.
     monkeypatch.setattr("idcfs.cohorts.registry.BIND_SECONDS", 1)
     return Gate(file)
@@ -281,7 +300,7 @@ async def test_a_text_has_a_greatest_length(cache: Path, index: Index, store: Me
 
 
 async def test_only_what_was_written_is_evaluated(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, no_child: Guard
 ) -> None:
     async with open_filesystem(cache, index, store) as opened:
         keep(cache / "cohorts", "mine", NLST)
@@ -290,11 +309,11 @@ async def test_only_what_was_written_is_evaluated(
         # The shell closes its copy before it writes.
         await files.flush(handle)
         assert (cache / "cohorts" / "mine.sql").read_bytes() == NLST
-        no_child.undo()
+        no_child.open()
         files.write(handle, 0, TCGA)
         await files.flush(handle)
         assert await opened.names("cohorts/mine") == ["tcga"]
-        forbid_children(no_child)
+        no_child.close()
         await files.flush(handle)
         await files.release(handle)
         assert await opened.names("cohorts/mine") == ["tcga"]
@@ -317,9 +336,9 @@ async def test_a_bare_truncation_counts_when_the_file_is_let_go(cache: Path, ind
 
 
 async def test_a_text_that_is_refused_is_kept_and_changes_nothing(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, no_child: Guard
 ) -> None:
-    no_child.undo()
+    no_child.open()
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
         for _ in range(2):
@@ -329,11 +348,11 @@ async def test_a_text_that_is_refused_is_kept_and_changes_nothing(
             assert b"indexx" in await opened.read("cohorts/mine/.error")
             assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
             assert json.loads(await opened.read("cohorts/mine/.summary"))["series"] == 3
-    forbid_children(no_child)
+    no_child.close()
     async with open_filesystem(cache, index, store) as opened:
         assert b"indexx" in await opened.read("cohorts/mine/.error")
         assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
-        no_child.undo()
+        no_child.open()
         await write(opened, "mine", TCGA)
         assert await opened.names("cohorts/mine") == ["tcga"]
         with pytest.raises(NotThereNow):
@@ -371,10 +390,7 @@ async def test_a_text_that_was_on_its_way_at_the_end_of_the_mount_lost_nothing(
 async def test_who_writes_a_text_hears_of_its_errors_where_processes_take_seconds_to_start(
     cache: Path, index: Index, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = tmp_path / "python"
-    late.write_text(f'#!/bin/sh\nsleep 3\nexec {shlex.quote(sys.executable)} "$@"\n')
-    late.chmod(0o755)
-    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(late)))
+    run_before(monkeypatch, tmp_path, "sleep 3")
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
         with pytest.raises(QueryRefused, match="indexx"):
@@ -406,19 +422,19 @@ async def test_a_new_cohort_has_nothing_of_an_old_one_of_its_name(
 
 
 async def test_results_are_kept_for_the_next_mount_of_the_same_index_only(
-    cache: Path, index: Index, store: MemoryStore, tmp_path: Path, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, tmp_path: Path, no_child: Guard
 ) -> None:
-    no_child.undo()
+    no_child.open()
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
         before = await opened.names("cohorts/mine/nlst")
         with pytest.raises(QueryRefused):
             await make(opened, "broken", BROKEN)
-    forbid_children(no_child)
+    no_child.close()
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.names("cohorts/mine/nlst") == before
         assert b"indexx" in await opened.read("cohorts/broken/.error")
-    no_child.undo()
+    no_child.open()
     newer = make_index(tmp_path / "newer", [*ALL, Row("nlst", "new")], PRIOR)
     async with open_filesystem(cache, newer, store) as opened:
         assert await opened.names("cohorts/mine/nlst") == [*before, "new"]
@@ -450,7 +466,7 @@ async def test_what_no_longer_works_with_a_new_index_says_so(
 
 
 async def test_many_cohorts_are_evaluated_only_when_looked_into(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, no_child: Guard
 ) -> None:
     for number in range(50):
         keep(cache / "cohorts", f"c{number:02}", NLST)
@@ -460,7 +476,7 @@ async def test_many_cohorts_are_evaluated_only_when_looked_into(
         for name in names:
             assert await opened.read(f"cohorts/{name}/.query") == NLST
         assert len(opened.catalogue.temporary) == 0
-        no_child.undo()
+        no_child.open()
         assert await opened.names("cohorts/c07") == ["nlst"]
         assert len(opened.catalogue.temporary) == 1
 
@@ -758,6 +774,15 @@ async def test_nothing_is_left_of_an_evaluation_when_the_mount_ends(
     assert kept(cache) == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "told", "warnings"),
+    [
+        ('[1, true, "Done"]', "idcfs failed", ["mine was not evaluated"]),
+        # It is tried a second time.
+        ("this is no message", "ended its process", ["cannot be understood"] * 2),
+    ],
+    ids=["another answer", "no answer"],
+)
 async def test_an_evaluation_that_fails_unheard_of_is_told_and_ends_nothing(
     cache: Path,
     index: Index,
@@ -765,18 +790,21 @@ async def test_an_evaluation_that_fails_unheard_of_is_told_and_ends_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     warnings_logged: WarningsLogged,
+    answer: str,
+    told: str,
+    warnings: list[str],
 ) -> None:
-    broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho this is no message\n")
-    broken.chmod(0o755)
+    # The last argument is the descriptor of its socket.
+    sends = f"import os, sys; os.write(int(sys.argv[1]), {answer.encode()!r} + bytes([10]))"
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "works", NLST)
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "executable", str(broken))
-            with pytest.raises(QueryRefused, match="idcfs failed"):
+            run_before(patch, tmp_path, f'exec {shlex.quote(sys.executable)} -c {shlex.quote(sends)} "$4"')
+            with pytest.raises(QueryRefused, match=told):
                 await make(opened, "mine", TCGA)
-            warnings_logged.take("mine was not evaluated")
-            assert b"idcfs failed" in await opened.read("cohorts/mine/.error")
+            for warning in warnings:
+                warnings_logged.take(warning)
+            assert told.encode() in await opened.read("cohorts/mine/.error")
         assert await opened.names("cohorts/works") == ["nlst"]
         assert await opened.names("nlst") == ["100001", "a b=c"]
         await write(opened, "mine", TCGA)
@@ -784,13 +812,16 @@ async def test_an_evaluation_that_fails_unheard_of_is_told_and_ends_nothing(
 
 
 async def test_no_process_to_evaluate_in_is_told_and_tried_again(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged
 ) -> None:
     keep(cache / "cohorts", "mine", NLST)
     async with open_filesystem(cache, index, store) as opened:
-        assert b"No such file" in await opened.read("cohorts/mine/.error")
-        assert await opened.names("cohorts/mine") == []
-        no_child.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable="/no/such/python"))
+            assert b"No such file" in await opened.read("cohorts/mine/.error")
+            assert await opened.names("cohorts/mine") == []
+            for _ in range(2):
+                warnings_logged.take("cannot be started")
         await write(opened, "mine", NLST)
         assert await opened.names("cohorts/mine") == ["nlst"]
 
