@@ -1,14 +1,14 @@
-"""The catalogue of one index: the table of all series and the views that are open; belongs to the event loop.
+"""The catalogue of one index: the table of all series and the open views; belongs to the event loop.
 
 On disk it is a folder named after the index's fingerprint:
 
     contents.json       what the index holds
     series.arrow        every series, past versions included: UUID, bucket, instances, bytes
-    attributes.parquet  every column of every series, built when first asked for
+    attributes.parquet  every column of every series, built at its first use
     views/<digest>/     one view each, named after its set of series and its template
 
-Each part is built under another name and renamed, under a lock file, so that two mounts that start at once
-build it once. A part that is damaged is built again; the rows come out in the same order, so inode numbers stay.
+Each part is built under another name and renamed, under a lock file, so two mounts that start at once build it once.
+A damaged part is built again with its rows in the same order, so inode numbers stay the same.
 """
 
 import contextlib
@@ -36,23 +36,23 @@ from idcfs.processes.child import run_program
 from idcfs.processes.messages import Done, Message
 
 BATCH_CACHE_BYTES = 64 << 20
-"""For all tables together: the names of the three upper levels of the whole tree take 13 MB."""
+"""For the batches of all tables; the names of the three upper levels of the whole tree take 13 MB."""
 
 MAIN_GENERATION = 0
 BY_UUID_GENERATION = 1
 VERSION_GENERATIONS = 16
 ANALYSIS_RESULT_GENERATIONS = 2048
-"""Generations of the fixed views: part of inode numbers, equal in every mount of an index."""
+"""The generations of the fixed views: part of inode numbers, and equal in every mount of an index."""
 
 _BUILDING = ".building"
-"""The end of the name of a folder that is being built; the process is in it, as one killed may still write."""
+"""The suffix of a folder that is being built. The process ID precedes it, as a killed build may go on writing."""
 
 _LOCK_POLL = 0.1
-"""Seconds between looks at a lock that another process holds; there is no way to wait for it in trio."""
+"""Seconds between attempts to take a lock that another process holds, which trio cannot wait for."""
 
 
 class Series(NamedTuple):
-    """A row of the table of all series; `instances` and `size` (bytes) are the index's hints, 0 if unknown."""
+    """A row of the table of all series; `instances` and `size` (bytes) are the index's figures, 0 if unknown."""
 
     uuid: str
     bucket: str
@@ -61,7 +61,7 @@ class Series(NamedTuple):
 
 
 class ViewKey(NamedTuple):
-    """What a view is made of: a set of series (see `idcfs.catalog.build.selection`) and a template."""
+    """What a view is built from: a set of series (see `idcfs.catalog.build.selection`) and a template."""
 
     select: str
     template: str
@@ -73,7 +73,7 @@ class ViewKey(NamedTuple):
 
 
 def view_key(template: str = DEFAULT_TEMPLATE, **select: Any) -> ViewKey:
-    """The key of the view of the series that *select* names, laid out by *template*."""
+    """Return the key of the view of the series that *select* names, laid out by *template*."""
     return ViewKey(json.dumps(select, sort_keys=True), template)
 
 
@@ -82,15 +82,16 @@ class Catalogue:
 
     Args:
         folder: the catalogue's.
-        index: the index it was, or will be, built from.
+        index: the index that it is built from.
         main: the main tree's view.
+        report: see `open_catalogue`.
     """
 
-    def __init__(self, folder: Path, index: Index, main: ViewKey, tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, index: Index, main: ViewKey, report: Callable[[str], None]) -> None:
         self.folder = folder
         self.index = index
         self.temporary = TemporaryViews()
-        self._tell = tell
+        self._report = report
         self._batches = BatchCache(BATCH_CACHE_BYTES)
         self._keys = {MAIN_GENERATION: main}
         self._views: dict[int, View] = {}
@@ -132,65 +133,65 @@ class Catalogue:
 
     @property
     def mount_version(self) -> int:
-        """The IDC version whose tree is the main one."""
+        """The IDC version that the main tree shows."""
         return int(json.loads(self._keys[MAIN_GENERATION].select).get("version", self.version))
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Totals of the main tree: collections, patients, studies, series, instances, bytes."""
+        """The totals of the main tree: collections, patients, studies, series, instances, bytes."""
         return self._views[MAIN_GENERATION].counts
 
     @property
     def analysis_results(self) -> list[str]:
-        """The ids of the analysis results that have series."""
+        """The IDs of the analysis results that have series."""
         return self.contents["analysis_results"]  # type: ignore[no-any-return]  # what build_series wrote
 
     def template(self, generation: int) -> Template:
-        """The layout of a view that is open."""
+        """Return the layout of an open view."""
         view = self.view(generation)
         assert view is not None
         return parse_template(view.template, view.columns)
 
     def release_date(self, generation: int) -> str:
-        """The day (YYYY-MM-DD) of the IDC version that a view shows."""
+        """Return the release date (YYYY-MM-DD) of the IDC version that a view shows."""
         key = self._keys.get(generation)
         select = {} if key is None else json.loads(key.select)
         return str(self.contents["releases"][str(select.get("version", self.version))])
 
     def view(self, generation: int) -> View | None:
-        """The view of a generation if it is open."""
+        """Return the view of a generation, or None if it is not open."""
         return self._views.get(generation) or self.temporary.get(generation)
 
     def show(self, folder: Path) -> int:
-        """Show the view that was built in *folder*, for now; returns its generation.
+        """Show the view in *folder* until it is retired from `temporary`; returns its generation.
 
         Raises:
-            CatalogueDamaged: it is not what was built.
+            CatalogueDamaged: a file of it is not what was built.
             NoSpace: the generations are used up.
         """
         return self.temporary.add(View(folder, self._batches))
 
     def show_again(self, generation: int, folder: Path) -> None:
-        """Show what was built anew in *folder* in the place of a view that is damaged.
+        """Show the view that was built again in *folder* in place of a damaged one.
 
         Raises:
-            CatalogueDamaged: it is not what was built.
+            CatalogueDamaged: a file of it is not what was built.
         """
         self.temporary.replace(generation, View(folder, self._batches))
 
     @property
     def series_rows(self) -> int:
-        """How many rows the table of all series has."""
+        """The number of rows of the table of all series."""
         return len(self._series)
 
     def series(self, row: int) -> Series:
-        """A row of the table of all series."""
+        """Return a row of the table of all series."""
         table = self._series
         uuid = str(UUID(bytes=table.value(0, row)))
         return Series(uuid, self.contents["buckets"][table.value(1, row)], table.value(2, row), table.value(3, row))
 
     async def open_view(self, generation: int) -> View:
-        """The view of a generation, built first if it must be; may take seconds.
+        """Return the view of a generation; takes seconds if it must be built first.
 
         Raises:
             NotFound: there is no such view.
@@ -208,27 +209,24 @@ class Catalogue:
                 try:
                     view = View(folder, self._batches)
                 except CatalogueDamaged:
-                    await self._need_contents()
+                    await self._rebuild_if_removed()
                     await self._build_view(key)
                     view = View(folder, self._batches)
             self._views[generation] = view
             return view
 
     async def attributes_file(self) -> Path:
-        """The file of every column of every series, in the rows' order; takes seconds the first time."""
+        """Return the file with every column of every series, in the rows' order; takes seconds the first time."""
         path = self.folder / "attributes.parquet"
         if not path.exists():
             async with self._opening, self._lock():
                 if not path.exists():
-                    await self._need_contents()
+                    await self._rebuild_if_removed()
                     await self._run_build(self._request("attributes", self.folder))
         return path
 
     async def repair(self) -> None:
-        """Build again everything that is open; called when a table turned out damaged. Takes seconds.
-
-        Callers that come together are content with one repair.
-        """
+        """Build all open tables again, after one turned out damaged; takes seconds, shared by concurrent calls."""
         repairs = self._repairs
         async with self._opening, self._lock():
             if self._repairs != repairs:
@@ -247,7 +245,7 @@ class Catalogue:
         return self.folder / "views" / self._keys[generation].digest
 
     def _read_contents(self) -> bool:
-        """Read what was built; False if there is nothing, or it is damaged or of another format."""
+        """Read what was built; returns False if there is nothing, or it is damaged or of another format."""
         try:
             contents = read_description(self.folder / "contents.json")
             series = Table(self.folder / SERIES_TABLE, self._batches)
@@ -258,15 +256,15 @@ class Catalogue:
         self.contents, self._series = contents, series
         return True
 
-    async def _need_contents(self) -> None:
-        """Build the series table again if somebody removed it under this mount; what is open goes on."""
+    async def _rebuild_if_removed(self) -> None:
+        """Build the series table again if somebody removed it while it was open; open views stay usable."""
         if not (self.folder / "contents.json").exists():
             removed = self._series
             await self._rebuild()
             removed.close()
 
     async def _rebuild(self) -> None:
-        """Build the series table and the main view in a new folder and put it in the old one's place."""
+        """Build the series table and the main view in a new folder, and replace the old one by it."""
         building = self.folder.with_suffix(f".{os.getpid()}{_BUILDING}")
         _remove_leftovers(self.folder)
         try:
@@ -276,11 +274,11 @@ class Catalogue:
             shutil.rmtree(self.folder, ignore_errors=True)
             building.replace(self.folder)
         except OSError as error:
-            raise CacheUnusable(f"the catalogue cannot be written to {self.folder}: {error.strerror}") from error
+            raise CacheUnusable(f"{self.folder}: {error.strerror}; choose another folder with --cache-dir") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
         if not self._read_contents():
-            raise CacheUnusable(f"what was just written to {self.folder} does not read back; is the disk sound?")
+            raise CacheUnusable(f"{self.folder} is damaged right after its build; choose another disk with --cache-dir")
 
     async def _build_view(self, key: ViewKey) -> None:
         views = self.folder / "views"
@@ -291,14 +289,14 @@ class Catalogue:
             shutil.rmtree(views / key.digest, ignore_errors=True)
             building.replace(views / key.digest)
         except OSError as error:
-            raise CacheUnusable(f"the catalogue cannot be written to {views}: {error.strerror}") from error
+            raise CacheUnusable(f"{views}: {error.strerror}; choose another folder with --cache-dir") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
     async def _run_build(self, request: Build) -> None:
         def progressed(step: Message) -> None:
             assert isinstance(step, Step)
-            self._tell(step.text)
+            self._report(step.text)
 
         await run_program("idcfs.catalog.build", request, Done, [Step], progressed)
 
@@ -311,7 +309,7 @@ class Catalogue:
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[None]:
-        """Only one process builds at a time; the others find what it built."""
+        """Hold the lock file, so that one process builds at a time and the others find the result."""
         path = self.folder.with_suffix(".lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -321,15 +319,15 @@ class Catalogue:
                 f"cache folder {path.parent}: {error.strerror}; choose another with --cache-dir"
             ) from error
         try:
-            told = False
+            reported = False
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not told:
-                        self._tell("waiting for another idcfs to build the catalogue")
-                        told = True
+                    if not reported:
+                        self._report("waiting for another idcfs to build the catalogue")
+                        reported = True
                     await trio.sleep(_LOCK_POLL)
             yield
         finally:
@@ -337,7 +335,7 @@ class Catalogue:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what builds of *folder* that were killed have left; called with the lock."""
+    """Remove what killed builds of *folder* have left; the caller holds the lock."""
     for leftover in folder.parent.glob(f"{folder.name}.*{_BUILDING}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -348,24 +346,24 @@ async def open_catalogue(
     index: Index,
     template: str = DEFAULT_TEMPLATE,
     version: int | None = None,
-    tell: Callable[[str], None] = lambda step: None,
+    report: Callable[[str], None] = lambda step: None,
 ) -> AsyncIterator[Catalogue]:
-    """Open the catalogue of *index*, kept under *cache_folder*, and build it first if it must be.
+    """Open the catalogue of *index* in *cache_folder*; builds it first if it is not there.
 
     Args:
         cache_folder: the user's cache folder for idcfs.
-        index: where the index is.
+        index: the index.
         template: the main tree's layout.
         version: the IDC version that the main tree shows; the index's own if None.
-        tell: called with a line of text at each step of a build.
+        report: called with a line of text at each step of a build.
 
     Raises:
         UsageError: the index has no such version, or the template is not one.
-        IndexUnusable, CacheUnusable: it cannot be built.
+        IndexUnusable, CacheUnusable: the catalogue cannot be built.
     """
     folder = cache_folder / "catalogue" / f"{index.fingerprint}-{FORMAT}"
     main = view_key(template) if version is None else view_key(template, version=version)
-    catalogue = Catalogue(folder, index, main, tell)
+    catalogue = Catalogue(folder, index, main, report)
     await catalogue.open()
     try:
         yield catalogue

@@ -1,13 +1,13 @@
-"""What the programs of the catalogue are asked, and what they report; pure."""
+"""The requests to the programs of the catalogue, and their reports; pure."""
 
 from typing import Any, NamedTuple
 
 
 class Build(NamedTuple):
-    """Build a part of a catalogue: `idcfs.catalog.build`, which reports each `Step`.
+    """A request to `idcfs.catalog.build`, which builds a part of a catalogue and reports each `Step`.
 
     `what` is "catalogue" (the table of all series and the main view), "view" or "attributes"; `folder` is the
-    catalogue's; `tables` maps names to parquet files. A view is of the series that `select` names (see `selection`), in
+    catalogue's; `tables` maps names to parquet files. A view has the series that `select` names (see `selection`), in
     the layout `template`, and is written to the folder `view`.
     """
 
@@ -20,13 +20,13 @@ class Build(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A build goes on with something else, which `text` names for people."""
+    """A report that the next step of a build begins; `text` describes the step for people."""
 
     text: str
 
 
 class Query(NamedTuple):
-    """Run a user's `sql`: `idcfs.catalog.query`, which reports `Bound` once the query is sound.
+    """A request to `idcfs.catalog.query`, which runs a user's `sql` and reports `Bound` once it is known to be valid.
 
     `tables` maps names to parquet files; `memory` is in bytes; up to `limit` rows (None: all) are written to `result`,
     an Arrow file.
@@ -40,4 +40,4 @@ class Query(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """The text is sound: it parses, its names exist, and it only reads."""
+    """A report that a text is valid: it parses, its names exist, and it only reads."""

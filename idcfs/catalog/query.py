@@ -1,6 +1,6 @@
-"""A user's query and its rows; a child process of its own.
+"""The program that runs a user's query and writes its rows to a file, in a child process.
 
-The user's SQL runs in the sandbox of `idcfs.catalog.sandbox`.
+The SQL runs in the sandbox of `idcfs.catalog.sandbox`.
 """
 
 from pathlib import Path

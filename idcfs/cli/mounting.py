@@ -1,4 +1,4 @@
-"""`idcfs mount` and `idcfs unmount`."""
+"""The commands `idcfs mount` and `idcfs unmount`."""
 
 import functools
 import logging
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from idcfs.cli.background import log_to, serve, serve_in_background
 from idcfs.cli.group import check_folders, main
@@ -21,7 +22,7 @@ from idcfs.private import UMASK
 DEFAULT_MOUNTPOINT = Path("~/idc")
 
 UNMOUNT_WAIT = 10.0
-"""Seconds that `unmount` waits for the daemon to write what it has and end."""
+"""Seconds that `unmount` waits for the daemon to finish its writes and end."""
 
 
 @main.command(short_help="Mount IDC on a folder.")
@@ -65,25 +66,25 @@ def mount(mountpoint: Path | None, demo: bool, recover: bool, foreground: bool, 
     os.umask(UMASK)
     path = mountpoints.absolute(mountpoint or DEFAULT_MOUNTPOINT)
     settings = load_settings(flags)
-    settings = _checked(settings, path)
+    settings = _check_settings(settings, path)
     mountpoints.check_machine(settings.allow_other)
     with mountpoints.prepared(path, recover):
-        tell = functools.partial(_tell, path)
+        report = functools.partial(_print_message, path)
         level = logging.DEBUG if debug else logging.INFO
         if foreground:
             log_to(logging.StreamHandler(), "%(levelname)s %(name)s: %(message)s", level)
-            serve(settings, path, demo, tell)
+            serve(settings, path, demo, report)
         else:
-            serve_in_background(settings, path, demo, level, tell)
+            serve_in_background(settings, path, demo, level, report)
 
 
-def _checked(settings: Settings, path: Path) -> Settings:
-    """Find what is wrong with the settings before anything is made; a folder's path becomes absolute."""
+def _check_settings(settings: Settings, path: Path) -> Settings:
+    """Check the settings before anything is made; returns them with the absolute path of a folder mirror."""
     from idcfs.catalog.index import find_index
     from idcfs.store.mirror import parse_mirror
 
     mirror = parse_mirror(settings.mirror)
-    # What the daemon needs must not be reached through its own mount: it would wait for itself for ever.
+    # A daemon that reads a file through its own mount would wait for itself for ever.
     for what, folder in (
         ("cache folder", settings.cache_dir),
         ("cohort folder", settings.cohort_dir),
@@ -98,43 +99,42 @@ def _checked(settings: Settings, path: Path) -> Settings:
     return settings if mirror.folder is None else replace(settings, mirror=str(mirror.folder))
 
 
-def _tell(path: Path, message: dict[str, Any]) -> None:
+def _print_message(path: Path, message: dict[str, Any]) -> None:
     if "step" in message:
         click.echo(f"idcfs: {message['step']} ...", err=True)
     if "ready" in message:
         facts = message["ready"]
         counts = facts["counts"]
-        size = counts["bytes"] / 1e12
         click.echo(
             f"IDC v{facts['version']} of {facts['released']}: {counts['collections']:,} collections, "
             f"{counts['patients']:,} patients, {counts['studies']:,} studies, {counts['series']:,} series, "
-            f"{counts['instances']:,} files, {size:.1f} TB"
+            f"{counts['instances']:,} files, {filesize.decimal(counts['bytes'])}"
         )
         click.echo(f"Mounted on {path} from {facts['mirror']}. Unmount with: idcfs unmount {path}")
 
 
 @main.command(short_help="Unmount, and wait for the daemon to end.")
 @click.argument("mountpoint", type=Path, required=False)
-@click.option("--lazy", is_flag=True, help="Let go of the mount even while programs use it.")
+@click.option("--lazy", is_flag=True, help="Detach the mount even while programs use it.")
 def unmount(mountpoint: Path | None, lazy: bool) -> None:
     """Unmount MOUNTPOINT (default: ~/idc) and wait for its daemon to end."""
     path = mountpoints.absolute(mountpoint or DEFAULT_MOUNTPOINT)
     daemon = _daemon_of(path)
     mountpoints.unmount(path, lazy)
     deadline = time.monotonic() + UNMOUNT_WAIT
-    while daemon is not None and _runs(daemon) and time.monotonic() < deadline:
+    while daemon is not None and _is_running(daemon) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def _daemon_of(path: Path) -> int | None:
-    """The process that serves a mount, if it answers."""
+    """Return the ID of the process that serves a mount, or None if the mount does not answer."""
     try:
         return int(read_status(path)["pid"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

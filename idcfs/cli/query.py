@@ -1,4 +1,4 @@
-"""`idcfs query`."""
+"""The command `idcfs query`."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from idcfs.cli.group import SqlCommand, main
 from idcfs.config import Settings, load_settings
 
 TABLE_ROWS = 100
-"""Rows that a table shows if no limit is given: a look, not an export."""
+"""Rows that a table shows if no limit is given: a table is for reading, not for export."""
 
 
 @main.command(cls=SqlCommand, short_help="Run SQL over the tables of the IDC index.")
@@ -97,14 +97,14 @@ def _print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
     for name in names:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        # Text, not str: a value in square brackets is no markup.
+        # Text, because rich takes square brackets in a str for markup.
         table.add_row(*(Text(_text(value)) for value in row.values()))
     Console().print(table)
     click.echo(f"{len(rows):,} rows")
 
 
 def _text(value: Any) -> str:
-    """A value in one cell; lists and structures as JSON."""
+    """Return a value as the text of a cell; lists and structures as JSON."""
     if value is None:
         return ""
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else str(value)

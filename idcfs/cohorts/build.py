@@ -1,7 +1,7 @@
-"""The series that a cohort's text names, as a view; a child process of its own.
+"""The program that makes a view of the series that a cohort's text names; a child process runs it.
 
-The user's SQL runs in its sandbox (`idcfs.catalog.sandbox`) and gives identifiers. A second connection, which
-the SQL never meets, finds the series and writes the view.
+The user's SQL runs in the sandbox of `idcfs.catalog.sandbox` and returns identifiers. A second connection, which the
+SQL cannot reach, finds the series and writes the view.
 """
 
 import time
@@ -27,19 +27,17 @@ IDENTIFIERS: dict[str, tuple[str, ...]] = {
     "PatientID": ("collection_id",),
     "collection_id": (),
 }
-"""The columns that can say which series a row means, the most specific first, each with those that narrow it down.
-
-One study can belong to two patients, and one PatientID to two collections.
-"""
+"""The columns that identify a row's series, the most specific first, each with the columns that narrow it down: one
+study can belong to two patients, and one PatientID to two collections."""
 
 _OF_ONE_SERIES = {"crdc_series_uuid", "SeriesInstanceUID"}
-"""The columns with one value for each series."""
+"""The identifiers whose values each name one series."""
 
 EXAMPLES = 100
-"""Lines, or rows, that match nothing are told up to this number."""
+"""The most lines, or rows, without a series that are listed."""
 
 EXAMPLE_LENGTH = 200
-"""Characters of each value that are told: the daemon reads them, and a value can have gigabytes."""
+"""Characters of each value that are listed: the daemon reads them, and a value can have gigabytes."""
 
 MAX_LAYOUT = 4096
 """Characters of a layout: no longer path can be opened on Linux (PATH_MAX)."""
@@ -48,36 +46,35 @@ _FACTS = (
     "crdc_series_uuid", "collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "instanceCount",
     "series_size_MB", "license_short_name",
 )  # fmt: skip
-"""The columns that a series is found and counted by."""
+"""The columns that series are found and counted by."""
 
 
-class _Given:
-    """What a query gives: its identifying columns, and those that its layout may take from it.
+class _ResultColumns:
+    """The columns of a query's result: those that identify series, and those that its layout may take from it.
 
     Args:
-        columns: of the query's result.
-        known: of the index.
+        columns: the names, in order.
+        known: the columns of the index.
     """
 
     def __init__(self, columns: list[str], known: frozenset[str]) -> None:
-        # SQL knows no case in names: a column means the index's of that name, however it is written.
+        # SQL ignores the case of names: a column is the index's of that name, however it is written.
         spelled = {name.lower(): name for name in known}
         self._known = known
-        self.places: dict[str, int] = {}
-        for place, name in enumerate(columns):
-            self.places.setdefault(spelled.setdefault(name.lower(), name), place)
-        found = next((name for name in IDENTIFIERS if name in self.places), None)
+        self.positions: dict[str, int] = {}
+        for position, name in enumerate(columns):
+            self.positions.setdefault(spelled.setdefault(name.lower(), name), position)
+        found = next((name for name in IDENTIFIERS if name in self.positions), None)
         if found is None:
             raise QueryRefused(
-                "the result has none of the columns that say which series are meant; "
-                f"select one of {', '.join(IDENTIFIERS)}"
+                f"the result has no column that identifies series; select one of {', '.join(IDENTIFIERS)}"
             )
-        self.keys = [found, *(name for name in IDENTIFIERS[found] if name in self.places)]
+        self.keys = [found, *(name for name in IDENTIFIERS[found] if name in self.positions)]
 
     def values(self, template: Template) -> list[str]:
-        """The columns that the layout takes from the result.
+        """Return the columns that the layout takes from the result.
 
-        A column of the index is the series' own: a row that means a whole collection says nothing of each modality.
+        A column of the index has the series' own values: a row for a whole collection has no modality of each series.
         """
         return [name for name in template.columns if name not in self._known]
 
@@ -132,21 +129,21 @@ def _template(layout: str, columns: frozenset[str]) -> Template:
 def _match_query(
     connection: build.Connection, request: BuildCohort, sql: str, layout: str, report: Report
 ) -> tuple[Template, dict[str, Any]]:
-    """Make the table `matched` of the series that a SELECT names; returns the layout, and what matches nothing."""
+    """Make the table `matched` of the series of a SELECT; returns the layout, and the facts of rows without series."""
     sandbox = open_sandbox(request.tables, request.memory)
     relation = bind(sandbox, sql)
     known = _index_columns(connection)
-    given = _Given(relation.columns, known)
-    template = _template(layout, known | frozenset(given.places))
+    given = _ResultColumns(relation.columns, known)
+    template = _template(layout, known | frozenset(given.positions))
     report(Bound())
     if request.only_bind:
         return template, {}
     values = given.values(template)
     taken = {f"k{number}": name for number, name in enumerate(given.keys)}
     taken |= {f"v{number}": name for number, name in enumerate(values)}
-    names = ", ".join(f"c{place}" for place in range(max(given.places[name] for name in taken.values()) + 1))
-    columns = ", ".join(f"CAST(c{given.places[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
-    # By place: a result may have two columns of one name.
+    names = ", ".join(f"c{number}" for number in range(max(given.positions[name] for name in taken.values()) + 1))
+    columns = ", ".join(f"CAST(c{given.positions[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
+    # Columns are taken by number, because a result may have two of one name.
     rows = relation.query("cohort_result", f"SELECT DISTINCT {columns} FROM cohort_result AS result({names})")
     connection.register("given", build.arrow_reader(rows).read_all())
     sandbox.close()
@@ -154,9 +151,9 @@ def _match_query(
 
 
 def _match_rows(connection: build.Connection, keys: list[str], values: list[str], template: Template) -> dict[str, Any]:
-    """Make the table `matched` of the series that the rows of `given` mean; returns the rows that mean none."""
-    here = ["lower(given.k0)"] if keys == ["crdc_series_uuid"] else [f"given.k{n}" for n in range(len(keys))]
-    on = " AND ".join(f"{key} = source.{name}" for key, name in zip(here, keys, strict=True))
+    """Make the table `matched` of the series of the rows of `given`; returns the facts of rows without series."""
+    given_keys = ["lower(given.k0)"] if keys == ["crdc_series_uuid"] else [f"given.k{n}" for n in range(len(keys))]
+    on = " AND ".join(f"{key} = source.{name}" for key, name in zip(given_keys, keys, strict=True))
     taken = {name: f"given.v{number}" for number, name in enumerate(values)}
     join = "JOIN" if values else "SEMI JOIN"
     connection.execute(
@@ -176,7 +173,7 @@ def _match_rows(connection: build.Connection, keys: list[str], values: list[str]
         examples = connection.execute(f"SELECT {cut} FROM missed ORDER BY ALL LIMIT {EXAMPLES}").fetchall()
     connection.unregister("given")
     if values:
-        # Rows may say different things of one series: the first in order counts. (As bytes: see `build_view`.)
+        # Rows may have different values for one series: the first in the order of bytes counts (see `build_view`).
         order = ", ".join(["crdc_series_uuid", *(f"encode({build.identifier(name)})" for name in values)])
         first = f"SELECT DISTINCT ON (crdc_series_uuid) * FROM matched ORDER BY {order}"
         connection.execute(f"CREATE OR REPLACE TEMP TABLE matched AS {first}")
@@ -188,7 +185,7 @@ def _count(connection: build.Connection, table: str) -> int:
 
 
 def _selected(template: Template, taken: dict[str, str] | None = None, known: set[str] | None = None) -> str:
-    """The columns of `matched`, of a table `source` or where they are *taken* from; NULL if not *known*."""
+    """Return the SQL of the columns of `matched`: as in *taken*, else of the table `source`, or NULL if not *known*."""
     taken = taken or {}
     columns = dict.fromkeys([*_FACTS, *template.columns])
     return ", ".join(
@@ -201,14 +198,14 @@ def _selected(template: Template, taken: dict[str, str] | None = None, known: se
 def _add_past_versions(
     connection: build.Connection, uuids: str, template: Template, taken: dict[str, str] | None = None, join: str = ""
 ) -> None:
-    """Put the series of these UUIDs that only past versions have into `matched`."""
+    """Add the series of these UUIDs that only past versions have to `matched`."""
     known = {row[0] for row in connection.execute("DESCRIBE prior_versions_index").fetchall()}
-    source = build.first_of_each_prior(f"WHERE crdc_series_uuid IN ({uuids})")
+    source = build.prior_series(f"WHERE crdc_series_uuid IN ({uuids})")
     connection.execute(f"INSERT INTO matched SELECT {_selected(template, taken, known)} FROM {source} AS source {join}")
 
 
 def _match_manifest(connection: build.Connection, manifest: Manifest, template: Template) -> dict[str, Any]:
-    """Make the table `matched` of the series of a manifest; returns the lines that match nothing."""
+    """Make the table `matched` of the series of a manifest; returns the facts of lines without series."""
     for name, lines in (("uuids", manifest.uuids), ("uids", manifest.uids)):
         numbers, values = zip(*lines, strict=True) if lines else ((), ())
         table = pa.table({"line": pa.array(numbers, pa.int64()), "value": pa.array(values, pa.string())})

@@ -1,14 +1,14 @@
-"""What the program that builds cohorts is asked, and what it answers; pure."""
+"""The request to the program that builds cohorts, and its answer; pure."""
 
 from typing import Any, NamedTuple
 
 
 class BuildCohort(NamedTuple):
-    """Build the series that a cohort's text names: `idcfs.cohorts.build`, which reports `Bound` once that is sound.
+    """A request to `idcfs.cohorts.build`, which makes the view of a text and reports `Bound` once the text is valid.
 
     `tables` maps names to parquet files; `memory` is in bytes; `text` is a file; `layout` is for a text without one;
     `series` is the table of all series; the view and its facts are written to `folder`. With `only_bind` the program
-    ends once the text is known to be sound, and the facts are empty.
+    ends once the text is known to be valid, and the facts are empty.
     """
 
     tables: dict[str, str]
@@ -21,6 +21,6 @@ class BuildCohort(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a cohort's view (see `idcfs.cohorts.results`)."""
+    """The facts about a cohort's view (see `idcfs.cohorts.results`)."""
 
     facts: dict[str, Any]

@@ -1,7 +1,7 @@
-"""The sRGB colour profile that an RGB slide must carry, as bytes.
+"""The sRGB colour profile that an RGB slide must have, as bytes.
 
-Contract: `SRGB_PROFILE` is a version 2 ICC matrix profile with sRGB's primaries and a plain gamma of 2.2. It
-is built here because no dependency has one, and a file of one would carry another's licence.
+`SRGB_PROFILE` is a version 2 ICC matrix profile with sRGB's primaries and a gamma of 2.2. It is built here because no
+dependency has one, and a file of one would have another's licence.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """The demo's derived objects: segmentation, structure set and structured report of a series of slices.
 
-Contract: each outlines or measures the lesion of its source's phantom and refers to the source's instances by
-their true UIDs; a viewer can lay them over the slices.
+Each outlines or measures the lesion of its source's phantom, and refers to the source's instances by their UIDs, so
+that a viewer can lay it over the slices.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from idcfs.demo.modules import (
     NOTE,
     PATIENT_NAME,
     TIME,
-    add_content_moment,
+    add_content_time,
     add_dimensions,
     add_frame_of_reference,
     code,
@@ -33,7 +33,7 @@ def segmentation(series: IndexedSeries, number: int, source: IndexedSeries) -> D
     image = new_object(series, number)
     image.SeriesNumber = series.series_number or 1
     add_frame_of_reference(image, series)
-    add_content_moment(image, series)
+    add_content_time(image, series)
     image.BodyPartExamined = series.body_part_examined
     image.ImageType = ["DERIVED", "PRIMARY"]
     image.ContentLabel = "SYNTHETIC"
@@ -156,7 +156,7 @@ def _referenced_frame_of_reference(source: IndexedSeries, slices: Iterable[int])
         ContourImageSequence=[reference(source, index + 1) for index in slices],
     )
     study = item(
-        # Detached Study Management: retired, and still what the attribute's definition asks for
+        # Detached Study Management: retired, but required by the attribute's definition
         ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
         ReferencedSOPInstanceUID=source.study_instance_uid,
         RTReferencedSeriesSequence=[series],
@@ -180,7 +180,7 @@ def report(series: IndexedSeries, number: int, source: IndexedSeries) -> Dataset
     evidence = reference(source, phantom_of(source).lesion_slices(source.instance_count)[0] + 1)
     document = new_object(series, number)
     document.SeriesNumber = series.series_number or 1
-    add_content_moment(document, series)
+    add_content_time(document, series)
     document.ReferencedPerformedProcedureStepSequence = []
     document.PerformedProcedureCodeSequence = []
     document.CompletionFlag = "COMPLETE"

@@ -1,8 +1,7 @@
-"""The DICOM modules that all the demo's objects share, and their encoding into files.
+"""The DICOM modules that all the demo's objects share, and the encoding of objects as files.
 
-Contract: `new_object` gives a data set with patient, study, series, equipment and SOP common modules filled
-in from the index; every free text in it says that it is synthetic. `encode` gives a file's bytes, in which
-nothing names the version of pydicom that wrote them.
+The values are those of the index; every free text says that it is synthetic. No file names the version of pydicom that
+wrote it, so that all versions write the same bytes.
 """
 
 import io
@@ -17,13 +16,13 @@ from idcfs.demo.selection import IndexedSeries, synthetic_uid
 PATIENT_NAME = "SYNTHETIC^IDCFS DEMO"
 NOTE = "synthetic demo data, not a patient"
 TIME = "120000"
-"""Every time of day, where one must be given."""
+"""The time of day wherever one is required."""
 
 _IMPLEMENTATION_CLASS_UID = UID(synthetic_uid("implementation"))
 
 
 def dicom_date(date: str) -> str:
-    """Turn the index's 2001-02-03 into DICOM's 20010203."""
+    """Return a date of the index, such as 2001-02-03, as DICOM writes it: 20010203."""
     return date.replace("-", "")
 
 
@@ -46,7 +45,7 @@ def reference(series: IndexedSeries, number: int) -> Dataset:
 
 
 def new_object(series: IndexedSeries, number: int) -> Dataset:
-    """Return the modules that every object of the demo has."""
+    """Return the patient, study, series, equipment and SOP common modules of an instance."""
     result = item(
         SpecificCharacterSet="ISO_IR 192",
         SOPClassUID=series.sop_class_uid,
@@ -104,14 +103,14 @@ def add_dimensions(target: Dataset, series: IndexedSeries, kind: str, indexes: d
     ]
 
 
-def add_content_moment(target: Dataset, series: IndexedSeries) -> None:
-    """Add when the content was made."""
+def add_content_time(target: Dataset, series: IndexedSeries) -> None:
+    """Add the date and time of the content."""
     target.ContentDate = dicom_date(series.content_date)
     target.ContentTime = TIME
 
 
 def encode(instance: Dataset, series: IndexedSeries) -> bytes:
-    """Return the file of an object; compressed transfer syntaxes become the plain one."""
+    """Return the file of an object; Explicit VR Little Endian replaces a compressed transfer syntax."""
     implicit = series.transfer_syntax_uid == ImplicitVRLittleEndian
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\0\1"

@@ -1,7 +1,7 @@
 """The made-up anatomy: ellipsoids on a grid, as pixel bytes, masks and contours.
 
-Contract: integer arithmetic only, so that every machine gets the same bytes. Columns and rows are pixels;
-depth is in thousandths of the volume, so that a phantom fits any number of slices.
+Only integer arithmetic is used, so that every machine computes the same bytes. Columns and rows are pixels; depth is in
+thousandths of the volume, so that a phantom fits any number of slices.
 """
 
 import struct
@@ -15,7 +15,7 @@ _DEPTH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Ellipsoid:
-    """A body with a value that rises by `gradient` from its volume's left edge to its right one."""
+    """A body whose value rises by `gradient` from the left edge of the volume to the right one."""
 
     column: int
     row: int

@@ -1,7 +1,6 @@
 """The demo's CT, MR and PT slices: one object each, together a volume.
 
-Contract: `slice_image` makes any of them; the slices of a series are axial, equally spaced and numbered from
-the feet up.
+The slices of a series are axial, equally spaced and numbered from the feet up.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomograp
 from idcfs.demo.modules import (
     NOTE,
     TIME,
-    add_content_moment,
+    add_content_time,
     add_frame_of_reference,
     code,
     dicom_date,
@@ -32,7 +31,7 @@ _PHANTOMS: dict[str, Phantom] = {
 
 
 def phantom_of(series: IndexedSeries) -> Phantom:
-    """Return what a series of slices shows."""
+    """Return the phantom that a series of slices shows."""
     return _PHANTOMS[series.sop_class_uid]
 
 
@@ -41,7 +40,7 @@ def slice_image(series: IndexedSeries, number: int) -> Dataset:
     phantom = phantom_of(series)
     image = new_object(series, number)
     add_frame_of_reference(image, series)
-    add_content_moment(image, series)
+    add_content_time(image, series)
     image.BodyPartExamined = series.body_part_examined
     if not series.body_part_examined:
         image.Laterality = ""

@@ -1,7 +1,7 @@
 """The demo's whole slide image: a pyramid of tiled, uncompressed RGB images.
 
-Contract: `slide_level` makes one resolution of a slide; each instance of the series halves the one before it.
-All levels show the same stained tissue, and cover the same area of glass.
+Each instance of the series has half the resolution of the one before it. All show the same stained tissue, and cover
+the same area of glass.
 """
 
 from math import isqrt
@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from idcfs.demo.colour import SRGB_PROFILE
 from idcfs.demo.modules import (
     TIME,
-    add_content_moment,
+    add_content_time,
     add_dimensions,
     add_frame_of_reference,
     code,
@@ -37,7 +37,7 @@ def slide_level(series: IndexedSeries, number: int) -> Dataset:
     tiles = _tiles(_tissue(size, reduction), size)
     image = new_object(series, number)
     add_frame_of_reference(image, series)
-    add_content_moment(image, series)
+    add_content_time(image, series)
     image.PositionReferenceIndicator = "SLIDE_CORNER"
     image.ImageType = (
         ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"] if reduction else ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
@@ -55,7 +55,7 @@ def slide_level(series: IndexedSeries, number: int) -> Dataset:
 
 
 def _tissue(size: int, reduction: int) -> list[bytes]:
-    """Paint a round section with nuclei strewn over it, as rows of RGB."""
+    """Paint a round section with scattered nuclei, as rows of RGB."""
     glass = _GLASS * size
     stain = b"".join(bytes((232 - 30 * x // size, 150 + 30 * x // size, 190)) for x in range(size))
     rows = [bytearray(glass) for _ in range(size)]
@@ -63,7 +63,7 @@ def _tissue(size: int, reduction: int) -> list[bytes]:
     _paint_disc(rows, half, half, size * 45 // 100, stain)
     nuclei = _NUCLEUS * size
     for nucleus in range(_NUCLEI):
-        # multiples of numbers prime to the modulus strew the nuclei evenly, without randomness
+        # Multiples of a number that is prime to the modulus scatter the nuclei evenly, without randomness.
         x, y = nucleus * 389 % 997, nucleus * 613 % 991
         if (x - _BASE // 2) ** 2 + (y - _BASE // 2) ** 2 < (_BASE * 43 // 100) ** 2:
             _paint_disc(rows, x >> reduction, y >> reduction, (5 + nucleus % 6) >> reduction, nuclei)
@@ -78,7 +78,7 @@ def _paint_disc(rows: list[bytearray], x: int, y: int, radius: int, paint: bytes
 
 
 def _tiles(rows: list[bytes], size: int) -> list[bytes]:
-    """Cut the rows into tiles, row by row; what a tile has beyond the image is glass."""
+    """Cut the rows into tiles, row by row; a tile that reaches beyond the image is filled with glass."""
     side = -(-size // TILE) * TILE
     padded = [row + _GLASS * (side - size) for row in rows] + [_GLASS * side] * (side - size)
     return [

@@ -1,1 +1,1 @@
-"""A mount: the FUSE adapter, the daemon behind it, its signals, and the mountpoints of a machine."""
+"""A mount: the FUSE adapter, the daemon that runs it, its signals, and the mountpoints of this machine."""

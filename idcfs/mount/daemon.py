@@ -31,7 +31,7 @@ from idcfs.metrics import Metrics
 from idcfs.mount import mountpoint as mountpoints
 from idcfs.mount.crawlers import Crawlers
 from idcfs.mount.fuse import Adapter
-from idcfs.mount.signals import Ending
+from idcfs.mount.signals import SignalHandler
 from idcfs.mount.stacks import write_on_signal
 from idcfs.pages.client import PageCache, open_page_cache
 from idcfs.processes.arena import Arena
@@ -99,29 +99,29 @@ async def serve(settings: Settings, mountpoint: Path, tell: Tell, demo: bool = F
     # Each view that is open has a file for each of its levels.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    ending = Ending(mountpoint)
+    signals = SignalHandler(mountpoint)
     async with trio.open_nursery() as nursery:
-        await nursery.start(ending.obey)
+        await nursery.start(signals.run)
         nursery.start_soon(write_on_signal)
-        with ending.starting:
+        with signals.starting:
             if demo:
-                await _serve_demo(settings, ending, mountpoint, tell)
+                await _serve_demo(settings, signals, mountpoint, tell)
             else:
-                await _serve(settings, settings.cache_dir, ending, mountpoint, tell)
+                await _serve(settings, settings.cache_dir, signals, mountpoint, tell)
         nursery.cancel_scope.cancel()
-    ending.check()
+    signals.check()
 
 
-async def _serve(settings: Settings, bytes_folder: Path, ending: Ending, mountpoint: Path, tell: Tell) -> None:
+async def _serve(settings: Settings, bytes_folder: Path, signals: SignalHandler, mountpoint: Path, tell: Tell) -> None:
     def be_ready() -> None:
-        ending.ready()
+        signals.ready()
         _be_ready(opened, mountpoint, settings.timeout, tell)
 
     async with _open_filesystem(settings, bytes_folder, lambda step: tell({"step": step})) as opened:
-        await _mount(opened.adapter, mountpoint, settings, ending, be_ready)
+        await _mount(opened.adapter, mountpoint, settings, signals, be_ready)
 
 
-async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell: Tell) -> None:
+async def _serve_demo(settings: Settings, signals: SignalHandler, mountpoint: Path, tell: Tell) -> None:
     from idcfs.demo import temporary_folder, write_demo_mirror
 
     tell({"step": "writing the sample mirror"})
@@ -129,7 +129,7 @@ async def _serve_demo(settings: Settings, ending: Ending, mountpoint: Path, tell
     with temporary_folder() as folder:
         mirror = folder / "mirror"
         await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
-        await _serve(replace(settings, mirror=str(mirror)), folder / "cache", ending, mountpoint, tell)
+        await _serve(replace(settings, mirror=str(mirror)), folder / "cache", signals, mountpoint, tell)
 
 
 class _Opened(NamedTuple):
@@ -248,7 +248,7 @@ def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
 
 
 async def _mount(
-    adapter: Adapter, mountpoint: Path, settings: Settings, ending: Ending, ready: Callable[[], None]
+    adapter: Adapter, mountpoint: Path, settings: Settings, signals: SignalHandler, ready: Callable[[], None]
 ) -> None:
     options = {"fsname=idcfs", f"subtype={mountpoints.SUBTYPE}"}
     if settings.allow_other:
@@ -259,7 +259,7 @@ async def _mount(
     except RuntimeError as error:
         raise MountFailed(f"{mountpoint}: the kernel refused the mount ({error})") from error
     try:
-        with ending.mounted(pyfuse3.terminate):
+        with signals.mounted(pyfuse3.terminate):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_when_answering, mountpoint, ready)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)

@@ -11,8 +11,7 @@ from bisect import insort
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import trio
 
@@ -46,9 +45,7 @@ class Lease:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.release()
 
     def hold(self) -> Self:
@@ -95,9 +92,7 @@ class Arena:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         os.close(self.descriptor)
 
     @property
@@ -142,6 +137,9 @@ class Arena:
             self._freed = trio.Event()
 
     def _give_back(self, region: Region) -> None:
+        if region.start == region.stop:
+            # Within a larger free region, an empty one would keep its neighbours apart.
+            return
         insort(self._free, region)
         at = self._free.index(region)
         # A free region and its free neighbours become one.

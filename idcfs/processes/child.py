@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from idcfs.errors import ChildEnded, IdcfsError, Unreachable
+from idcfs.errors import ChildEnded, Unreachable
 from idcfs.processes.arena import Arena, Lease
 from idcfs.processes.messages import Cancel, Decoder, Failed, Message, encode
 

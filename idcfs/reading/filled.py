@@ -5,7 +5,7 @@ and of every fourth block of a large one, is left out, so that the reader's prog
 *observed*.
 """
 
-from collections import OrderedDict
+from cachetools import LRUCache
 
 from idcfs.inode import pack_file
 from idcfs.pages.client import PAGE, PageCache
@@ -26,7 +26,7 @@ class FilledFiles:
     def __init__(self, pages: PageCache, arena: Arena) -> None:
         self._pages = pages
         self._arena = arena
-        self._observed: OrderedDict[int, bool] = OrderedDict()
+        self._observed = LRUCache[int, bool](_FILES_REMEMBERED)
 
     def fill(self, extent: Extent, listing: Listing, lease: Lease) -> None:
         """Hand what is read next, and nobody waits for, to the kernel, which then need not ask for it."""
@@ -43,8 +43,6 @@ class FilledFiles:
         def filled() -> None:
             if is_whole:
                 self._observed[inode] = is_observed
-                if len(self._observed) > _FILES_REMEMBERED:
-                    self._observed.popitem(last=False)
             if not is_observed:
                 self._arena.kept.forget(extent)
             elif not is_whole and extent in self._arena.kept:

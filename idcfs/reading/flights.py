@@ -71,7 +71,7 @@ class Flights(Generic[K, V]):
         return flight is not None and self._is_overdue(flight)
 
     def _is_overdue(self, flight: Flight[V]) -> bool:
-        return trio.current_time() > flight.deadline + _GRACE
+        return trio.current_time() >= flight.deadline + _GRACE
 
     def begin(self, key: K) -> Flight[V]:
         """Say that the work under *key* is under way; `land` or `fail` has to follow."""
@@ -109,10 +109,12 @@ class Flights(Generic[K, V]):
         """The value of the work under *key*, which is under way.
 
         Raises:
-            DeadlineExceeded: it took longer than the timeout.
+            DeadlineExceeded: it took longer than the timeout, or could not be started any more.
             Exception: what the work raised.
         """
-        flight = self._flights[key]
+        flight = self._flights.get(key)
+        if flight is None:
+            raise DeadlineExceeded("the mount is ending")
         timeout = self._timeout()
         flight.waiting += 1
         try:

@@ -1,7 +1,7 @@
 """How many requests may be ahead of readers at a time; pure.
 
-One more with each round trip, and half after a failure, since a mirror that is asked too much refuses some. What
-somebody waits for is not counted.
+One more with each round trip, and half after a failure, since a mirror that is asked too much refuses some. Requests
+that somebody waits for are not counted.
 """
 
 FIRST_REQUESTS = 128

@@ -1,8 +1,8 @@
 """`FolderStore`: an `ObjectStore` over a folder laid out as ``<root>/<bucket>/<key>``.
 
-Every call's file-system work runs in a worker thread, a bounded number at once; a cancelled call leaves its
-thread to finish alone, since a stuck network file system cannot be interrupted. Nothing is kept between
-calls. An object's ETag is made of its size and modification time: a rewritten file is another object.
+Each call does its file-system work in a worker thread, of which there is a limited number. A cancelled call abandons
+its thread, because a stuck network file system cannot be interrupted. The ETag of an object is made of its size and
+modification time, so a rewritten file is a new version.
 """
 
 import errno
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from heapq import nsmallest
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -26,7 +25,7 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM}
 
 
 class FolderStore:
-    """The objects under *root*; *max_threads* calls work at once, others wait."""
+    """The objects under *root*; at most *max_threads* calls run at a time, others wait."""
 
     def __init__(self, root: Path, *, max_threads: int = 16) -> None:
         self._root = root
@@ -35,9 +34,7 @@ class FolderStore:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         pass
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
@@ -57,7 +54,7 @@ class FolderStore:
     def get_soon(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
     ) -> bool:
-        """Files take a thread that waits for them."""
+        """Returns False: reading a file takes a thread."""
         return False
 
     def _list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
@@ -66,7 +63,7 @@ class FolderStore:
             os.stat(folder)
             parent, slash, name_start = prefix.rpartition("/")
             found = _keys(self._path(bucket, parent) if slash else folder, parent, name_start)
-            # One more than a page holds shows whether there is another page.
+            # One key more than a page holds shows whether there is another page.
             keys = nsmallest(_PAGE_LENGTH + 1, (key for key in found if token is None or key > token))
             page = keys[:_PAGE_LENGTH]
             objects = [described for key in page if (described := _describe(folder, key)) is not None]
@@ -75,13 +72,13 @@ class FolderStore:
     def _get(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion) -> bytes:
         name = f"{bucket}/{key}"
         with self._errors_of(name):
-            # Without O_NONBLOCK, opening a FIFO waits for its writer.
+            # Without O_NONBLOCK, open() of a FIFO waits for a writer.
             descriptor = os.open(self._path(bucket, key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise NotFound(f"{name} is not a regular file")
                 content = _read(descriptor, start, stop)
-                # Asked after reading, so that a write in between is noticed too.
+                # Checked after reading, so that a write meanwhile is noticed.
                 status = os.fstat(descriptor)
                 if _etag(status) != version.etag:
                     raise ObjectChanged(f"{name} has changed since it was listed")
@@ -94,7 +91,7 @@ class FolderStore:
         return content
 
     def _path(self, bucket: str, key: str | None = None) -> Path:
-        """Where *key* is, having made sure that it is inside the root and the bucket."""
+        """The path of *key*, always inside the bucket's folder; raises NotFound for any other key or bucket."""
         if "/" in bucket:
             raise NotFound(f"{bucket!r} is not the name of a bucket")
         parts = [bucket] if key is None else [bucket, *key.split("/")]
@@ -110,7 +107,7 @@ class FolderStore:
             problem = f"{self._root}: {name}: {error.strerror}"
             if error.errno in _NOT_ALLOWED:
                 raise AccessDenied(problem) from error
-            # A root that is not there is a disk that is not mounted, and says nothing about its objects.
+            # If the root is missing, its disk is probably not mounted, and the object may exist.
             if error.errno in _NO_SUCH_FILE and self._root.is_dir():
                 raise NotFound(problem) from error
             raise Unreachable(problem) from error
@@ -119,7 +116,7 @@ class FolderStore:
 
 
 def _keys(folder: Path, parent: str, name_start: str) -> Iterator[str]:
-    """The keys of all files below *folder*, itself called *parent*, whose first part has *name_start*."""
+    """The keys of the files below *folder*, whose key is *parent*; its own entries must start with *name_start*."""
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -136,12 +133,12 @@ def _keys(folder: Path, parent: str, name_start: str) -> Iterator[str]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8, as keys are, rather than bytes that Python has escaped."""
+    """Whether a file's name is UTF-8, as keys are; Python shows other bytes as surrogates."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _describe(folder: Path, key: str) -> ObjectInfo | None:
-    """The object called *key*, or None if it is no regular file or has gone meanwhile."""
+    """The object *key*, or None if it is not a regular file or was removed meanwhile."""
     try:
         status = os.stat(folder / key)
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""What a mirror is and what the word for one means; pure but for `Mirror.check`.
+"""`Mirror`, and the words that name one; pure but for `Mirror.check`.
 
-A *mirror* is a place that holds IDC's objects: `aws`, `gcs`, an S3-shaped endpoint, or a folder. The index
-names buckets as AWS does, so a mirror knows its own name for each. It also says whose cache entries may serve
-it: AWS and GCS hold the same bytes and share them, but ETags and times belong to the mirror that gave them.
+A *mirror* is a place that holds IDC's objects: `aws`, `gcs`, an S3-compatible endpoint, or a folder. The index
+has AWS's names of buckets, so a mirror knows its own name of each. Its namespaces decide which cache entries it may
+use: AWS and GCS hold the same bytes and share them, but a listing's ETags and times belong to one mirror.
 `aws,gcs` is a mirror too: the first of them, and the second where the first cannot serve.
 
-A `Mirror` never changes, so it may be shared between threads.
+A `Mirror` never changes, so threads may share it.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _SAME_NAMES = MappingProxyType(
         "idc-open-data": "idc-open-data",
         "idc-open-data-two": "idc-open-data-two",
         "idc-open-data-cr": "idc-open-data-cr",
-        # Rows of past versions name a bucket that is no more.
+        # Rows of past versions name this bucket, which no longer exists.
         "public-datasets-idc": "idc-open-data",
     }
 )
@@ -40,7 +40,7 @@ _GCS_NAMES = MappingProxyType(
 )
 
 _INTERCHANGEABLE = frozenset({"aws", "gcs"})
-"""Mirrors that hold the same objects under the same keys; a folder or an endpoint holds what its owner puts there."""
+"""Mirrors that hold the same objects under the same keys; folders and other endpoints may hold anything."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
@@ -51,14 +51,14 @@ class Mirror:
     """A place that holds IDC's objects.
 
     Attributes:
-        word: what the user called it.
+        word: the user's word for it.
         endpoint: the URL of its S3 interface, or None for a folder.
         folder: the resolved path with ``<bucket>/<key>`` below it, or None for an endpoint.
         bytes_namespace: prefix of the cache keys of its bytes.
         listing_namespace: prefix of the cache keys of its listings.
-        bucket_names: from the index's (AWS) bucket to this mirror's.
-        members: the mirrors that this one stands for, in the order to ask them, if it stands for several; the rest
-            is then of the first, but for the word, and the listings, which are of them all.
+        bucket_names: this mirror's bucket for each bucket of the index (AWS).
+        members: of a mirror such as ``aws,gcs``, its mirrors in the order to ask them; its other attributes are
+            those of the first, except `word` and `listing_namespace`.
     """
 
     word: str
@@ -70,19 +70,19 @@ class Mirror:
     members: "tuple[Mirror, ...]" = ()
 
     def candidates(self, index_bucket: str) -> tuple[str, ...]:
-        """This mirror's buckets in the order to try them: the named one, then its siblings.
+        """This mirror's buckets in the order to try them: the named one first.
 
-        Objects have moved between buckets under unchanged names.
+        Objects have moved between buckets and kept their keys.
         """
         named = self.bucket_names.get(index_bucket, index_bucket)
         return tuple(dict.fromkeys((named, *self.bucket_names.values())))
 
     def index_bucket(self, bucket: str) -> str:
-        """What the index calls one of this mirror's buckets."""
+        """The index's name of one of this mirror's buckets."""
         return next((name for name, own in self.bucket_names.items() if own == bucket), bucket)
 
     def check(self) -> None:
-        """Look whether a folder mirror's folder is there.
+        """Make sure that the folder of a folder mirror exists.
 
         Raises:
             UsageError: it is missing or not a folder.
@@ -95,10 +95,10 @@ class Mirror:
 
 
 def parse_mirror(word: str) -> Mirror:
-    """The mirror that *word* means: ``aws``, ``gcs``, both with a comma, an http(s) URL, or the path of a folder.
+    """The mirror that *word* names: ``aws``, ``gcs``, both with a comma, an http(s) URL, or the path of a folder.
 
     Raises:
-        UsageError: it means none.
+        UsageError: it names none.
     """
     words = [part.strip() for part in word.split(",")]
     if len(words) > 1 and not _INTERCHANGEABLE.isdisjoint(words):
@@ -142,7 +142,7 @@ def _resolved_path(word: str) -> Path:
 
 
 def _normalised_url(word: str) -> str:
-    """*word* as ``scheme://host[:port]``, so that two spellings of one endpoint share their cache entries."""
+    """*word* as ``scheme://host[:port]``, so that all spellings of one endpoint share cache entries."""
     try:
         url = urlsplit(word)
         port = url.port
@@ -160,8 +160,8 @@ def _normalised_url(word: str) -> str:
 
 
 def _surplus(word: str, url: SplitResult) -> str | None:
-    """What *word*, split into *url*, has and an endpoint has not, if there is anything."""
-    # Looked for in the word, because splitting drops line breaks and the marks of empty parts.
+    """The part of *word*, split into *url*, that an endpoint may not have, if there is one."""
+    # Some checks search the word itself, because urlsplit drops line breaks, and the "?" and "#" of empty parts.
     if " " in word or not word.isprintable():
         return "a blank or a control character"
     if "@" in url.netloc:

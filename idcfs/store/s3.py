@@ -4,8 +4,7 @@ Processes each have a core and an interpreter's lock of their own, so that fetch
 kernel do not wait for each other. Belongs to one trio run.
 """
 
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from idcfs.errors import ReadError, Unreachable
 from idcfs.processes.arena import Arena, Lease
@@ -44,10 +43,8 @@ class S3Store:
         await self._pool.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._pool.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._pool.__aexit__(*error)
 
     def start(self) -> None:
         """Start the processes now: the first request would wait for half a second."""

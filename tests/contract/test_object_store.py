@@ -36,7 +36,7 @@ SERIES = "0a1b2c3d-0000-4000-8000-00000000aaaa"
 KEY = f"{SERIES}/e0e1e2e3.dcm"
 
 NONE = ObjectVersion('"0"', 1)
-"""How no object is stored."""
+"""A version that no object has."""
 
 PATIENCE = 20
 
@@ -88,7 +88,7 @@ async def s3_mirror(_: Path, url: str, arena: Arena) -> AsyncIterator[Mirror]:
     backend.create_bucket(BUCKET, "us-east-1")
 
     def put(key: str, content: bytes) -> None:
-        # Without it, unsigned requests are refused.
+        # Without public-read, unsigned requests are refused.
         backend.put_object(BUCKET, key, content).set_acl(get_canned_acl("public-read"))
 
     async with S3Store(url, arena, processes=1) as store:
@@ -140,7 +140,7 @@ ALL: dict[str, Opener] = {
     "guarded": guarded_mirror,
     "failover": failover_mirror,
 }
-# Their inner store fails now and then, and what comes soon is asked for once.
+# The inner stores of these fail at times, and get_soon makes one attempt.
 FAIL_SOON = {retrying_mirror, guarded_mirror}
 
 
@@ -178,17 +178,17 @@ async def test_a_prefix_without_objects_is_an_empty_page(mirror: Mirror) -> None
     assert await mirror.store.list_page(BUCKET, f"{SERIES}/") == ([], None)
 
 
-async def test_a_listing_tells_size_etag_and_time(mirror: Mirror) -> None:
+async def test_a_listing_has_sizes_etags_and_times(mirror: Mirror) -> None:
     mirror.put(KEY, b"12345")
     (found,) = await mirror.all_of(f"{SERIES}/")
     assert (found.key, found.size) == (KEY, 5)
     assert found.etag.startswith('"')
     assert found.etag.endswith('"')
-    # 2020 to 2100
+    # The years 2020 to 2100.
     assert 1_577_836_800_000_000_000 < found.modified_ns < 4_102_444_800_000_000_000
 
 
-async def test_pages_follow_on_without_gaps(mirror: Mirror) -> None:
+async def test_pages_follow_each_other_without_gaps(mirror: Mirror) -> None:
     random = Random(1)
     keys = sorted(f"{SERIES}/{UUID(int=random.getrandbits(128))}.dcm" for _ in range(2100))
     for key in random.sample(keys, len(keys)):
@@ -198,7 +198,7 @@ async def test_pages_follow_on_without_gaps(mirror: Mirror) -> None:
     assert [found.key for found in await mirror.all_of(f"{SERIES}/")] == keys
 
 
-async def test_a_full_page_need_not_be_followed_by_an_empty_one(mirror: Mirror) -> None:
+async def test_the_last_page_may_be_full(mirror: Mirror) -> None:
     for number in range(1000):
         mirror.put(f"{SERIES}/{number:03x}.dcm", b"")
     objects, token = await mirror.store.list_page(BUCKET, f"{SERIES}/")
@@ -222,7 +222,7 @@ async def test_a_prefix_may_end_within_a_name(mirror: Mirror) -> None:
     ]
 
 
-async def test_a_prefix_that_starts_with_a_slash_is_no_objects_prefix(mirror: Mirror) -> None:
+async def test_no_object_has_a_prefix_that_starts_with_a_slash(mirror: Mirror) -> None:
     mirror.put(KEY, b"")
     with suppress(NotFound):
         assert await mirror.all_of("/" + SERIES) == []
@@ -231,14 +231,14 @@ async def test_a_prefix_that_starts_with_a_slash_is_no_objects_prefix(mirror: Mi
 @pytest.mark.parametrize(
     "name", ["a b", "a+b", "a%20b", "100%", "a&b;<c>", "ü-é-日本", "a'b\"c", "a=b?c#d", "a\xa0b", "-~_.!*()"]
 )
-async def test_odd_characters_in_keys(mirror: Mirror, name: str) -> None:
+async def test_keys_may_have_special_characters(mirror: Mirror, name: str) -> None:
     key = f"{SERIES}/{name}"
     mirror.put(key, b"content")
     assert [found.key for found in await mirror.all_of(f"{SERIES}/{name[0]}")] == [key]
     assert await mirror.read(0, 7, await mirror.version_of(key), key) == b"content"
 
 
-async def test_order_is_that_of_code_points(mirror: Mirror) -> None:
+async def test_keys_are_in_the_order_of_code_points(mirror: Mirror) -> None:
     names = ["!", "A", "B/1", "Z", "_", "a", "é", "ﬁ", "𐀀"]
     for name in names:
         mirror.put(f"{SERIES}/{name}", b"")
@@ -247,7 +247,7 @@ async def test_order_is_that_of_code_points(mirror: Mirror) -> None:
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_any_range_is_that_slice(opener: Opener, tmp_path: Path, moto_url: str, data: st.DataObject) -> None:
+async def test_get_returns_the_right_slice(opener: Opener, tmp_path: Path, moto_url: str, data: st.DataObject) -> None:
     content = data.draw(st.binary(min_size=1, max_size=300))
     index = st.integers(0, len(content))
     ranges = data.draw(st.lists(st.tuples(index, index).filter(lambda ends: ends[0] != ends[1]), max_size=8))
@@ -258,7 +258,7 @@ async def test_any_range_is_that_slice(opener: Opener, tmp_path: Path, moto_url:
             assert await mirror.read(start, stop, version) == content[start:stop]
 
 
-async def test_a_large_object_comes_whole(mirror: Mirror) -> None:
+async def test_a_large_object_is_complete(mirror: Mirror) -> None:
     content = Random(2).randbytes(3_000_001)
     mirror.put(KEY, content)
     assert await mirror.read(0, len(content), await mirror.version_of(KEY)) == content
@@ -282,7 +282,7 @@ async def test_another_etag_is_a_changed_object(mirror: Mirror) -> None:
     assert await mirror.read(0, 5, await mirror.version_of(KEY)) == b"after"
 
 
-async def test_another_size_under_the_same_etag_is_not_believed(mirror: Mirror) -> None:
+async def test_another_size_with_the_same_etag_is_untrusted(mirror: Mirror) -> None:
     mirror.put(KEY, b"12345")
     version = await mirror.version_of(KEY)
     for size in (4, 6):
@@ -291,14 +291,14 @@ async def test_another_size_under_the_same_etag_is_not_believed(mirror: Mirror) 
 
 
 @pytest.mark.parametrize("key", [f"{SERIES}/missing.dcm", "no-series/1.dcm", f"{KEY}/below", SERIES])
-async def test_a_missing_object(mirror: Mirror, key: str) -> None:
+async def test_a_missing_object_is_not_found(mirror: Mirror, key: str) -> None:
     mirror.put(KEY, b"x")
     with pytest.raises(NotFound):
         await mirror.store.get(BUCKET, key, 0, 1, NONE)
 
 
 @pytest.mark.parametrize("bucket", ["no-such-bucket", "", "..", "arn:aws:s3:::idc-open-data"])
-async def test_a_missing_bucket(mirror: Mirror, bucket: str) -> None:
+async def test_a_missing_bucket_is_not_found(mirror: Mirror, bucket: str) -> None:
     mirror.put(KEY, b"x")
     with pytest.raises(NotFound):
         await mirror.store.list_page(bucket, f"{SERIES}/")
@@ -307,7 +307,7 @@ async def test_a_missing_bucket(mirror: Mirror, bucket: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", f"../{BUCKET}/{KEY}", f"{SERIES}/../{KEY}", f"/{KEY}", f"{SERIES}/./x"])
-async def test_a_key_cannot_lead_elsewhere(mirror: Mirror, key: str) -> None:
+async def test_a_key_cannot_lead_out_of_its_bucket(mirror: Mirror, key: str) -> None:
     mirror.put(KEY, b"x")
     with pytest.raises(NotFound):
         await mirror.store.get(BUCKET, key, 0, 1, await mirror.version_of(KEY))
@@ -463,22 +463,22 @@ async def test_who_asks_as_soon_as_the_store_is_open_is_answered_also_if_it_is_l
     assert all(isinstance(outcome, ReadError) for outcome in outcomes)
 
 
-async def test_who_is_told_of_bytes_as_they_come_is_told_right(mirror: Mirror) -> None:
+async def test_progress_is_reported_only_for_right_bytes(mirror: Mirror) -> None:
     content = Random(6).randbytes(3_000_001)
     mirror.put(KEY, content)
     version = await mirror.version_of(KEY)
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(lease: Lease, filled: int) -> None:
         assert len(lease) == 2_900_000
         assert 0 < filled <= len(lease)
         assert lease.view[:filled] == content[100_000 : 100_000 + filled]
-        told.append(filled)
+        reported.append(filled)
 
     whole = await read(mirror.store, BUCKET, KEY, 100_000, 3_000_000, version, progress)
     assert whole == content[100_000:3_000_000]
-    # Upwards, but for a start from the front.
-    assert all(one < other or other <= told[0] for one, other in pairwise(told))
+    # Numbers ascend, except when an attempt starts again.
+    assert all(one < other or other <= reported[0] for one, other in pairwise(reported))
 
 
 async def test_who_is_told_of_bytes_as_they_come_may_keep_some(mirror: Mirror) -> None:
@@ -503,7 +503,7 @@ async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:
     mirror.put(KEY, b"content")
     version = await mirror.version_of(KEY)
     for seconds in (0.0, 0.0001, 0.001, 0.003):
-        # What tries again may tell at the end what went wrong before it.
+        # Near the deadline, a retrying store may raise the error of an earlier attempt.
         with trio.move_on_after(seconds), suppress(Unreachable, Untrusted):
             for _ in range(50):
                 await mirror.read(0, 7, version)
@@ -511,7 +511,7 @@ async def test_a_cancelled_call_leaves_the_store_usable(mirror: Mirror) -> None:
     assert await mirror.store.list_page(BUCKET, SERIES)
 
 
-async def test_a_folder_gives_only_regular_files(tmp_path: Path) -> None:
+async def test_a_folder_has_only_regular_files(tmp_path: Path) -> None:
     from os import mkfifo
 
     async with opened(folder_mirror, tmp_path, "") as mirror:
@@ -525,7 +525,7 @@ async def test_a_folder_gives_only_regular_files(tmp_path: Path) -> None:
                 await mirror.store.get(BUCKET, f"{SERIES}/{name}", 0, 1, NONE)
 
 
-async def test_a_folder_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_unreachable(tmp_path: Path) -> None:
     async with FolderStore(tmp_path / "unmounted") as store:
         with pytest.raises(Unreachable, match="unmounted"):
             await store.get(BUCKET, KEY, 0, 1, NONE)
@@ -533,7 +533,7 @@ async def test_a_folder_that_is_not_there_is_unreachable(tmp_path: Path) -> None
             await store.list_page(BUCKET, f"{SERIES}/")
 
 
-async def test_retrying_gives_up_with_the_last_error(autojump_clock: trio.testing.MockClock) -> None:
+async def test_retrying_ends_with_the_last_error(autojump_clock: trio.testing.MockClock) -> None:
     failing = FailingStore(MemoryStore(), [Unreachable("1"), Untrusted("2"), Unreachable("3"), Untrusted("4")])
     with pytest.raises(Untrusted, match="4"):
         await RetryingStore(failing, source=Random(0)).get(BUCKET, KEY, 0, 1, NONE)
@@ -543,23 +543,23 @@ async def test_retrying_gives_up_with_the_last_error(autojump_clock: trio.testin
 
 
 @pytest.mark.parametrize("error", [NotFound("gone"), ObjectChanged("other")])
-async def test_retrying_does_not_repeat_what_is_certain(error: Exception) -> None:
+async def test_retrying_does_not_repeat_errors_that_are_certain(error: Exception) -> None:
     failing = FailingStore(MemoryStore(), [error])
     with pytest.raises(type(error)):
         await RetryingStore(failing).list_page(BUCKET, "")
     assert failing.calls == 1
 
 
-async def test_retrying_ends_before_the_callers_deadline_and_tells_why(autojump_clock: trio.testing.MockClock) -> None:
+async def test_retrying_ends_before_the_deadline_with_the_last_error(autojump_clock: trio.testing.MockClock) -> None:
     failing = FailingStore(MemoryStore(), cycle([Unreachable("away")]))
     with trio.fail_after(60), pytest.raises(Unreachable, match="away"):
         await RetryingStore(failing, attempts=10**6).list_page(BUCKET, "")
-    # Waits average half of max_delay; none is begun that would end after the deadline.
+    # Waits take half of max_delay on average, and none begins that would end after the deadline.
     assert 30 < failing.calls < 120
     assert 58 - 0.1 < trio.current_time() < 60
 
 
-async def test_an_attempt_that_the_deadline_cuts_off_is_told_as_what_failed_before(
+async def test_the_error_of_the_attempt_before_is_raised_if_the_deadline_ends_an_attempt(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failing = FailingStore(MemoryStore(), [Unreachable("away"), 1000.0])
@@ -569,7 +569,7 @@ async def test_an_attempt_that_the_deadline_cuts_off_is_told_as_what_failed_befo
     assert 2.8 < trio.current_time() < 3
 
 
-async def test_a_first_attempt_has_all_the_time_there_is(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_first_attempt_has_the_whole_time(autojump_clock: trio.testing.MockClock) -> None:
     store = MemoryStore()
     version = store.put(BUCKET, KEY, b"x")
     with trio.fail_after(3):

@@ -1,4 +1,4 @@
-"""The processes that `S3Store` asks through: that they end, and what becomes of who waits when they do."""
+"""The worker processes of `S3Store`: their end, and what waiting callers get when they end."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ trio.run(main)
 
 
 class Letters(RawServer):
-    """Answers a request for *key* with bytes of the key's first letter, as many as were asked for or *more*."""
+    """Answers a request for *key* with as many of its first letter as were requested, or with *more* of "x"."""
 
     more = 0
     promise = True
@@ -92,7 +92,7 @@ def processes_of(parent: int) -> list[int]:
 
 
 def arenas_open() -> int:
-    """How many descriptors of arenas this process has."""
+    """The number of descriptors of arenas that this process has open."""
     found = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ async def test_a_process_that_is_killed_fails_those_who_wait_and_is_replaced() -
         assert new != process
 
 
-async def test_a_store_that_is_left_leaves_no_process() -> None:
+async def test_a_closed_store_leaves_no_process() -> None:
     async with letters() as server:
         async with s3_store(server.url, processes=2) as store:
             store.start()
@@ -149,7 +149,7 @@ async def test_a_store_that_is_left_leaves_no_process() -> None:
         await get(unused)
 
 
-async def test_a_store_that_is_left_at_once_or_while_somebody_waits_does_not_hang() -> None:
+async def test_closing_a_store_at_once_or_while_a_caller_waits_does_not_hang() -> None:
     async with letters() as server:
         with trio.fail_after(20):
             async with s3_store(server.url, processes=2) as store:
@@ -298,7 +298,7 @@ async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served() -> 
 
 async def test_a_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged) -> None:
     gc.collect()
-    # What failed before is kept by pytest, with all that it had.
+    # pytest keeps the arenas of tests that failed before, with their tracebacks.
     before = arenas_open()
     async with letters() as server, s3_store(server.url, processes=1) as store:
         with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""Runs a case: real mounts of a small tree over a server that has the case's fault, and what programs are told."""
+"""Runs a case: real mounts of a small tree over a server with the case's fault, and the outcome for programs."""
 
 import functools
 import time
@@ -19,14 +19,14 @@ TIMEOUT = 6
 """Seconds that the mounts give a request; a sixth of it is a stall, for which a busy machine must not be taken."""
 
 RECOVERY = 30
-"""Seconds after the end of a fault in which everything must work again: a guess at what a user does not mind."""
+"""Seconds after the end of a fault within which everything must work again: a guess at what users accept."""
 
 HANG = 60
-"""Seconds after which nobody will answer any more."""
+"""Seconds after which no answer will come."""
 
 
 class Result(NamedTuple):
-    """What programs were told under a fault and when it had ended, and what of it the mount counted and logged."""
+    """The outcomes during a fault and after it, and the errors that the mount counted and logged."""
 
     during: Mapping[Cell, Outcome]
     after: Mapping[Cell, Outcome]
@@ -42,8 +42,8 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # What is cold comes first in the tree, what only lists before what reads: the series that follows one that is
-        # opened is listed ahead.
+        # Cold series come first in the tree, and those that are only listed before those that are read, because the
+        # series after an opened one is listed ahead.
         ordered = sorted(CELLS, key=lambda cell: (cell.is_cached, cell.operation.reads))
         self._series = {cell: series(f"{at:02}-{cell.operation.name.lower()}") for at, cell in enumerate(ordered)}
         rows = [one.row for one in self._series.values()]
@@ -93,25 +93,25 @@ class Bench:
                 assert do(Operation.LS, point, one, "") == RIGHT, cell
 
     def _do_all(self, point: Path) -> Mapping[Cell, Outcome]:
-        """Do everything at the same time."""
+        """Do all operations at the same time."""
         pool = ThreadPoolExecutor(len(CELLS))
         tries = {
             cell: pool.submit(outcome, functools.partial(do, cell.operation, point, one, cell.state))
             for cell, one in self._series.items()
         }
-        # Who waits for ever is let go when the mount ends.
+        # Threads that wait for ever end when the mount does.
         pool.shutdown(wait=False)
         wait(tries.values(), HANG)
         return {cell: tried.result() if tried.done() else Outcome("no answer", HANG) for cell, tried in tries.items()}
 
     def _recover(self, point: Path) -> Mapping[Cell, Outcome]:
-        """Do everything again, until it works."""
+        """Repeat all operations until they work."""
         found = {}
         began = time.monotonic()
         for cell, one in self._series.items():
             again = functools.partial(do, cell.operation, point, one, f"{cell.state}-again")
             found[cell] = outcome(again)
-            while found[cell].told != RIGHT and time.monotonic() < began + RECOVERY:
+            while found[cell].result != RIGHT and time.monotonic() < began + RECOVERY:
                 time.sleep(0.1)
                 found[cell] = outcome(again)
         return found

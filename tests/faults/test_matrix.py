@@ -42,8 +42,8 @@ def results(
 def test_a_fault(results: Mapping[str, Future[Result]], case: Case, cell: Cell) -> None:
     result = results[case.name].result()
     during, after = result.during[cell], result.after[cell]
-    assert after.told == RIGHT, f"not healthy within {RECOVERY} seconds"
-    assert during.told in case.expected(cell)
+    assert after.result == RIGHT, f"not healthy within {RECOVERY} seconds"
+    assert during.result in case.expected(cell)
     # What needs no network does not wait for it.
     assert during.seconds < (TIMEOUT if case.expected(cell) == {RIGHT} else TIMEOUT + GRACE)
 
@@ -53,6 +53,6 @@ def test_what_was_told_is_counted_and_none_of_it_is_idcfs_own_fault(
     results: Mapping[str, Future[Result]], case: Case
 ) -> None:
     result = results[case.name].result()
-    assert bool(result.errors) is any(during.told != RIGHT for during in result.during.values())
+    assert bool(result.errors) is any(during.result != RIGHT for during in result.during.values())
     assert "Traceback" not in result.log
     assert not re.search("^.* ERROR ", result.log, re.MULTILINE)

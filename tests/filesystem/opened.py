@@ -24,7 +24,7 @@ from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listings
 from idcfs.reading.reader import Reader
 from idcfs.reading.series_order import SeriesOrder
-from idcfs.store.base import ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress
 from idcfs.store.mirror import parse_mirror
 from idcfs.tree.control import Control
 from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
@@ -94,7 +94,7 @@ class Opened:
                 await trio.testing.wait_all_tasks_blocked()
                 await self.objects.finish()
                 flights = self.listings._flights, self.fetcher._flights, self.fetcher._disk._learning
-                if not any(map(len, flights)) and not self.fetcher._window.under_way:
+                if not any(len(each) for each in flights) and not self.fetcher._window.under_way:
                     return
                 await trio.sleep(0.005)
 
@@ -118,13 +118,15 @@ async def open_filesystem(
     """
     mirror, metrics = parse_mirror(mirror_word), Metrics()
     async with contextlib.AsyncExitStack() as stack:
-        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, tell=tell))
+        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, report=tell))
         arena = stack.enter_context(Arena(memory))
         folders = {name: (cache / name, LIMIT) for name in ("objects", "listings")}
         caches = await stack.enter_async_context(open_caches(folders, arena))
         objects = caches["objects"]
         # Does nothing, for nothing is mounted.
         pages = await stack.enter_async_context(open_page_cache(arena))
+        if isinstance(store, MemoryStore):
+            store.arena = arena
         await stack.enter_async_context(store)
         nursery = await stack.enter_async_context(trio.open_nursery())
         listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, seconds)
@@ -163,7 +165,7 @@ class GatedStore(MemoryStore):
 
     async def get(
         self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    ) -> Body:
         data = await super().get(bucket, key, start, stop, version, progress)
         await self.gate.wait()
         return data

@@ -211,7 +211,7 @@ async def test_a_kept_listing_that_is_damaged_is_asked_again(cache: Path, index:
         row = next(number for number in range(8) if opened.listings.uuid(number) == SMALL.uuid)
         await opened.listings.get(row)
         for garbage in (b"", b"garbage", bytes(1000)):
-            await opened.listings._cache.put(opened.listings._key(row), garbage)
+            await opened.listings._cache.put_bytes(opened.listings._key(row), garbage)
             async with open_filesystem(cache, index, store) as again:
                 assert await again.names(path_of(SMALL)) == [instance.name for instance in instances(SMALL)]
 

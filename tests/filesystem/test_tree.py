@@ -64,6 +64,7 @@ async def test_the_whole_tree_is_as_the_index_says(
                 assert await opened.filesystem.lookup(folder.inode, name) == node
                 assert await opened.filesystem.getattr(node.inode) == node
             inodes |= {folder.inode, *(node.inode for node in entries.values())}
+        await opened.settled()
     # Which is listed ahead.
     warnings_logged.take(SHORT.uuid)
     assert len(inodes) == len(folders(MODEL)) + len(READABLE) + sum(len(row.sizes) for row in READABLE)

@@ -27,7 +27,7 @@ ROWS = [
 PRIOR = [
     PriorRow("a", "p2", first=1, last=1, sizes=(5,), uuid=make_uuid("p2 as it was")),
     PriorRow("gone", "p4", first=1, last=2, bucket="idc-open-data-cr"),
-    # One series in two rows, one of which is of another time.
+    # One series in two rows, which are valid in different versions.
     PriorRow("moved", "p5", first=1, last=1, uuid=make_uuid("p5")),
     PriorRow("moved", "p5", first=2, last=2, uuid=make_uuid("p5")),
 ]
@@ -58,7 +58,7 @@ def build_catalogue(folder: Path, index: Index) -> Path:
 
 
 def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, str]:
-    """The UUID of the series of each patient in the view of *select*."""
+    """Return the UUID of the series of each patient in the view of *select*."""
     view_folder = folder / f"view{random.random()}"
     run(folder, index, what="view", template="%PatientID", select=select, view=str(view_folder))
     cache = BatchCache(1 << 20)
@@ -70,7 +70,7 @@ def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, st
 
 
 def counts(folder: Path, built: Path, index: Index, select: dict[str, Any]) -> Mapping[str, int]:
-    """The totals of the view of *select*."""
+    """Return the totals of the view of *select*."""
     view = folder / f"view{random.random()}"
     run(built, index, what="view", template="%PatientID", select=select, view=str(view))
     return View(view, BatchCache(1 << 20)).counts
@@ -80,7 +80,7 @@ def uuids(*rows: Row) -> dict[str, str]:
     return {str(row.patient): row.uuid for row in rows}
 
 
-def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> None:
+def test_the_table_of_all_series_always_has_the_same_order(tmp_path: Path) -> None:
     orders = []
     for number in range(3):
         rows, prior = random.Random(number).sample(ROWS, 3), random.Random(number).sample(PRIOR, 4)
@@ -97,7 +97,7 @@ def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> Non
             ]
         )
     assert orders[0] == [
-        # Today's by collection and patient, then those of the past, whose instances are not counted.
+        # Today's series by collection and patient, then those of past versions, without numbers of instances.
         *[(row.uuid, row.bucket, 2, 2000) for row in ROWS],
         (PRIOR[0].uuid, "idc-open-data", 0, 5),
         (PRIOR[1].uuid, "idc-open-data-cr", 0, 2000),
@@ -106,14 +106,14 @@ def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> Non
     assert orders[1:] == orders[:2]
 
 
-def test_what_is_in_the_index_is_counted(tmp_path: Path) -> None:
+def test_the_contents_of_the_index_are_counted(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [*ROWS, Row("a", "p1", modality="SEG")], PRIOR)
     built = build_catalogue(tmp_path, index)
     assert View(built / "main", BatchCache(1 << 20)).counts == {
         "series": 4, "studies": 3, "patients": 3, "collections": 2, "instances": 8, "bytes": 8000
     }  # fmt: skip
     assert counts(tmp_path, built, index, {"version": 1}) == {
-        # Rows of the past do not tell how many instances they have.
+        # Rows of past versions have no number of instances.
         "series": 5, "studies": 4, "patients": 4, "collections": 3, "instances": 4, "bytes": 8005
     }  # fmt: skip
     assert counts(tmp_path, built, index, {"analysis_result": "none"})["bytes"] == 0
@@ -131,12 +131,12 @@ def test_what_is_in_the_index_is_counted(tmp_path: Path) -> None:
         (3, uuids(*ROWS)),
     ],
 )
-def test_a_version_is_what_was_valid_then(tmp_path: Path, version: int, expected: dict[str, str]) -> None:
+def test_a_version_has_the_series_that_were_valid_then(tmp_path: Path, version: int, expected: dict[str, str]) -> None:
     index = make_index(tmp_path / "index", ROWS, PRIOR)
     assert patients(build_catalogue(tmp_path, index), index, {"version": version}) == expected
 
 
-def test_other_sets_of_series(tmp_path: Path) -> None:
+def test_views_of_other_sets_of_series(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", ROWS, PRIOR)
     built = build_catalogue(tmp_path, index)
     assert patients(built, index, {"analysis_result": "Nuclei"}) == uuids(ROWS[1])
@@ -150,7 +150,7 @@ def test_other_sets_of_series(tmp_path: Path) -> None:
     assert [name.decode() for name in view.names(1, view.children(0, 0))] == everything
 
 
-def test_rows_of_one_series_that_disagree_always_give_the_same(tmp_path: Path) -> None:
+def test_of_several_rows_of_one_series_the_same_one_is_always_used(tmp_path: Path) -> None:
     disagreeing = [PriorRow("a", f"p{number}", uuid=make_uuid("one"), first=1, last=2) for number in range(40)]
     found = []
     for number in range(4):
@@ -161,7 +161,7 @@ def test_rows_of_one_series_that_disagree_always_give_the_same(tmp_path: Path) -
     assert found == [{"p0": make_uuid("one")}] * 4
 
 
-def test_attributes_stand_in_the_rows_of_the_series(tmp_path: Path) -> None:
+def test_attributes_are_in_the_rows_of_their_series(tmp_path: Path) -> None:
     rows = [Row("c", f"p{number}", uuid=make_uuid(number), sizes=()) for number in range(20_000)]
     index = make_index(tmp_path / "index", rows, PRIOR)
     built = build_catalogue(tmp_path, index)
@@ -179,7 +179,7 @@ def test_attributes_stand_in_the_rows_of_the_series(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_an_index_without_versions_knows_its_own(tmp_path: Path, is_there: bool) -> None:
+def test_an_index_without_a_table_of_versions_has_its_own_version(tmp_path: Path, is_there: bool) -> None:
     index = make_index(tmp_path / "index", ROWS, releases={})
     if not is_there:
         (tmp_path / "index" / "version_metadata_index.parquet").unlink()
@@ -251,7 +251,7 @@ def test_an_index_that_cannot_be_used_is_said_in_one_line(
     assert "pip install" in last, "the way out"
 
 
-def test_an_index_without_a_file(tmp_path: Path) -> None:
+def test_an_index_without_a_needed_file_is_refused(tmp_path: Path) -> None:
     make_index(tmp_path, ROWS)
     (tmp_path / "prior_versions_index.parquet").unlink()
     with pytest.raises(IndexUnusable, match=r"has no prior_versions_index\.parquet"):

@@ -1,4 +1,4 @@
-"""The folder that cohorts are kept in: shared by mounts and people, and never in a state that nobody wrote."""
+"""The folder of cohorts: mounts and people share it, and no file is ever seen half written."""
 
 import os
 import socket
@@ -45,12 +45,12 @@ def folder(tmp_path: Path) -> CohortFolder:
 
 
 def files(folder: CohortFolder) -> dict[str, bytes]:
-    """All that is in the folder, but for the lock."""
+    """Return the contents of all files in the folder but the lock."""
     found = {str(path.relative_to(folder.path)): path for path in folder.path.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if name != ".lock"}
 
 
-def test_a_folder_is_made_when_the_first_cohort_is(folder: CohortFolder) -> None:
+def test_the_folder_is_made_with_the_first_cohort(folder: CohortFolder) -> None:
     assert folder.names() == {}
     assert folder.read_last_good("a") is None
     with pytest.raises(NotThereNow):
@@ -62,7 +62,7 @@ def test_a_folder_is_made_when_the_first_cohort_is(folder: CohortFolder) -> None
     assert files(folder) == {"a.sql": b""}
 
 
-def test_a_text_is_what_was_written_and_its_stamp_tells_one_from_another(folder: CohortFolder) -> None:
+def test_a_text_is_read_as_it_was_written_and_every_write_changes_its_stamp(folder: CohortFolder) -> None:
     stamps = [folder.create("a")]
     for text in (b"one", b"two", b"\0\xff\r\n"):
         stamps.append(folder.write("a", text))
@@ -72,7 +72,7 @@ def test_a_text_is_what_was_written_and_its_stamp_tells_one_from_another(folder:
     assert files(folder) == {"a.sql": b"\0\xff\r\n"}
 
 
-def test_a_cohort_is_made_once(folder: CohortFolder) -> None:
+def test_a_cohort_that_exists_is_not_made_again(folder: CohortFolder) -> None:
     folder.create("a")
     folder.write("a", b"text")
     with pytest.raises(AlreadyThere):
@@ -80,7 +80,7 @@ def test_a_cohort_is_made_once(folder: CohortFolder) -> None:
     assert files(folder) == {"a.sql": b"text"}
 
 
-def test_there_is_an_end_to_the_number_of_cohorts(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cohorts_is_bounded(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohort_folder, "MAX_COHORTS", 2)
     folder.create("a")
     folder.create("b")
@@ -90,7 +90,7 @@ def test_there_is_an_end_to_the_number_of_cohorts(folder: CohortFolder, monkeypa
     folder.create("c")
 
 
-def test_a_name_moves_with_its_text_and_never_onto_another(folder: CohortFolder) -> None:
+def test_a_rename_moves_both_texts_and_never_replaces_another_cohort(folder: CohortFolder) -> None:
     for name in "abc":
         folder.write(name, name.encode())
         folder.keep_last_good(name, name.encode() * 2)
@@ -106,7 +106,7 @@ def test_a_name_moves_with_its_text_and_never_onto_another(folder: CohortFolder)
     }  # fmt: skip
 
 
-def test_what_worked_last_is_kept_until_it_is_not_needed(folder: CohortFolder) -> None:
+def test_the_last_text_that_worked_is_kept_until_it_is_not_needed(folder: CohortFolder) -> None:
     folder.write("a", b"bad")
     folder.keep_last_good("a", None)
     assert not (folder.path / ".last-good").exists()
@@ -121,7 +121,7 @@ def test_what_worked_last_is_kept_until_it_is_not_needed(folder: CohortFolder) -
 
 
 @pytest.mark.parametrize("make", [lambda folder: folder.create("a"), lambda folder: folder.rename("b", "a")])
-def test_a_new_cohort_has_nothing_of_one_that_was_removed_by_hand(folder: CohortFolder, make: Change) -> None:
+def test_a_new_cohort_has_no_text_of_one_that_was_removed_by_hand(folder: CohortFolder, make: Change) -> None:
     folder.write("a", b"bad")
     folder.keep_last_good("a", b"good")
     (folder.path / "a.sql").unlink()
@@ -130,10 +130,10 @@ def test_a_new_cohort_has_nothing_of_one_that_was_removed_by_hand(folder: Cohort
     assert folder.read_last_good("a") is None
 
 
-# What else may be in the folder.
+# Other things in the folder.
 
 
-def test_what_is_no_cohort_is_left_alone(folder: CohortFolder) -> None:
+def test_other_files_are_no_cohorts_and_stay(folder: CohortFolder) -> None:
     folder.create("mine")
     others: list[str | bytes] = [
         ".hidden.sql", ".sql", "README.md", "a.SQL", "a.sql~", "a.sql.swp", "a\nb.sql", b"\xff.sql", "x" * 252 + "sql",
@@ -179,9 +179,7 @@ def make_device_link(path: Path) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", [Path.mkdir, make_pipe, make_socket, make_device_link])
-def test_what_is_no_file_is_no_cohort_and_nobody_waits_for_it(
-    folder: CohortFolder, make: Callable[[Path], None]
-) -> None:
+def test_anything_but_a_file_is_no_cohort_and_blocks_nobody(folder: CohortFolder, make: Callable[[Path], None]) -> None:
     folder.create("mine")
     make(folder.path / "other.sql")
     assert list(folder.names()) == ["mine"]
@@ -195,7 +193,7 @@ def test_what_is_no_file_is_no_cohort_and_nobody_waits_for_it(
         folder.create("other")
 
 
-def test_of_a_file_that_is_too_large_no_more_is_read_than_shows_it(
+def test_of_a_file_that_is_too_long_one_byte_beyond_the_limit_is_read(
     folder: CohortFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cohort_folder, "MAX_TEXT", 1000)
@@ -254,12 +252,12 @@ def test_a_name_is_refused_or_is_a_file_of_that_name(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b".hidden", b"a/b", b"a\0b", b"a\nb", b"\xff", b"\xed\xa0\x80"])
-def test_names_that_no_cohort_can_have(name: bytes) -> None:
+def test_names_that_no_cohort_can_have_are_refused(name: bytes) -> None:
     with pytest.raises(NameRefused):
         check_name(name)
 
 
-# Several at once.
+# Several writers at once.
 
 APPEND = """
 import sys
@@ -284,7 +282,7 @@ def test_two_mounts_that_append_at_once_lose_nothing(folder: CohortFolder) -> No
     threads = [threading.Thread(target=append, args=[name]) for name in ("three", "four")]
     for thread in threads:
         thread.start()
-    # Who reads meanwhile sees whole lines, and never fewer than before.
+    # A reader sees whole lines only, and never fewer than before.
     seen = b""
     while any(process.poll() is None for process in processes) or any(thread.is_alive() for thread in threads):
         text = folder.read("shared")[0]
@@ -301,7 +299,7 @@ def test_two_mounts_that_append_at_once_lose_nothing(folder: CohortFolder) -> No
     assert list(files(folder)) == ["shared.sql"]
 
 
-def test_of_several_that_make_one_cohort_at_once_one_does(folder: CohortFolder) -> None:
+def test_of_several_threads_that_make_one_cohort_at_once_one_succeeds(folder: CohortFolder) -> None:
     made: list[str] = []
     ready = threading.Barrier(8)
 
@@ -325,11 +323,11 @@ def test_of_several_that_make_one_cohort_at_once_one_does(folder: CohortFolder) 
     for thread in threads:
         thread.join()
     assert sorted(made) == [f"new{number}" for number in range(10)]
-    # What was not renamed is there under its old name.
+    # A cohort that was not renamed has its old name.
     assert len(folder.names()) == 50 - sum(folder.read(f"new{number}")[0] != b"" for number in range(10))
 
 
-# A disk that says no.
+# A disk that fails.
 
 
 def file_in_its_place(path: Path) -> Path:
@@ -344,7 +342,7 @@ def file_above_it(path: Path) -> Path:
 
 @pytest.mark.parametrize("place", [file_in_its_place, file_above_it])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_where_the_folder_should_be(tmp_path: Path, place: Callable[[Path], Path], change: str) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path, place: Callable[[Path], Path], change: str) -> None:
     folder = CohortFolder(place(tmp_path / "place"))
     with pytest.raises(CohortsUnusable, match=r"place.*Not a directory; choose another with --cohort-dir"):
         CHANGES[change](folder)
@@ -354,7 +352,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, place: Callable[[Path
     assert (tmp_path / "place").read_bytes() == b"x"
 
 
-def test_a_file_where_last_texts_should_be_spoils_nothing_else(folder: CohortFolder) -> None:
+def test_a_file_where_the_folder_of_last_texts_should_be_affects_nothing_else(folder: CohortFolder) -> None:
     folder.write("old", b"text")
     (folder.path / ".last-good").touch()
     with pytest.raises(CohortsUnusable, match="Not a directory"):
@@ -386,7 +384,7 @@ for name, change in CHANGES.items():
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_folder_that_may_only_be_read_is_read() -> None:
+def test_a_read_only_folder_can_be_read() -> None:
     with tempfile.TemporaryDirectory(prefix="idcfs-test-") as path:
         Path(path).chmod(0o755)
         folder = CohortFolder(Path(path) / "cohorts")
@@ -415,7 +413,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[CohortFolder]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_a_full_disk_leaves_the_text_as_it_was(tiny_disk: CohortFolder) -> None:
+def test_a_full_disk_leaves_the_text_unchanged(tiny_disk: CohortFolder) -> None:
     tiny_disk.write("a", b"x" * 100_000)
     for change in (
         lambda: tiny_disk.write("a", b"y" * 200_000),
@@ -428,7 +426,7 @@ def test_a_full_disk_leaves_the_text_as_it_was(tiny_disk: CohortFolder) -> None:
     tiny_disk.write("a", b"y" * 100_000)
 
 
-def test_what_killed_writers_left_is_removed_unless_somebody_writes(
+def test_partial_files_of_killed_writers_are_removed_unless_somebody_writes(
     folder: CohortFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cohort_folder, "LOCK_SECONDS", 0)
@@ -438,7 +436,7 @@ def test_what_killed_writers_left_is_removed_unless_somebody_writes(
     folder.keep_last_good("a", b"y")
     kept = {**files(folder), ".mine.partial": b""}
     (folder.path / ".mine.partial").touch()
-    left = [place / f".{16 * 'a'}.partial" for place in (folder.path, folder.path / ".last-good")]
+    left = [parent / f".{16 * 'a'}.partial" for parent in (folder.path, folder.path / ".last-good")]
     for file in left:
         file.write_bytes(b"half of")
     with folder._locked():
@@ -448,12 +446,12 @@ def test_what_killed_writers_left_is_removed_unless_somebody_writes(
     assert files(folder) == kept
 
 
-def test_a_folder_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
-    # Its name is too long for any file system.
+def test_leftovers_in_an_unreadable_folder_are_ignored(tmp_path: Path) -> None:
+    # The name is too long for any file system.
     CohortFolder(tmp_path / ("x" * 300)).remove_leftovers()
 
 
-def test_a_disk_without_locks_is_told_of(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_reported(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -480,7 +478,7 @@ STEPS: dict[str, Callable[[CohortFolder, str, str, bytes], object]] = {
         max_size=20,
     )
 )
-def test_whatever_is_done_in_whatever_order_the_folder_holds_it(steps: list[tuple[str, str, str, bytes]]) -> None:
+def test_any_sequence_of_operations_leaves_the_texts_of_a_model(steps: list[tuple[str, str, str, bytes]]) -> None:
     model: dict[str, bytes] = {}
     good: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as path:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from idcfs.cache.listing_cache import open_cache
 
 from idcfs.cache.client import ExtentCache, open_extent_cache
 from idcfs.cache.entries import Entries
-from idcfs.cache.listing_cache import open_cache
 from idcfs.cache.server import CacheWorker
 from idcfs.errors import CacheUnusable
 from idcfs.processes.arena import Arena

@@ -1,4 +1,4 @@
-"""Users' SQL in its sandbox: what it may do, and sixty ways of asking for more."""
+"""Users' SQL in its sandbox: what it may do, and sixty attempts to do more."""
 
 import os
 from pathlib import Path
@@ -54,13 +54,13 @@ async def test_a_select_over_the_index_is_answered(tmp_path: Path, sql: str, row
     assert await ask(tmp_path, sql) == rows
 
 
-async def test_a_refusal_says_where_in_the_text(tmp_path: Path) -> None:
+async def test_a_refusal_has_the_number_of_the_line(tmp_path: Path) -> None:
     for sql in ("-- one\n-- two\nSELECT PatientID\nFROM index WHERE Modalty = 'CT'", "\n\nSELECT\n1 FROM nothing"):
         with pytest.raises(QueryRefused, match=r"(?m)^LINE 4: (FROM index WHERE Modalty|1 FROM nothing)"):
             await ask(tmp_path, sql)
 
 
-async def test_a_limit_holds(tmp_path: Path) -> None:
+async def test_a_limit_bounds_the_rows(tmp_path: Path) -> None:
     assert len(await ask(tmp_path, "SELECT * FROM index", limit=7)) == 7
 
 
@@ -152,7 +152,7 @@ HOSTILE = [
     "SELECT 1 FROM index WHERE",
     "\ufeff\u202e SELECT",
     "DROP TABLE IF EXISTS students; --",
-    "SELECT error('told to')",
+    "SELECT error('on purpose')",
     "SELECT CAST('x' AS INTEGER)",
 ]
 
@@ -169,7 +169,7 @@ def hostile_text(template: str, cwd: Path) -> str:
 
 
 @pytest.mark.parametrize("template", HOSTILE)
-async def test_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+async def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     out.mkdir()
@@ -188,13 +188,13 @@ WRITING = [
     "UPDATE index SET PatientID = 'x'",
     "DELETE FROM index",
 ]
-"""What newer versions of duckdb take in a WITH."""
+"""Statements that newer versions of DuckDB accept in a WITH."""
 
 
 @pytest.mark.parametrize("form", ["WITH x AS ({}) SELECT 1 AS a", "SELECT * FROM (WITH x AS ({}) SELECT 1 AS a)"])
 @pytest.mark.parametrize("writing", WRITING)
 async def test_a_with_that_writes_is_refused(tmp_path: Path, writing: str, form: str) -> None:
-    # A copy: if this fails, it is not the installed index that is gone.
+    # An index of its own, so that a failure does not damage the installed one.
     rows = [Row("nlst", "p1"), Row("nlst", "p2")]
     tables = {name: str(path) for name, path in make_index(tmp_path / "index", rows).tables.items()}
     before = {path: path.read_bytes() for path in (tmp_path / "index").iterdir()}
@@ -216,12 +216,12 @@ async def test_a_with_that_writes_is_refused(tmp_path: Path, writing: str, form:
     ids=["strings", "a list", "a cross join", "a sort", "columns"],
 )
 async def test_memory_is_bounded(tmp_path: Path, sql: str) -> None:
-    """Refused, ended, or out of time; and this process goes on."""
+    """The query is refused, killed or out of time, and this process goes on."""
     with pytest.raises((QueryRefused, ChildEnded, trio.TooSlowError)):
         await ask(tmp_path, sql, seconds=8, limit=None)
 
 
-async def test_time_is_bounded_and_the_child_is_gone(tmp_path: Path) -> None:
+async def test_time_is_bounded_and_the_child_ends(tmp_path: Path) -> None:
     endless = "WITH RECURSIVE a(n) AS (SELECT 1 UNION ALL SELECT 1 - n FROM a) SELECT count(*) FROM a"
     with pytest.raises((trio.TooSlowError, IdcfsError)):
         await ask(tmp_path, endless, seconds=2)
