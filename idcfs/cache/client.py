@@ -15,8 +15,9 @@ import trio
 from idcfs.cache.messages import Delete, Folders, Found, Get, GetUsage, Has, HasAny, Put, TryDisk, Usage
 from idcfs.cache.open_files import OpenFiles
 from idcfs.errors import CacheUnusable, IdcfsError, Unreachable
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
 from idcfs.processes.child import Program
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
 

@@ -10,8 +10,9 @@ import trio
 
 from idcfs.errors import IdcfsError
 from idcfs.pages.messages import Device, Store, Stored
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
 from idcfs.processes.child import Program
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Message
 from idcfs.processes.pool import Pool
 

@@ -10,6 +10,7 @@ exec (a forked one would hold /dev/fuse open), is asked over a socket, and ends 
             Lease ────── arena, shared memory ──────── memoryview
 
     messages    what goes over the socket: typed records, and errors; pure
+    lease       the right to use a region of shared memory; event loop
     arena       shared memory, given out in leases; event loop
     child       one process, and the requests that it has not answered; event loop
     pool        processes that do the same, replaced when they end; event loop

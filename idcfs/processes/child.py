@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import ChildEnded, Unreachable
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Failed, Message, encode
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 import trio
 
 from idcfs.errors import Unreachable
-from idcfs.processes.arena import Lease
 from idcfs.processes.child import Child, Program
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Message
 
 A = TypeVar("A", bound=Message)

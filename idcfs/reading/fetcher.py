@@ -17,7 +17,8 @@ from idcfs.cache.client import Cache
 from idcfs.errors import ObjectChanged, ReadError, first_error
 from idcfs.metrics import Metrics
 from idcfs.pages.client import PageCache
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.reading.failures import Failures
 from idcfs.reading.filled import FilledFiles
 from idcfs.reading.flights import Flight, Flights

@@ -9,7 +9,8 @@ from cachetools import LRUCache
 
 from idcfs.inode import pack_file
 from idcfs.pages.client import PAGE, PageCache
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.reading.listings import Listing
 from idcfs.reading.policy import BLOCK, SMALL_OBJECT, Extent
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import trio
 
 from idcfs.cache.client import Cache
-from idcfs.processes.arena import Lease
+from idcfs.processes.lease import Lease
 from idcfs.reading.flights import Flights
 from idcfs.reading.listings import Listing, Listings
 from idcfs.reading.policy import SMALL_OBJECT, Extent

@@ -10,7 +10,7 @@ import trio
 
 from idcfs.errors import DeadlineExceeded, ReadError
 from idcfs.metrics import Metrics
-from idcfs.processes.arena import Lease
+from idcfs.processes.lease import Lease
 from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listing, Listings
 from idcfs.reading.policy import HEAD, MEMORY_PART, SMALL_OBJECT, Extent, ListingOf, ReadAhead, blocks

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 from idcfs.errors import ReadError
-from idcfs.processes.arena import Lease
+from idcfs.processes.lease import Lease
 
 MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 """An ETag that is the MD5 of the object; that of an object which was uploaded in parts ends in a dash and a number."""

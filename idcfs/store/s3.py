@@ -7,8 +7,9 @@ kernel do not wait for each other. Belongs to one trio run.
 from typing import Any, Self
 
 from idcfs.errors import ReadError, Unreachable
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
 from idcfs.processes.child import Program
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
 from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress

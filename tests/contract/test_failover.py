@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member

@@ -20,7 +20,8 @@ from moto.s3.models import get_canned_acl, s3_backends
 from moto.server import ThreadedMotoServer
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.store.base import Body, ObjectInfo, ObjectStore, ObjectVersion
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member

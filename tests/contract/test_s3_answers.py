@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.processes.arena import Lease
+from idcfs.processes.lease import Lease
 from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion
 from idcfs.store.s3 import S3Store
 from tests.bodies import read

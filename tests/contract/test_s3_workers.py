@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from idcfs.errors import ReadError, Unreachable, Untrusted
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Envelope, Failed, encode
 from idcfs.processes.server import Connection
 from idcfs.store.base import Body, ObjectVersion

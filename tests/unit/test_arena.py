@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from idcfs.processes.arena import KEPT_PART, Arena, Lease
+from idcfs.processes.arena import KEPT_PART, Arena
+from idcfs.processes.lease import Lease
 
 SIZE = 1 << 13
 

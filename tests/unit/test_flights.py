@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idcfs.errors import CatalogueDamaged, DeadlineExceeded, NotFound, Untrusted, first_error
-from idcfs.processes.arena import Arena, Lease
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
 from idcfs.reading.flights import Flight, Flights
 from tests.conftest import WarningsLogged
 
