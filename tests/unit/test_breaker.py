@@ -12,6 +12,7 @@ import trio.testing
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.store.base import ObjectVersion
 from idcfs.store.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, BreakerStore
+from tests.bodies import read
 from tests.conftest import WarningsLogged
 from tests.memory_store import FailingStore, MemoryStore
 
@@ -34,7 +35,7 @@ def away() -> Iterator[Exception]:
 
 async def get(store: BreakerStore) -> bytes:
     (found,) = (await store.list_page(BUCKET, "k")).objects
-    return bytes(await store.get(BUCKET, "k", 0, 7, found.version))
+    return await read(store, BUCKET, "k", 0, 7, found.version)
 
 
 async def list_page(store: BreakerStore) -> None:
