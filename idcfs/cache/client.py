@@ -158,9 +158,9 @@ class Cache:
             return lease.hold()
 
     async def get_bytes(self, key: str) -> bytes | None:
-        """The value under *key*, of whatever length, or None."""
+        """The value under *key*, of whatever length up to the arena's size, or None."""
         length: int | None = FIRST_CAPACITY
-        while length is not None:
+        while length is not None and length <= self._arena.size:
             with await self._arena.take(length) as lease:
                 found = await self._find(key, lease)
                 if found.length is not None and found.length <= length:
@@ -209,8 +209,8 @@ class Cache:
             answered(Failed.of(error))
 
     async def put_bytes(self, key: str, value: bytes) -> None:
-        """Have *value* kept under *key*, behind; waits for memory."""
-        if not self._server.is_stalled:
+        """Have *value* kept under *key*, behind; waits for memory. A value that is larger than the arena is not kept."""
+        if not self._server.is_stalled and len(value) <= self._arena.size:
             with await self._arena.take(len(value)) as lease:
                 lease.view[:] = value
                 self.put(key, lease)
