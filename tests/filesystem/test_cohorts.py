@@ -162,6 +162,7 @@ async def test_a_cohort_is_a_tree_of_the_series_that_its_query_names(
         assert entries[b"nlst"] == await opened.filesystem.getattr(entries[b"nlst"].inode)
         assert entries[b"nlst"] == await opened.node("cohorts/mine/nlst")
         assert not entries[b"nlst"].permanent
+        assert not (await opened.node("cohorts/mine/.idc")).permanent
         assert (await opened.node("cohorts/mine")).links == 3
         assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
         assert (await opened.node("cohorts/mine/nlst/100001")).permanent
