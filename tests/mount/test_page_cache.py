@@ -255,9 +255,10 @@ async def test_leases_of_the_reserve_do_not_wait_for_the_page_worker(tmp_path: P
                 fetched = arena.take_now(arena.reserve)
                 assert fetched is not None
                 for _ in range(10):
-                    buffer = arena.take_now(2 * PAGE)
-                    assert buffer is not None, "leases that were passed on are not released"
-                    pages.fill(7, 0, buffer, False, lambda: None)
-                pages.fill(7, 0, fetched[: 2 * PAGE], False, lambda: None)
-                del fetched
-                assert arena.take_now(arena.size) is None, "the lease of what was fetched is held until it is stored"
+                    with await arena.take(2 * PAGE) as lease:
+                        pages.fill(7, 0, lease, False, lambda: None)
+                    assert arena.leased == len(fetched), "a lease that was passed on is held"
+                with fetched, fetched.part(0, 2 * PAGE) as part:
+                    pages.fill(7, 0, part, False, lambda: None)
+                assert arena.leased == len(fetched), "what was fetched is held until it is stored"
+            await until_true(lambda: arena.leased == 0)

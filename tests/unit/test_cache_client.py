@@ -542,8 +542,25 @@ async def test_whoever_only_reads_from_a_server_that_does_not_answer_is_not_held
     assert cache.failure is None
 
 
-async def test_while_no_server_hears_from_the_disk_nobody_is_held_up(
+async def test_whoever_only_writes_to_a_server_that_does_not_answer_is_not_held_up(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
+    first = server()
+    with stopped(first), trio.fail_after(PATIENCE):
+        while cache.has_room():
+            await cache.put_bytes("key", LARGE)
+        await cache.room()
+        assert cache.failure is not None
+        assert "no answer" in cache.failure
+        await until_true(lambda: cache.failure is None)
+        assert not is_running(first)
+        await cache.put_bytes("key", LARGE)
+        await is_found_again(cache)
+
+
+async def test_while_no_server_gets_an_answer_of_the_disk_nobody_is_held_up(
+    cache: Cache, arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.finish()
@@ -558,9 +575,13 @@ async def test_while_no_server_hears_from_the_disk_nobody_is_held_up(
             # A server takes longer to start than it has.
             await until_true(lambda: len({first, *servers()}) > 1)
             second = server()
+            # That of the first one, when it is reaped.
+            await until_true(lambda: arena.leased == 0)
             for _ in range(100):
                 assert await value(cache, "key") is None
-                await cache.put_bytes("other", LARGE)
+                with await arena.take(len(LARGE)) as lease:
+                    cache.put("other", lease)
+                assert arena.leased == 0
             assert cache.failure is not None
             assert "no answer" in cache.failure
             await until_true(lambda: not is_running(second))
