@@ -157,7 +157,11 @@ class FaultServer:
 
     def __post_init__(self) -> None:
         self._fault: Fault | None = None
-        self.port = 0
+        # Also held while connections are refused, so that nobody else gets the port meanwhile.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.port: int = self._port.getsockname()[1]
         self._listener: asyncio.Server | None = None
         self._connections: dict[Connection, asyncio.Task[Any]] = {}
         self._loop = asyncio.new_event_loop()
@@ -180,6 +184,7 @@ class FaultServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._port.close()
 
     @contextlib.contextmanager
     def failing(self, fault: Fault) -> Iterator[None]:
@@ -231,7 +236,6 @@ class FaultServer:
         if not refuses and self._listener is None:
             # As many as the largest test has at a time.
             self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=512)
-            self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:
         if self._listener is not None:

@@ -17,7 +17,7 @@ from tests.faults.programs import HEADER, outcome
 from tests.faults.tree import SIZES, SMALL, Series, series
 from tests.faults.world import World, drop_pages, world
 from tests.index_factory import Row
-from tests.mounting import status
+from tests.mounting import CONNECTIONS, status
 from tests.processes import PATIENCE, is_running, until
 
 READERS = 300
@@ -33,8 +33,6 @@ GRACE = 5
 
 KERNELS_MOST = 12
 """Requests that the kernel lets wait in the background if nobody says otherwise."""
-
-CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 def crowd_of(readers: int, size: int) -> Series:

@@ -19,10 +19,9 @@ from idcfs.pages.client import PAGE, open_page_cache
 from idcfs.processes.arena import Arena
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
-from tests.mounting import Commands, status
+from tests.mounting import CONNECTIONS, Commands, status
 from tests.processes import PATIENCE, children_of, is_running, stopped, until, until_true
 
-CONNECTIONS = Path("/sys/fs/fuse/connections")
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
 FILES = 360
 SIZE = 200_000
@@ -35,12 +34,9 @@ PAUSE = 0.01
 """Seconds between two files, for a reader that leaves time to fetch ahead."""
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def fusectl() -> None:
-    """The kernel's control of FUSE mounts, which stays mounted."""
-    command = ["mount", "-t", "fusectl", "fusectl", str(CONNECTIONS)]
-    is_there = any(mount.path == CONNECTIONS for mount in mounts())
-    if not is_there and (os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode):
+    if not CONNECTIONS.is_mount():
         pytest.skip(f"{CONNECTIONS} is not mounted, so nobody can abort a mount")
     if os.getuid() == 0 and not os.access(CONNECTIONS, os.W_OK):
         pytest.skip(f"{CONNECTIONS} cannot be written")
