@@ -22,7 +22,7 @@ ORDINARY_USER = 65534
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 """The kernel's control of FUSE mounts."""
 
-LONGEST = 120
+LONGEST = 240
 """Seconds after which a command is taken never to end; what takes longest is the first mount of the real index."""
 
 
@@ -108,7 +108,7 @@ def unmount_below(folder: Path) -> None:
             subprocess.run([*command, point], check=True)
 
 
-RECOVERY_SECONDS = 30.0
+RECOVERY_SECONDS = 60.0
 """Longer than a failure is remembered, and than a breaker that has opened a few times stays open."""
 
 

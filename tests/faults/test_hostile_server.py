@@ -51,7 +51,7 @@ def test_a_server_is_believed_only_under_a_certificate_that_is_signed_and_its_ow
         commands.environment["AWS_CA_BUNDLE"] = str(certificate)
     with FaultServer(stored(), server_with(certificate)) as server:
         url = server.url.replace("127.0.0.1", host)
-        with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "5") as point:
+        with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "60") as point:
             assert outcome(functools.partial(read_all, point, ONE)).told == told
 
 
@@ -67,7 +67,7 @@ def test_a_name_from_a_server_reaches_no_folder_and_no_log_as_it_is(commands: Co
     with (
         FaultServer(stored()) as server,
         server.failing(Fault(rename, frozenset({LIST}))),
-        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point,
+        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "60") as point,
     ):
         assert outcome(lambda: str(os.listdir(ONE.folder(point)))).told == "EIO"
     text = log_of(commands)
@@ -86,7 +86,7 @@ def test_headers_from_a_server_reach_no_log_as_they_are(commands: Commands) -> N
     with (
         FaultServer(stored()) as server,
         server.failing(Fault(answer, frozenset({GET}))),
-        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point,
+        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "60") as point,
     ):
         assert outcome(lambda: read_small(point, ONE)).told == "EIO"
     text = log_of(commands)

@@ -20,7 +20,7 @@ from idcfs.processes.arena import Arena
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
 from tests.mounting import CONNECTIONS, Commands, status
-from tests.processes import PATIENCE, children_of, is_running, stopped, until, until_true
+from tests.processes import PATIENCE, children_of, is_running, stopped, until, until_at_rest, until_true
 
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
 FILES = 360
@@ -29,9 +29,6 @@ SIZE = 200_000
 
 MEMORY = "64MiB"
 """Less than the series."""
-
-PAUSE = 0.01
-"""Seconds between two files, for a reader that leaves time to fetch ahead."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,11 +72,17 @@ def page_worker(point: Path) -> int:
     return worker
 
 
-def read_all(point: Path, contents: dict[str, bytes], pause: float = 0) -> None:
-    """Read the series file by file."""
+def read_all(point: Path, contents: dict[str, bytes]) -> None:
+    """Read the series file by file, and leave all the time that it takes to fetch ahead."""
+    daemon = int(status(point)["pid"])
     for name, content in contents.items():
         assert (series(point) / name).read_bytes() == content
-        time.sleep(pause)
+        until_fetched(daemon)
+
+
+def until_fetched(daemon: int) -> None:
+    """Wait until what a mount fetches ahead is there; the server is in this process."""
+    until_at_rest(daemon, *children_of(daemon), os.getpid())
 
 
 def ignores(process: int, number: int) -> bool:
@@ -89,13 +92,14 @@ def ignores(process: int, number: int) -> bool:
 
 
 def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, contents: dict[str, bytes]) -> None:
-    read_all(point, contents, PAUSE)
+    read_all(point, contents)
     facts = status(point)
     total = sum(map(len, contents.values()))
     assert facts["bytes_served"] < total / 2, "most of it was in the pages before it was read"
     assert facts["bytes_fetched"] < total * 1.1
     # A second time, whatever the kernel has thrown out.
-    read_all(point, contents)
+    for name, content in contents.items():
+        assert (series(point) / name).read_bytes() == content
     for name, content in contents.items():
         with open(series(point) / name, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -114,14 +118,14 @@ def test_many_readers_of_what_is_being_filled_read_the_right_bytes(point: Path, 
 
 
 def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
-    names = list(contents)
+    names, daemon = list(contents), int(status(point)["pid"])
     for name in names[:20]:
         (series(point) / name).read_bytes()
-        time.sleep(PAUSE)
+        until_fetched(daemon)
     for name in names[20:]:
         with open(series(point) / name, "rb", buffering=0) as file:
             assert file.read(4096) == contents[name][:4096]
-        time.sleep(PAUSE)
+        until_fetched(daemon)
     # The window ahead of the reader is what it may cost to notice.
     assert status(point)["bytes_fetched"] < 0.75 * sum(map(len, contents.values()))
 
@@ -136,7 +140,7 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
         names = os.listdir(series(point))
         for name in names[:10]:
             (series(point) / name).read_bytes()
-            time.sleep(PAUSE)
+            until_fetched(daemon)
         workers = children_of(daemon)
         assert worker in workers
         assert len(workers) > 2
@@ -174,19 +178,18 @@ def test_a_page_worker_that_is_stopped_holds_up_no_other_file(point: Path, conte
     (series(point) / names[0]).read_bytes()
     with stopped(worker):
         # More than the memory that is there for everything: what waits for the worker may not take it all.
-        read_all(point, contents, PAUSE)
+        read_all(point, contents)
         assert is_running(worker)
     assert (series(point) / names[0]).read_bytes() == contents[names[0]]
 
 
 def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents: dict[str, bytes]) -> None:
-    worker = page_worker(point)
-    names = list(contents)
-    for at, name in enumerate(names):
+    worker, daemon = page_worker(point), int(status(point)["pid"])
+    for at, (name, content) in enumerate(contents.items()):
         if at == 50:
             os.kill(worker, signal.SIGKILL)
-        assert (series(point) / name).read_bytes() == contents[name]
-        time.sleep(PAUSE)
+        assert (series(point) / name).read_bytes() == content
+        until_fetched(daemon)
     assert page_worker(point) != worker
     assert status(point)["bytes_served"] < 0.7 * sum(map(len, contents.values()))
 
