@@ -3,8 +3,8 @@
 `--long` has the tests that try something again and again do it more often. What a test records with pytest's
 `record_property` is printed at the end.
 
-scripts/test runs the tests in several processes (pytest-xdist). What is expensive to make is made by the first of them
-that needs it, in the folder `shared`. Tests that share a mount carry the mark `xdist_group` and run in one process.
+scripts/test runs the tests in several processes (pytest-xdist), those of a file in one. What is expensive to make is
+made by the first of them that needs it, in the folder `shared`.
 """
 
 import logging

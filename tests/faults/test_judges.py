@@ -17,8 +17,6 @@ from tests.faults.tree import series
 from tests.faults.world import World, world
 from tests.index_factory import Row
 
-pytestmark = pytest.mark.xdist_group("judges")
-
 PATTERN_BYTES = 24 << 20
 """More than what is fetched whole, and more than a window of reading ahead."""
 

@@ -16,8 +16,7 @@ from tests.faults.cases import CELLS, RIGHT, Case, Cell, cases
 GRACE = 30
 """Seconds more that a program may wait on a busy machine."""
 
-CASES = [(case, pytest.mark.xdist_group(case.name)) for case in cases()]
-"""With the mark that has the tests of a case run in one process."""
+CASES = {case.name: case for case in cases()}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.mark.parametrize(
     ("case", "cell"),
-    [pytest.param(case, cell, id=f"{case.name}: {cell}", marks=mark) for case, mark in CASES for cell in CELLS],
+    [pytest.param(case, cell, id=f"{case.name}: {cell}") for case in CASES.values() for cell in CELLS],
 )
 def test_a_fault(bench: Bench, case: Case, cell: Cell) -> None:
     result = bench.result(case.name)
@@ -39,7 +38,7 @@ def test_a_fault(bench: Bench, case: Case, cell: Cell) -> None:
     assert during.seconds < timeout_of(case) + (0 if case.expected(cell) == {RIGHT} else GRACE)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=mark) for case, mark in CASES])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_was_told_is_counted_and_none_of_it_is_idcfs_own_fault(bench: Bench, case: Case) -> None:
     result = bench.result(case.name)
     assert bool(result.errors) is any(during.told != RIGHT for during in result.during.values())

@@ -102,13 +102,11 @@ def commands(world_readable: Path, tmp_path_factory: pytest.TempPathFactory, cat
 def give_catalogue(commands: Commands, catalogue: Path) -> Commands:
     """Put a copy of the built catalogue into the user's cache folder (links to its files: they do not change)."""
     target = commands.home / ".cache" / "idcfs" / "catalogue"
-    shutil.copytree(catalogue, target, copy_function=os.link)
+    # A lock that is a link would be the others' too.
+    shutil.copytree(catalogue, target, copy_function=os.link, ignore=shutil.ignore_patterns("*.lock"))
     if commands.user is not None:
         for path in (commands.home / ".cache").rglob("*"):
             if path.is_dir():
                 os.chown(path, commands.user, commands.user)
         os.chown(commands.home / ".cache", commands.user, commands.user)
-        # The lock file is opened for writing.
-        for lock in target.glob("*.lock"):
-            lock.unlink()
     return commands

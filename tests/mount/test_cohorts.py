@@ -23,8 +23,6 @@ from tests.mount.conftest import give_catalogue
 from tests.mounting import Commands, checksums, mirror_series, status
 from tests.processes import PATIENCE, is_running, until
 
-pytestmark = pytest.mark.xdist_group("cohorts")
-
 SMALL = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga_luad' ORDER BY 1 LIMIT 3"
 OTHER = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'nlst' ORDER BY 1 LIMIT 3"
 BROKEN = "SELECT SeriesInstanceUID FROM indexx"

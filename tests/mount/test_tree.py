@@ -13,8 +13,6 @@ from idcfs.catalog.index import find_index
 from tests.mount.conftest import give_catalogue
 from tests.mounting import Commands, mirror_series
 
-pytestmark = pytest.mark.xdist_group("tree")
-
 CT = "527a5965-9a10-477b-863a-3597081538a4"
 
 
