@@ -1,8 +1,10 @@
 """Mounts for tests: real ones, made by the installed command, that clean up after themselves."""
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +19,10 @@ T = TypeVar("T")
 ORDINARY_USER = 65534
 """Nobody: on every Linux system, and without rights."""
 
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+"""The kernel's control of FUSE mounts."""
 
-LONGEST = 120
+LONGEST = 240
 """Seconds after which a command is taken never to end; what takes longest is the first mount of the real index."""
 
 
@@ -82,7 +86,29 @@ class Commands:
             raise AssertionError(f"the daemon {daemon} of {path} did not end")
 
 
-RECOVERY_SECONDS = 30.0
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """*path*, which *make* makes in the first process that needs it; the others wait for it."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            try:
+                make(path)
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+    return path
+
+
+def unmount_below(folder: Path) -> None:
+    """Unmount what is mounted in a folder, as after tests that were killed."""
+    points = [line.split(" ")[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    command = ["umount", "--lazy"] if os.getuid() == 0 else ["fusermount3", "-uz"]
+    for point in reversed(points):
+        if point.startswith(f"{folder}/"):
+            subprocess.run([*command, point], check=True)
+
+
+RECOVERY_SECONDS = 60.0
 """Longer than a failure is remembered, and than a breaker that has opened a few times stays open."""
 
 

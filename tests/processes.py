@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import trio
 
 from idcfs.processes.messages import Message, encode
 
-PATIENCE = 30
-"""Seconds after which what a test waits for is taken never to come."""
+PATIENCE = 120
+"""Seconds after which what a test waits for is taken never to come, on a machine that is busy with much else."""
 
 
 def children_of(parent: int, program: str = "") -> list[int]:
@@ -60,6 +61,36 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     while not true():
         assert time.monotonic() < deadline, "it has not come"
         time.sleep(0.01)
+
+
+def until_at_rest(*processes: int) -> None:
+    """Wait until no thread of some processes runs, or has run since the look before: nobody does anything for anybody.
+
+    Of a thread's number, all threads of its process are meant.
+    """
+    last: list[tuple[str, ...]] = []
+
+    def are_at_rest() -> bool:
+        nonlocal last
+        before, last = last, [_activity(task) for process in processes for task in _tasks(process)]
+        return last == before and not any(state in "RD" for state, *_ in last)
+
+    until(are_at_rest)
+
+
+def _tasks(process: int) -> list[Path]:
+    own = threading.get_native_id()
+    return [task for task in sorted(Path(f"/proc/{process}/task").iterdir()) if task.name != str(own)]
+
+
+def _activity(task: Path) -> tuple[str, ...]:
+    """A thread's state, and how often it has gone to sleep and been sent to sleep."""
+    try:
+        lines = (task / "status").read_text().splitlines()
+    except OSError:
+        return ("gone",)
+    fields = dict(line.split(":", 1) for line in lines)
+    return fields["State"].split()[0], fields["voluntary_ctxt_switches"], fields["nonvoluntary_ctxt_switches"]
 
 
 async def until_true(true: Callable[[], object]) -> None:

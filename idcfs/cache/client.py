@@ -209,7 +209,7 @@ class Cache:
             answered(Failed.of(error))
 
     async def put_bytes(self, key: str, value: bytes) -> None:
-        """Have *value* kept under *key*, behind; waits for memory. A value that is larger than the arena is not kept."""
+        """Have *value* kept under *key*, behind, unless it is larger than the arena; waits for memory."""
         if not self._server.is_stalled and len(value) <= self._arena.size:
             with await self._arena.take(len(value)) as lease:
                 lease.view[:] = value

@@ -22,7 +22,7 @@ from typing import NamedTuple
 PIECE = 16 << 10
 """Bytes that have a checksum of their own, which takes 5 us to verify and adds one part in 4,000 on disk."""
 
-MAGIC = b"IDC2"
+_MAGIC = b"IDC2"
 
 _START = struct.Struct("<4sI")
 _FIELDS = struct.Struct("<IHI")
@@ -67,7 +67,7 @@ def pack(key: str, value: Buffer) -> PackedEntry:
     """Return the entry of *value* under *key*."""
     name = key.encode()
     rest = _FIELDS.pack(zlib.crc32(value), len(name), len(value)) + name + _piece_checksums(memoryview(value))
-    return PackedEntry(_START.pack(MAGIC, zlib.crc32(rest)) + rest, value)
+    return PackedEntry(_START.pack(_MAGIC, zlib.crc32(rest)) + rest, value)
 
 
 def unpack(key: str, file: io.FileIO | io.BytesIO, allocate: Allocate) -> memoryview | None:
@@ -141,7 +141,7 @@ def _parse_header(key: str, start: Buffer | bytearray, size: int) -> _Header | N
     checksum, name_length, length = _FIELDS.unpack_from(start, _START.size)
     name_end = _FIXED_BYTES + name_length
     end = name_end + -(-length // PIECE) * _CHECKSUM_BYTES
-    if magic != MAGIC or end + length != size or start[_FIXED_BYTES:name_end] != key.encode():
+    if magic != _MAGIC or end + length != size or start[_FIXED_BYTES:name_end] != key.encode():
         return None
     if zlib.crc32(start[_START.size : end]) != header_checksum:
         return None

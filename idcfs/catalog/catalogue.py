@@ -31,7 +31,7 @@ from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.temporary import TemporaryViews
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound
-from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
+from idcfs.layout import DEFAULT_TEMPLATE
 from idcfs.processes.child import run_program
 from idcfs.processes.messages import Done, Message
 
@@ -145,12 +145,6 @@ class Catalogue:
     def analysis_results(self) -> list[str]:
         """The IDs of the analysis results that have series."""
         return self.contents["analysis_results"]  # type: ignore[no-any-return]  # what build_series wrote
-
-    def template(self, generation: int) -> Template:
-        """Return the layout of an open view."""
-        view = self.view(generation)
-        assert view is not None
-        return parse_template(view.template, view.columns)
 
     def release_date(self, generation: int) -> str:
         """Return the release date (YYYY-MM-DD) of the IDC version that a view shows."""

@@ -1,7 +1,7 @@
-"""The FUSE adapter: pyfuse3's requests to the file system's calls, and its errors to errnos; nothing else.
+"""The FUSE adapter: makes calls of the file system of pyfuse3's requests, and errnos of its errors; nothing else.
 
-Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end
-the whole mount; but for `forget`, which has no answer to give: there any exception would.
+Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end the
+whole mount. `forget` gives no answer, so any exception would, and it catches them itself.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from idcfs import errors
 from idcfs.metrics import Metrics
 from idcfs.mount.crawlers import Crawlers
 from idcfs.node import Node
-from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
+from idcfs.tree.filesystem import FileSystem
+from idcfs.tree.provider import ENTRIES_AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ _ORDINARY = frozenset(
         errno.ENAMETOOLONG, errno.EFBIG,
     }
 )  # fmt: skip
-"""Errors that tools, and the authors of queries, provoke all the time: told to them, not to the log."""
+"""Errors that tools, and the authors of queries, provoke all the time: they get the errno, and the log stays quiet."""
 
 _LOGGED_BEFORE = (errors.CrawlerRefused, errors.MirrorAway)
-"""Errors for which one line in the log has told why, and that there will be more."""
+"""Errors whose reason is in the log already, in one line for all of them."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -112,7 +113,7 @@ class Adapter(pyfuse3.Operations):
 
     Args:
         filesystem: what answers them.
-        xattr: whether extended attributes are told; without, the kernel is told once that there are none.
+        xattr: whether there are extended attributes; if not, the kernel does not ask a second time.
         all_write: whether every user who may reach the mount may write what can be written.
         crawlers: programs that get nothing for which a mirror would be asked.
     """
@@ -178,7 +179,7 @@ class Adapter(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Answer a look-up; that a name is missing is kept by the kernel, where no name is ever added."""
+        """Answer a look-up; the kernel also keeps that a name is missing, where no name is ever added."""
         self._refuse_crawlers(ctx, parent_inode, name)
         try:
             node = await self.filesystem.lookup(parent_inode, name)
@@ -219,7 +220,7 @@ class Adapter(pyfuse3.Operations):
         """Fill the kernel's buffer with entries and their attributes."""
         entry = self._entry
         folders_time: int | None = None
-        first_id, told = start_id, fh
+        first_id, last = start_id, fh
         while True:
             entries = await self.filesystem.entries(fh, start_id)
             for name, node in entries:
@@ -231,12 +232,12 @@ class Adapter(pyfuse3.Operations):
                     folders_time = node.modified_ns if node.is_folder else None
                 if not pyfuse3.readdir_reply(token, name, entry, start_id + 1):
                     break
-                start_id, told = start_id + 1, node.inode
+                start_id, last = start_id + 1, node.inode
             else:
                 if len(entries) == ENTRIES_AT_ONCE:
                     continue
-            # An entry that was told counts as looked up; those of one folder are all of one view, or all files.
-            return self.filesystem.remember(told, start_id - first_id)
+            # An entry in the answer counts as looked up; those of one folder are all of one view, or all files.
+            return self.filesystem.remember(last, start_id - first_id)
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -248,11 +249,12 @@ class Adapter(pyfuse3.Operations):
         """Open a file; the pages of what never changes stay in the kernel's cache."""
         if flags & (_WRITES | os.O_TRUNC):
             append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
-            return FileInfo(fh=await self.filesystem.cohort_files.open_draft(inode, append, truncate), direct_io=True)
-        self._refuse_crawlers(ctx, inode)
-        handle = await self.filesystem.open(inode)
-        is_object = handle == inode
-        return FileInfo(fh=handle, keep_cache=is_object, direct_io=not is_object)
+            handle = await self.filesystem.open_draft(inode, append, truncate)
+        else:
+            self._refuse_crawlers(ctx, inode)
+            handle = await self.filesystem.open(inode)
+        permanent = self.filesystem.is_permanent(handle)
+        return FileInfo(fh=handle, keep_cache=permanent, direct_io=not permanent)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -262,39 +264,39 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write into a query."""
-        return self.filesystem.cohort_files.write(fh, off, buf)
+        return self.filesystem.write(fh, off, buf)
 
     @answered
     async def flush(self, fh: int) -> None:
         """Answer close: what was written is kept and, if it does not work, refused."""
-        await self.filesystem.cohort_files.flush(fh)
+        await self.filesystem.flush(fh)
 
     @answered
     async def release(self, fh: int) -> None:
-        """Close a file; nobody hears of an error any more."""
+        """Close a file; no program gets an error any more."""
         await self.filesystem.release(fh)
 
     @answered
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Cut a query. Its mode, owner and times are what they are: editors set them and need no more than a yes."""
+        """Cut a query. Its mode, owner and times stay: editors set them, and are content when that does not fail."""
         node = await self.filesystem.getattr(inode)
         if node.is_folder or not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
         if fields.update_size:
-            await self.filesystem.cohort_files.resize(inode, fh, attr.st_size)
+            await self.filesystem.resize(inode, fh, attr.st_size)
         return await self.getattr(inode, ctx)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Make a cohort."""
-        return self._fill(EntryAttributes(), await self.filesystem.cohort_files.create(parent_inode, name))
+        return self._fill(EntryAttributes(), await self.filesystem.create(parent_inode, name))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a cohort, although it shows folders."""
-        await self.filesystem.cohort_files.delete(parent_inode, name)
+        await self.filesystem.delete(parent_inode, name)
 
     @answered
     async def rename(
@@ -302,16 +304,16 @@ class Adapter(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:  # fmt: skip
         """Give a cohort another name, never in the place of another one."""
-        await self.filesystem.cohort_files.rename(parent_inode_old, name_old, parent_inode_new, name_new)
+        await self.filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The totals of the index; nothing is free, because nothing can be written."""
-        totals = self.filesystem.totals()
+        counts = self.filesystem.counts()
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
-        answer.f_blocks = totals.size // 4096
-        answer.f_files = totals.files
+        answer.f_blocks = counts["bytes"] // 4096
+        answer.f_files = counts["instances"]
         answer.f_namemax = 255
         return answer
 
@@ -319,20 +321,20 @@ class Adapter(pyfuse3.Operations):
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         """The names of extended attributes."""
         self._need_xattr()
-        return [name.encode() for name in await self.filesystem.attributes(inode)]
+        return [name.encode() for name in await self.filesystem.xattrs(inode)]
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """An extended attribute."""
         self._need_xattr()
-        return (await self.filesystem.attribute(inode, name.decode(errors="replace"))).encode()
+        return (await self.filesystem.xattr(inode, name.decode(errors="replace"))).encode()
 
     def _need_xattr(self) -> None:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Count what the kernel refers to no more; only cohorts' views are kept for it."""
+        """Count references that the kernel gives back; only the views of cohorts are kept for them."""
         for inode, times in inode_list:
             try:
                 self.filesystem.forget(inode, times)
@@ -345,13 +347,5 @@ async def _refuse(self: Adapter, *arguments: Any) -> NoReturn:
     raise FUSEError(errno.EROFS)
 
 
-for _name in [
-    "create",
-    "mknod",
-    "symlink",
-    "link",
-    "unlink",
-    "setxattr",
-    "removexattr",
-]:
+for _name in ("create", "mknod", "symlink", "link", "unlink", "setxattr", "removexattr"):
     setattr(Adapter, _name, _refuse)

@@ -67,6 +67,7 @@ class Fetcher:
         self._metrics = metrics
         self._nursery = nursery
         self._arena = arena
+        self._cache = cache
         self._kept = arena.kept
         self._disk = OnDisk(cache, mirror.bytes_namespace, listings, nursery, timeout)
         self._requests = Requests(store, mirror, listings, metrics, self._forget_object)
@@ -203,14 +204,16 @@ class Fetcher:
         extent: Extent = flight.key
         # Of a head's file the whole may be on the disk.
         whole = extent._replace(offset=0, length=listing.sizes[extent.instance])
-        if self._disk.may_have(extent) or self._disk.may_have(whole) or not self._disk.has_room():
+        if self._disk.may_have(extent) or self._disk.may_have(whole) or not self._cache.has_room():
             return False
 
         def finished(outcome: Body | ReadError) -> None:
-            lease = self._in_arena(outcome) if isinstance(outcome, bytes) else outcome
-            if isinstance(lease, Lease):
-                with lease:
-                    self._land(flight, listing, lease, is_new=True)
+            if isinstance(outcome, bytes):
+                lease = self._arena.take_now(len(outcome), self._arena.reserve)
+                outcome = ReadError("there is no room in memory") if lease is None else _copy(outcome, lease)
+            if isinstance(outcome, Lease):
+                with outcome:
+                    self._land(flight, listing, outcome, is_new=True)
                 ended(True)
                 return
             # Before it is tried again, which is no longer ahead of anybody.
@@ -218,7 +221,7 @@ class Fetcher:
             if flight.waiting:
                 self._flights.start([flight], self._fetch, [flight], lambda is_answered: None)
             else:
-                self._flights.fail(flight, lease)
+                self._flights.fail(flight, outcome)
 
         return self._requests.post(extent, listing, finished)
 
@@ -266,10 +269,12 @@ class Fetcher:
         error: Exception = ObjectChanged("the object changes faster than it can be read")
         try:
             # What is fetched has to be kept, too.
-            await self._disk.room()
+            await self._cache.room()
             body, listing = await self._requests.get(whole, progress if len(run) > 1 else None)
-            with body if isinstance(body, Lease) else await self._copied(body) as lease:
-                progress(lease, whole.length)
+            if isinstance(body, bytes):
+                body = _copy(body, await self._arena.take(len(body)))
+            with body:
+                progress(body, whole.length)
         except Exception as failure:
             # For those who wait; other runs go on.
             error = failure
@@ -294,19 +299,6 @@ class Fetcher:
         if not is_awaited:
             self.filled.fill(extent, listing, lease)
 
-    def _in_arena(self, body: bytes) -> Lease | ReadError:
-        """The bytes of a store that does not know the arena."""
-        lease = self._arena.take_now(len(body), self._arena.reserve)
-        if lease is None:
-            return ReadError("there is no room in memory")
-        lease.view[:] = body
-        return lease
-
-    async def _copied(self, body: bytes) -> Lease:
-        lease = await self._arena.take(len(body))
-        lease.view[:] = body
-        return lease
-
     async def _forget_object(self, extent: Extent, listing: Listing) -> None:
         """Forget the extents of an object that came under another ETag: two versions must not be mixed."""
         size = listing.sizes[extent.instance]
@@ -329,6 +321,12 @@ async def _each(work: Callable[[T], Awaitable[None]], items: Sequence[T]) -> Non
     async with trio.open_nursery() as nursery:
         for item in items:
             nursery.start_soon(work, item)
+
+
+def _copy(body: bytes, lease: Lease) -> Lease:
+    """Put the bytes of a store that does not know the arena into *lease*."""
+    lease.view[:] = body
+    return lease
 
 
 def _place(extent: Extent) -> tuple[int, int, int]:

@@ -71,14 +71,6 @@ class OnDisk:
                 self._remembered = 0
         self._cache.put(self._key(extent, listing), lease)
 
-    def has_room(self) -> bool:
-        """Whether little waits to be written."""
-        return self._cache.has_room()
-
-    async def room(self) -> None:
-        """Wait while much waits to be written."""
-        await self._cache.room()
-
     async def drop(self, extents: Collection[Extent], listing: Listing) -> None:
         """Drop extents of an object that is stored anew."""
         await self._cache.delete({self._key(extent, listing) for extent in extents})

@@ -267,21 +267,21 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
 async def test_progress_is_reported_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     mirrors.aws.error = AWAY
-    told: list[tuple[Lease, int]] = []
+    reported: list[tuple[Lease, int]] = []
 
     def progress(lease: Lease, filled: int) -> None:
         assert lease.view[:filled] == CONTENT[:filled]
-        told.append((lease, filled))
+        reported.append((lease, filled))
 
     with Arena(1 << 20) as arena:
         mirrors.aws.arena = mirrors.gcs.arena = arena
         assert await read(mirrors.store, AWS_BUCKET, KEY, 0, len(CONTENT), version, progress) == CONTENT
         assert arena.leased == 0
     # Each from its beginning to its end, and not in turns.
-    leases = [lease for lease, _ in told]
+    leases = [lease for lease, _ in reported]
     assert sum(one is not other for one, other in pairwise(leases)) == len(set(leases)) - 1 == 1
     for lease in set(leases):
-        counts = [filled for which, filled in told if which is lease]
+        counts = [filled for which, filled in reported if which is lease]
         assert counts == sorted(counts)
         assert counts[-1] == len(CONTENT)
 

@@ -381,7 +381,7 @@ FAILS_SOON: dict[str, tuple[str, str, int, int, tuple[type[ReadError], ...]]] = 
 
 
 @pytest.mark.parametrize("name", FAILS_SOON)
-async def test_what_cannot_come_soon_is_told(mirror: Mirror, opener: Opener, name: str) -> None:
+async def test_what_cannot_come_soon_is_reported(mirror: Mirror, opener: Opener, name: str) -> None:
     bucket, key, start, stop, errors = FAILS_SOON[name]
     mirror.put(KEY, b"12345")
     version = await mirror.version_of(KEY)
@@ -393,7 +393,7 @@ async def test_what_cannot_come_soon_is_told(mirror: Mirror, opener: Opener, nam
     assert (outcome is None) == (opener is folder_mirror)
 
 
-async def test_another_etag_is_told_soon(mirror: Mirror, opener: Opener) -> None:
+async def test_another_etag_is_reported_soon(mirror: Mirror, opener: Opener) -> None:
     mirror.put(KEY, b"before")
     version = await mirror.version_of(KEY)
     mirror.put(KEY, b"after it")
@@ -435,7 +435,7 @@ async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener
             assert found == content[start : start + 100]
 
 
-async def test_who_is_to_be_told_soon_is_told_when_the_store_is_left(
+async def test_a_request_made_with_get_soon_is_answered_when_the_store_is_left(
     opener: Opener, tmp_path: Path, moto_url: str
 ) -> None:
     outcomes: list[Outcome] = []
@@ -453,7 +453,7 @@ async def test_who_is_to_be_told_soon_is_told_when_the_store_is_left(
     assert mirror.arena.leased == 0
 
 
-async def test_who_asks_as_soon_as_the_store_is_open_is_answered_also_if_it_is_left_at_once(
+async def test_the_first_request_is_answered_even_if_the_store_is_left_at_once(
     opener: Opener, tmp_path: Path, moto_url: str
 ) -> None:
     outcomes: list[Outcome] = []
@@ -482,7 +482,7 @@ async def test_progress_is_reported_only_for_right_bytes(mirror: Mirror) -> None
     assert all(one < other or other <= reported[0] for one, other in pairwise(reported))
 
 
-async def test_who_is_told_of_bytes_as_they_come_may_keep_some(mirror: Mirror) -> None:
+async def test_a_progress_callback_may_keep_some_of_the_bytes(mirror: Mirror) -> None:
     content = Random(7).randbytes(3_000_001)
     mirror.put(KEY, content)
     version = await mirror.version_of(KEY)

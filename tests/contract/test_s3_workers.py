@@ -1,4 +1,4 @@
-"""The worker processes of `S3Store`: their end, and what waiting callers get when they end."""
+"""The processes of `S3Store`: their end, and what waiting callers get when they end."""
 
 import asyncio
 import contextlib
@@ -111,7 +111,7 @@ async def get(store: S3Store, key: str = "a", length: int = 5) -> bytes:
     return await read(store, "bucket", key, 0, length, ObjectVersion(ETAG, length))
 
 
-async def test_a_process_that_is_killed_fails_those_who_wait_and_is_replaced() -> None:
+async def test_a_process_that_is_killed_fails_its_requests_and_is_replaced() -> None:
     async with letters() as server, s3_store(server.url, processes=1) as store:
         assert await get(store) == b"aaaaa"
         (process,) = processes_of(os.getpid())
@@ -168,7 +168,7 @@ async def test_closing_a_store_at_once_or_while_a_caller_waits_does_not_hang() -
     assert processes_of(os.getpid()) == []
 
 
-async def test_processes_end_when_who_started_them_is_killed() -> None:
+async def test_processes_end_when_their_parent_is_killed() -> None:
     async with letters() as server:
         command = [sys.executable, "-c", PARENT, server.url]
         parent = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220  # it takes no time
@@ -282,7 +282,7 @@ async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(mor
         assert {key: copied(body) for key, body in kept.items()} == {key: key.encode() * 20_000 for key in "abcdefgh"}
 
 
-async def test_who_wants_more_than_there_is_memory_for_waits_and_is_served() -> None:
+async def test_requests_for_more_memory_than_there_is_wait_and_are_served() -> None:
     async with letters() as server, s3_store(server.url, processes=1, arena_bytes=100_000) as store:
         done: list[str] = []
 
@@ -314,7 +314,7 @@ async def test_a_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch, warn
     assert arenas_open() <= before
 
 
-async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others(
+async def test_a_callback_that_fails_is_logged_and_takes_nothing_from_others(
     warnings_logged: WarningsLogged,
 ) -> None:
     stumbled: list[object] = []
@@ -340,7 +340,7 @@ async def test_who_cannot_take_an_answer_is_logged_and_takes_nothing_from_others
             assert warnings_logged.take("could not be taken")
         assert len(stumbled) > 1
         assert processes_of(os.getpid()) == processes
-        # Of those who are told that a process has ended, too.
+        # So is a callback that gets the error when a process has ended.
         server.more = -1
         before = len(server.requests)
         outcomes: list[object] = []

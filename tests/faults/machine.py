@@ -18,11 +18,11 @@ from tests.faults.cases import RIGHT, Case, cases
 from tests.faults.programs import Outcome, outcome, read_map, same
 from tests.faults.world import World, drop_pages
 
-TIMEOUT = 6
+TIMEOUT = 12
 """Seconds that the mount gives a request; a sixth of it is a stall, for which a busy machine must not be taken."""
 
-GRACE = 4
-"""More seconds: the kernel repeats a read that failed within a second, and the machine is busy."""
+GRACE = 30
+"""Seconds more: the kernel asks again for what it failed to read within a second, and the machine is busy."""
 
 WAITING = ("stall", "byte a second", "never ends", "without end", "resolve", "TLS", "certificate")
 """Faults that make programs wait for the whole timeout; those of names and of TLS need another mirror."""

@@ -157,7 +157,12 @@ class FaultServer:
 
     def __post_init__(self) -> None:
         self._fault: Fault | None = None
-        self.port = 0
+        self._etags: dict[bytes, str] = {}
+        # Also held while connections are refused, so that nobody else gets the port meanwhile.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.port: int = self._port.getsockname()[1]
         self._listener: asyncio.Server | None = None
         self._connections: dict[Connection, asyncio.Task[Any]] = {}
         self._loop = asyncio.new_event_loop()
@@ -180,6 +185,7 @@ class FaultServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._port.close()
 
     @contextlib.contextmanager
     def failing(self, fault: Fault) -> Iterator[None]:
@@ -202,20 +208,27 @@ class FaultServer:
         return listing(
             [(key, self.objects[f"{request.bucket}/{key}"]) for key in found[: self.page_keys]],
             found[self.page_keys - 1] if len(found) > self.page_keys else None,
-            etag=self.etag,
+            etag=self._etag_of,
         )
 
     def _object(self, request: Request) -> Answer:
         data = self.objects.get(f"{request.bucket}/{request.key}")
         if data is None:
             return Answer("404 Not Found", {}, b"<Error><Code>NoSuchKey</Code></Error>")
-        if request.etag not in ("", self.etag(data)):
+        etag = self._etag_of(data)
+        if request.etag not in ("", etag):
             return Answer("412 Precondition Failed", {})
         stop = min(request.stop, len(data))
-        headers = {"ETag": self.etag(data), "Content-Range": f"bytes {request.start}-{stop - 1}/{len(data)}"}
+        headers = {"ETag": etag, "Content-Range": f"bytes {request.start}-{stop - 1}/{len(data)}"}
         return Answer("206 Partial Content", headers, data[request.start : stop])
 
-    # These run in the loop.
+    def _etag_of(self, data: bytes) -> str:
+        # Of a large object it takes longer than all else that a request needs.
+        if data not in self._etags:
+            self._etags[data] = self.etag(data)
+        return self._etags[data]
+
+    # In the loop.
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS)
@@ -231,7 +244,6 @@ class FaultServer:
         if not refuses and self._listener is None:
             # The largest test has so many connections at a time.
             self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=512)
-            self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:
         if self._listener is not None:

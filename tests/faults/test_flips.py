@@ -71,7 +71,7 @@ def test_no_flipped_bit_is_served(tmp_path: Path, is_long: bool, record_property
     chance = random.Random(seed)
     rows = [series(f"c{number}").row for number in range(SERIES)]
     done: Counter[str] = Counter()
-    with world(tmp_path, rows, "--memory", MEMORY, "--timeout", "20") as place:
+    with world(tmp_path, rows, "--memory", MEMORY, "--timeout", "60") as place:
         with place.mounted():
             assert place.wrong() == []
         while done[BETWEEN] < flips // 2:

@@ -51,7 +51,7 @@ def test_a_server_is_trusted_only_with_a_known_certificate_of_its_name(
         commands.environment["AWS_CA_BUNDLE"] = str(certificate)
     with FaultServer(stored(), server_with(certificate)) as server:
         url = server.url.replace("127.0.0.1", host)
-        with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "5") as point:
+        with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "60") as point:
             assert outcome(functools.partial(read_all, point, ONE)).result == result
 
 
@@ -67,7 +67,7 @@ def test_a_hostile_key_reaches_no_folder_and_no_log_unescaped(commands: Commands
     with (
         FaultServer(stored()) as server,
         server.failing(Fault(rename, frozenset({LIST}))),
-        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point,
+        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "60") as point,
     ):
         assert outcome(lambda: str(os.listdir(ONE.folder(point)))).result == "EIO"
     text = log_of(commands)
@@ -86,7 +86,7 @@ def test_hostile_headers_reach_no_log_unescaped(commands: Commands) -> None:
     with (
         FaultServer(stored()) as server,
         server.failing(Fault(answer, frozenset({GET}))),
-        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "5") as point,
+        commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "60") as point,
     ):
         assert outcome(lambda: read_small(point, ONE)).result == "EIO"
     text = log_of(commands)

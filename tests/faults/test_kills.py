@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from benchmarks.processes import descendants, mentioning
 from idcfs.cache import upkeep
 from tests.faults.tree import series
 from tests.faults.world import Record, World, drop_pages, world
-from tests.processes import children_of, is_running
+from tests.processes import children_of, is_running, until
 
 KILLS = 10
 LONG_KILLS = 200
@@ -26,15 +26,6 @@ READERS = 6
 LONGEST_LIFE = 0.7
 """Seconds within which the readers read everything several times."""
 
-START = 30
-"""Seconds that a start may take on a busy machine; it takes half a second."""
-
-SWEPT = 60
-"""Seconds until a mount has swept its cache, on a busy machine; the sweep begins after ten."""
-
-GONE = 30
-"""Seconds until processes whose daemon was killed are gone, on a busy machine."""
-
 
 @pytest.mark.timeout(1800)
 def test_after_kills_bytes_are_right_and_nothing_stays(tmp_path: Path, is_long: bool, record_property: Record) -> None:
@@ -42,7 +33,7 @@ def test_after_kills_bytes_are_right_and_nothing_stays(tmp_path: Path, is_long: 
     seed = random.SystemRandom().getrandbits(32)
     chance = random.Random(seed)
     starts, workers = [], 0
-    with world(tmp_path, [series(f"c{number}").row for number in range(8)], "--timeout", "20") as place:
+    with world(tmp_path, [series(f"c{number}").row for number in range(8)], "--timeout", "60") as place:
         for number in range(kills):
             message = f"seed {seed}, kill {number}"
             if chance.random() < 0.1:
@@ -57,10 +48,9 @@ def test_after_kills_bytes_are_right_and_nothing_stays(tmp_path: Path, is_long: 
         left = _left(place)
         planted = _leave(place)
         with place.mounted():
-            _until(lambda: not any(file.exists() for file in [*left, *planted]), SWEPT, "the sweep")
+            until(lambda: not any(file.exists() for file in [*left, *planted]))
             assert place.wrong() == []
         assert _left(place) == []
-    assert max(starts) < START
     record_property("kills", f"{kills} of daemons, {workers} of workers, seed {seed}")
     record_property("files that they left", len(left))
     record_property("longest start after one", f"{max(starts):.1f} s")
@@ -81,7 +71,7 @@ def _kill_while_it_is_read(place: World, chance: random.Random, message: str) ->
             family = [daemon, *descendants(daemon)]
             stops.set()
             os.kill(daemon, signal.SIGKILL)
-        _until_gone(family)
+        until(lambda: not any(map(is_running, family)))
     finally:
         place.commands.run("fusermount3", "-uz", place.point)
     return bool(workers)
@@ -96,7 +86,7 @@ def _kill_while_it_starts(place: World, chance: random.Random) -> None:
         for process in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        _until_gone(family)
+        until(lambda: not any(map(is_running, family)))
     finally:
         starting.kill()
         starting.wait()
@@ -108,17 +98,6 @@ def _mount(place: World) -> int:
     done = place.commands.idcfs("mount", *place.flags, place.point)
     assert done.returncode == 0, done.stderr
     return int(place.commands.run("grep", "-Po", r'"pid": \K\d+', place.point / ".idc" / "status.json").stdout)
-
-
-def _until_gone(processes: list[int]) -> None:
-    _until(lambda: not any(map(is_running, processes)), GONE, f"the end of {processes}")
-
-
-def _until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"{what} has not come"
-        time.sleep(0.01)
 
 
 def _left(place: World) -> list[Path]:

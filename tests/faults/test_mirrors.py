@@ -21,6 +21,10 @@ from tests.mounting import Commands, once_recovered, status
 
 AWAY = Fault(close_before_headers)
 
+LONG, SHORT = 60, 6
+"""Seconds that mounts give a request: where it is answered, so that a busy mirror is not taken for one that stalls, and
+where somebody waits for all of them."""
+
 GCS_NAMES = {"idc-open-data": "idc-open-data", "idc-open-data-two": "idc-open-idc1", "idc-open-data-cr": "idc-open-cr"}
 
 SERIES = [series(f"{at}", bucket) for at, bucket in enumerate([*GCS_NAMES, "idc-open-data"])]
@@ -50,8 +54,8 @@ class Pair:
     gcs: FaultServer
     commands: Commands
 
-    def mounted(self, order: str = "aws,gcs") -> AbstractContextManager[Path]:
-        return self.commands.mounted(self.commands.home / "idc", "--mirror", order, "--timeout", "6")
+    def mounted(self, order: str = "aws,gcs", timeout: int = LONG) -> AbstractContextManager[Path]:
+        return self.commands.mounted(self.commands.home / "idc", "--mirror", order, "--timeout", str(timeout))
 
 
 @pytest.fixture
@@ -114,7 +118,7 @@ def test_a_listing_of_the_second_mirror_is_kept_and_read_from_the_first(pair: Pa
 
 @pytest.mark.parametrize("fault", [STALLED_READS, REFUSED_READS], ids=["stalls", "refuses what it lists"])
 def test_bytes_come_from_the_second_mirror_when_the_first(pair: Pair, fault: Fault) -> None:
-    with pair.mounted() as point:
+    with pair.mounted(timeout=2 * SHORT) as point:
         assert sorted(os.listdir(LAST.folder(point))) == LAST.names
         with pair.aws.failing(fault):
             assert read_small(point, LAST) == RIGHT
@@ -144,7 +148,7 @@ PAUSES = 4
 def test_reads_do_not_wait_for_a_mirror_that_is_away(commands: Commands, server: FaultServer) -> None:
     # The series after the first of these is in the cache, so it is not listed ahead.
     missing = [THIRD, SECOND, FIRST]
-    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "6") as point:
+    with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", str(SHORT)) as point:
         assert result_of(point, LAST) == RIGHT
         with server.failing(Fault(stall_before_headers)):
             while state_of(point, server.url) == "closed":
@@ -166,7 +170,7 @@ def test_reads_do_not_wait_for_a_mirror_that_is_away(commands: Commands, server:
 
 
 def test_a_mount_can_be_made_while_its_mirror_is_away(commands: Commands, server: FaultServer) -> None:
-    flags = ("--mirror", server.url, "--timeout", "6")
+    flags = ("--mirror", server.url, "--timeout", str(LONG))
     with commands.mounted(commands.home / "idc", *flags) as point:
         expected = sorted(os.listdir(point))
         assert result_of(point, LAST) == RIGHT

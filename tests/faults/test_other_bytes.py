@@ -33,7 +33,7 @@ def flipped(total: str) -> Fault:
 def test_a_whole_object_that_does_not_match_its_etag_is_refused(tmp_path: Path, total: str) -> None:
     one = series("one")
     name, content = one.instance(SIZE)
-    with world(tmp_path, [one.row], "--timeout", "6") as place, place.mounted():
+    with world(tmp_path, [one.row], "--timeout", "60") as place, place.mounted():
 
         def read() -> str:
             return RIGHT if (one.folder(place.point) / name).read_bytes() == content else "wrong"

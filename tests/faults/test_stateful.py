@@ -19,7 +19,7 @@ from tests.faults.machine import TIMEOUT, Mount
 from tests.faults.world import Record, world
 from tests.index_factory import Row
 
-STEPS = 10_000
+STEPS = 3_000
 LONG_STEPS = 40_000
 STEPS_OF_AN_EXAMPLE = 100
 

@@ -2,32 +2,20 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 import trio.testing
 
-from idcfs.cache.client import Cache, open_caches
-from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
-from idcfs.cohorts.registry import Cohorts
-from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
-from idcfs.metrics import Metrics
 from idcfs.node import Node
-from idcfs.pages.client import open_page_cache
-from idcfs.processes.arena import Arena
-from idcfs.reading.fetcher import Fetcher
-from idcfs.reading.listings import Listings
-from idcfs.reading.reader import Reader
-from idcfs.reading.series_order import SeriesOrder
 from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress
-from idcfs.store.mirror import parse_mirror
-from idcfs.tree.control import Control
-from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
+from idcfs.tree import wiring
+from idcfs.tree.provider import ENTRIES_AT_ONCE
+from idcfs.tree.wiring import Parts
 from tests.index_factory import Row
 from tests.memory_store import MemoryStore
 from tests.processes import PATIENCE, until_true
@@ -37,18 +25,8 @@ LIMIT = 1 << 30
 MEMORY_BYTES = 256 << 20
 
 
-@dataclass
-class Opened:
+class Opened(Parts):
     """A file system, what it is made of, and ways to use it by path."""
-
-    filesystem: FileSystem
-    catalogue: Catalogue
-    listings: Listings
-    fetcher: Fetcher
-    objects: Cache
-    arena: Arena
-    metrics: Metrics
-    cohorts: Cohorts
 
     async def node(self, path: str) -> Node:
         """What has a path below the root."""
@@ -110,35 +88,25 @@ async def open_filesystem(
     seconds: float = 30,
     memory: int = MEMORY_BYTES,
     cohorts: Path | None = None,
-    tell: Callable[[str], None] = lambda step: None,
+    report: Callable[[str], None] = lambda step: None,
 ) -> AsyncIterator[Opened]:
     """Open everything that a mount opens; *cache* keeps what is kept between mounts, with *cohorts* if not given.
 
     One request to *store* may take *seconds*; nothing is tried again.
     """
-    mirror, metrics = parse_mirror(mirror_word), Metrics()
-    async with contextlib.AsyncExitStack() as stack:
-        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, report=tell))
-        arena = stack.enter_context(Arena(memory))
-        folders = {name: (cache / name, LIMIT) for name in ("objects", "listings")}
-        caches = await stack.enter_async_context(open_caches(folders, arena))
-        objects = caches["objects"]
-        # Does nothing, for nothing is mounted.
-        pages = await stack.enter_async_context(open_page_cache(arena))
+    settings = Settings(
+        mirror=mirror_word,
+        cache_dir=cache,
+        cache_size=LIMIT,
+        memory=memory,
+        cohort_dir=cohorts or cache / "cohorts",
+        timeout=seconds,
+        layout=layout,
+    )
+    async with wiring.open_filesystem(settings, index, store, report=report) as parts:
         if isinstance(store, MemoryStore):
-            store.arena = arena
-        await stack.enter_async_context(store)
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, seconds)
-        order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, pages, metrics, nursery, lambda: seconds, arena)
-        reader = Reader(fetcher, listings, metrics, nursery, lambda: seconds, arena.size, order.following)
-        control = Control(catalogue, mirror, caches, metrics)
-        settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
-        registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
-        filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
-        yield Opened(filesystem, catalogue, listings, fetcher, objects, arena, metrics, registry)
-        nursery.cancel_scope.cancel()
+            store.arena = parts.arena
+        yield Opened(**vars(parts))
 
 
 def path_of(row: Row) -> str:

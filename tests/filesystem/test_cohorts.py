@@ -16,7 +16,6 @@ import pytest
 import trio
 
 from idcfs.catalog.index import Index
-from idcfs.cohorts.files import COHORTS
 from idcfs.cohorts.text import MAX_TEXT
 from idcfs.errors import (
     AlreadyThere,
@@ -34,6 +33,7 @@ from idcfs.errors import (
 )
 from idcfs.inode import pack_folder
 from idcfs.node import Node
+from idcfs.tree.cohorts import COHORTS
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, PRIOR, SMALL, SPACES
@@ -54,7 +54,7 @@ PROGRAM = "idcfs.cohorts.build"
 
 async def make(opened: Opened, name: str, text: bytes = b"") -> Node:
     """A cohort of the file system, with a text."""
-    node = await opened.filesystem.cohort_files.create(ROOT, name.encode())
+    node = await opened.filesystem.create(ROOT, name.encode())
     if text:
         await write(opened, name, text)
     return node
@@ -62,7 +62,7 @@ async def make(opened: Opened, name: str, text: bytes = b"") -> Node:
 
 async def write(opened: Opened, name: str, text: bytes) -> None:
     """Write a query as the shell's > does."""
-    files = opened.filesystem.cohort_files
+    files = opened.filesystem
     handle = await files.open_draft((await opened.node(f"cohorts/{name}/.query")).inode, append=False, truncate=True)
     try:
         await files.flush(handle)
@@ -162,6 +162,7 @@ async def test_a_cohort_is_a_tree_of_the_series_that_its_query_names(
         assert entries[b"nlst"] == await opened.filesystem.getattr(entries[b"nlst"].inode)
         assert entries[b"nlst"] == await opened.node("cohorts/mine/nlst")
         assert not entries[b"nlst"].permanent
+        assert not (await opened.node("cohorts/mine/.idc")).permanent
         assert (await opened.node("cohorts/mine")).links == 3
         assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
         assert (await opened.node("cohorts/mine/nlst/100001")).permanent
@@ -218,7 +219,7 @@ async def test_the_control_folder_of_a_cohort_and_below_it(cache: Path, index: I
 async def test_a_text_may_be_written_anyhow(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+        files, inode = opened.filesystem, (await opened.node("cohorts/mine/.query")).inode
 
         async def text() -> bytes:
             return await opened.read("cohorts/mine/.query")
@@ -235,7 +236,7 @@ async def test_a_text_may_be_written_anyhow(cache: Path, index: Index, store: Me
         async with draft() as handle:
             files.write(handle, 3, b"def")
             files.write(handle, 0, b"abc")
-            assert files.read(handle, 1, 4) == b"bcde"
+            assert await files.read(handle, 1, 4) == b"bcde"
             assert await text() == b"", "nothing counts before it is closed"
             assert (await opened.node("cohorts/mine/.query")).size == 6
         assert await text() == b"abcdef"
@@ -251,7 +252,7 @@ async def test_a_text_may_be_written_anyhow(cache: Path, index: Index, store: Me
         async with draft(append=True) as handle:
             files.write(handle, 0, b"two ")
             files.write(handle, 0, b"three")
-            assert files.read(handle, 4, 100) == b"two three"
+            assert await files.read(handle, 4, 100) == b"two three"
         assert await text() == b"one two three"
         async with draft(append=True) as one, draft(append=True) as two:
             files.write(one, 0, b" four")
@@ -269,7 +270,7 @@ async def test_a_text_may_be_written_anyhow(cache: Path, index: Index, store: Me
 async def test_a_handle_that_is_open_to_be_read_writes_nothing(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+        files, inode = opened.filesystem, (await opened.node("cohorts/mine/.query")).inode
         handle = await opened.filesystem.open(inode)
         with pytest.raises(ReadOnly):
             files.write(handle, 0, b"x")
@@ -285,7 +286,7 @@ async def test_a_handle_that_is_open_to_be_read_writes_nothing(cache: Path, inde
 async def test_a_text_has_a_greatest_length(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+        files, inode = opened.filesystem, (await opened.node("cohorts/mine/.query")).inode
         handle = await files.open_draft(inode, append=False, truncate=False)
         with pytest.raises(QueryTooLong):
             files.write(handle, MAX_TEXT, b"x")
@@ -304,7 +305,7 @@ async def test_only_what_was_written_is_evaluated(
 ) -> None:
     async with open_filesystem(cache, index, store) as opened:
         keep(cache / "cohorts", "mine", NLST)
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+        files, inode = opened.filesystem, (await opened.node("cohorts/mine/.query")).inode
         handle = await files.open_draft(inode, append=False, truncate=True)
         # The shell closes its copy before it writes.
         await files.flush(handle)
@@ -326,7 +327,7 @@ async def test_only_what_was_written_is_evaluated(
 async def test_a_bare_truncation_counts_when_the_file_is_let_go(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+        files, inode = opened.filesystem, (await opened.node("cohorts/mine/.query")).inode
         handle = await files.open_draft(inode, append=False, truncate=True)
         await files.flush(handle)
         assert await opened.names("cohorts/mine") == ["nlst"]
@@ -506,7 +507,7 @@ async def test_changes_by_hand_count_from_the_next_look_on(cache: Path, index: I
 
 async def test_a_cohort_with_another_name_is_the_same_cohort(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        files = opened.filesystem.cohort_files
+        files = opened.filesystem
         made = await make(opened, "mine", NLST)
         before = await opened.node("cohorts/mine/nlst")
         await make(opened, "other")
@@ -549,7 +550,7 @@ async def test_names_that_no_cohort_can_have(
     cache: Path, index: Index, store: MemoryStore, name: bytes, error: type[Exception]
 ) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        files = opened.filesystem.cohort_files
+        files = opened.filesystem
         await make(opened, "mine")
         with pytest.raises(error):
             await files.create(ROOT, name)
@@ -565,7 +566,7 @@ async def test_names_that_no_cohort_can_have(
 
 async def test_cohorts_are_made_and_removed_in_their_folder_only(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        files = opened.filesystem.cohort_files
+        files = opened.filesystem
         await make(opened, "mine", NLST)
         for path in ("", "nlst", "cohorts/mine", "cohorts/mine/nlst", ".idc"):
             inode = (await opened.node(path)).inode
@@ -586,15 +587,15 @@ async def test_what_is_open_of_a_cohort_stays_when_it_is_removed(cache: Path, in
         instance = instances(SMALL)[0]
         file = await opened.filesystem.open((await opened.node(f"cohorts/mine/{path_of(SMALL)}/{instance.name}")).inode)
         folder = await opened.filesystem.open_folder((await opened.node("cohorts/mine/nlst")).inode)
-        draft = await opened.filesystem.cohort_files.open_draft(
+        draft = await opened.filesystem.open_draft(
             (await opened.node("cohorts/mine/.query")).inode, append=False, truncate=True
         )
-        await opened.filesystem.cohort_files.delete(ROOT, b"mine")
+        await opened.filesystem.delete(ROOT, b"mine")
         assert await opened.filesystem.read(file, 0, 100) == instance.content[:100]
         assert [name for name, _ in await opened.filesystem.entries(folder, 0)] == [b"100001", b"a b=c"]
-        opened.filesystem.cohort_files.write(draft, 0, NLST)
+        opened.filesystem.write(draft, 0, NLST)
         with pytest.raises(NotThereNow):
-            await opened.filesystem.cohort_files.flush(draft)
+            await opened.filesystem.flush(draft)
         await opened.filesystem.release(draft)
         assert list((cache / "cohorts").glob("*.sql")) == []
         assert len(opened.catalogue.temporary) == 1
@@ -737,7 +738,7 @@ async def test_removing_a_cohort_ends_its_evaluation(cache: Path, index: Index, 
         with pytest.raises(DeadlineExceeded):
             await opened.names("cohorts/mine")
         await until_true(children)
-        await opened.filesystem.cohort_files.delete(ROOT, b"mine")
+        await opened.filesystem.delete(ROOT, b"mine")
         await until_true(lambda: not children())
 
 
@@ -840,7 +841,7 @@ async def test_two_mounts_on_one_folder_see_and_keep_what_the_other_writes(
         assert await one.names("cohorts/mine") == ["tcga"]
         handles = []
         for opened in (one, other):
-            files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+            files, inode = opened.filesystem, (await opened.node("cohorts/mine/.query")).inode
             handles.append((files, await files.open_draft(inode, append=True, truncate=False)))
         for number, (files, handle) in enumerate(handles):
             files.write(handle, 0, b"\n-- %d" % number)
@@ -848,5 +849,5 @@ async def test_two_mounts_on_one_folder_see_and_keep_what_the_other_writes(
             await files.flush(handle)
             await files.release(handle)
         assert await one.read("cohorts/mine/.query") == TCGA + b"\n-- 0\n-- 1"
-        await other.filesystem.cohort_files.delete(ROOT, b"mine")
+        await other.filesystem.delete(ROOT, b"mine")
         assert await one.names("cohorts") == []

@@ -8,9 +8,10 @@ import trio
 
 from idcfs.catalog.index import Index
 from idcfs.errors import CatalogueDamaged, IsAFolder, NoSuchAttribute, NotAFolder, NotFound, Unreachable
-from idcfs.inode import MAX_GROUP, ROOT, Facet, pack_file, pack_folder
+from idcfs.inode import MAX_GROUP, ROOT, Facet, FolderAddress, pack_file, pack_folder
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
 from idcfs.reading import listings as listing
+from idcfs.tree.control_files import IDC
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, MISSING, PRIOR, REPORT, SHORT, SLIDE, SMALL, SPACES
@@ -225,12 +226,12 @@ async def test_extended_attributes_are_of_the_level(cache: Path, index: Index, s
 
         async def attributes(path: str) -> dict[str, str]:
             inode = (await opened.node(path)).inode
-            found = await opened.filesystem.attributes(inode)
+            found = await opened.filesystem.xattrs(inode)
             for name, value in found.items():
-                assert await opened.filesystem.attribute(inode, name) == value
+                assert await opened.filesystem.xattr(inode, name) == value
             for name in ("security.capability", "user.idc.nothing", "user.other", "collection_id"):
                 with pytest.raises(NoSuchAttribute):
-                    await opened.filesystem.attribute(inode, name)
+                    await opened.filesystem.xattr(inode, name)
             return {name.removeprefix("user.idc."): value for name, value in found.items()}
 
         assert await attributes("") == {}
@@ -249,9 +250,9 @@ async def test_extended_attributes_are_of_the_level(cache: Path, index: Index, s
 
 async def test_totals_and_status(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        totals = opened.filesystem.totals()
-        assert totals.size == sum(sum(row.sizes) for row in ALL)
-        assert totals.files == sum(len(row.sizes) for row in ALL) + 7, "the index has nine for one with two"
+        counts = opened.filesystem.counts()
+        assert counts["bytes"] == sum(sum(row.sizes) for row in ALL)
+        assert counts["instances"] == sum(len(row.sizes) for row in ALL) + 7, "the index has nine for one with two"
         file = instances(SMALL)[0]
         path = f"{path_of(SMALL)}/{file.name}"
         handle = await opened.filesystem.open((await opened.node(path)).inode)
@@ -333,6 +334,12 @@ async def test_a_series_that_is_nowhere_and_one_that_lacks_instances(
 
 
 def test_numbers_of_control_files_are_none_of_folders() -> None:
-    numbers = {pack_folder(0, 0, 0, facet) for facet in Facet}
-    assert len(numbers) == len(Facet)
+    facets = [*Facet, *IDC.providers]
+    assert len({pack_folder(0, 0, 0, facet) for facet in facets}) == len(facets)
     assert pack_folder(0, 0, 0) == ROOT
+
+
+def test_numbers_of_control_files_stay_what_they_are() -> None:
+    numbers = {name: address(FolderAddress(0, 0, 0, Facet.CONTROL)) for name, (_, address) in IDC.entries.items()}
+    known = {b"info.json": 2, b"status.json": 3, b"metrics": 4, b"versions": 5, b"analysis_results": 6}
+    assert {name: numbers[name].facet for name in known} == known

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,43 +13,47 @@ from moto.server import ThreadedMotoServer
 
 from idcfs.catalog.index import find_index
 from idcfs.demo import write_demo_mirror
-from tests.mounting import ORDINARY_USER, Commands, mirror_series
+from tests.mounting import ORDINARY_USER, Commands, made_once, mirror_series
 
 REAL_MIRROR = Path(__file__).parents[3] / "shared" / "data" / "mirror"
 
 
 @pytest.fixture(scope="session")
-def world_readable() -> Iterator[Path]:
-    """A folder for the session that an ordinary user can reach, as pytest's own cannot be."""
-    with tempfile.TemporaryDirectory(prefix="idcfs-test-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
+def world_readable(shared: Path, worker_id: str) -> Path:
+    """A folder of this process that an ordinary user can reach."""
+    folder = shared / worker_id
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")
-def catalogue_folder(world_readable: Path) -> Path:
+def catalogue_folder(shared: Path) -> Path:
     """The catalogue of the real index, built once for all mounts."""
-    cache = world_readable / "built"
-    commands = Commands(world_readable / "home")
-    commands.home.mkdir()
-    point = world_readable / "first"
-    with commands.mounted(point, "--cache-dir", cache, "--mirror", str(world_readable)):
-        # Attributes too, so that no later test waits for them.
-        (point / "nlst" / ".idc" / "info.json").read_bytes()
-    for path in (cache / "catalogue").rglob("*"):
-        # Other users' caches are given links to them.
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return cache / "catalogue"
+
+    def build(folder: Path) -> None:
+        commands = Commands(folder / "home")
+        commands.home.mkdir(parents=True)
+        cache = folder / "cache"
+        with commands.mounted(folder / "idc", "--cache-dir", cache, "--mirror", str(folder)) as point:
+            # Attributes too, so that no later test waits for them.
+            (point / "nlst" / ".idc" / "info.json").read_bytes()
+        for path in (cache / "catalogue").rglob("*"):
+            # Other users' caches are given links to them.
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    return made_once(shared / "built", build) / "cache" / "catalogue"
 
 
 @pytest.fixture(scope="session")
-def folder_mirror(world_readable: Path) -> Path:
+def folder_mirror(shared: Path) -> Path:
     """The synthetic sample, and the real series where they are there."""
-    mirror = world_readable / "mirror"
-    write_demo_mirror(mirror, find_index().tables["index"])
-    if REAL_MIRROR.is_dir():
-        shutil.copytree(REAL_MIRROR, mirror, dirs_exist_ok=True)
-    return mirror
+
+    def write(folder: Path) -> None:
+        write_demo_mirror(folder, find_index().tables["index"])
+        if REAL_MIRROR.is_dir():
+            shutil.copytree(REAL_MIRROR, folder, dirs_exist_ok=True)
+
+    return made_once(shared / "mirror", write)
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +102,11 @@ def commands(world_readable: Path, tmp_path_factory: pytest.TempPathFactory, cat
 def give_catalogue(commands: Commands, catalogue: Path) -> Commands:
     """Put a copy of the built catalogue into the user's cache folder (links to its files: they do not change)."""
     target = commands.home / ".cache" / "idcfs" / "catalogue"
-    shutil.copytree(catalogue, target, copy_function=os.link)
+    # A lock that is a link would be the others' too.
+    shutil.copytree(catalogue, target, copy_function=os.link, ignore=shutil.ignore_patterns("*.lock"))
     if commands.user is not None:
         for path in (commands.home / ".cache").rglob("*"):
             if path.is_dir():
                 os.chown(path, commands.user, commands.user)
         os.chown(commands.home / ".cache", commands.user, commands.user)
-        # The lock file is opened for writing.
-        for lock in target.glob("*.lock"):
-            lock.unlink()
     return commands

@@ -19,10 +19,9 @@ from idcfs.pages.client import PAGE, WAITING_PART, PageCache, open_page_cache
 from idcfs.processes.arena import Arena
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
-from tests.mounting import Commands, status
-from tests.processes import PATIENCE, children_of, is_running, stopped, until, until_true
+from tests.mounting import CONNECTIONS, Commands, status
+from tests.processes import PATIENCE, children_of, is_running, stopped, until, until_at_rest, until_true
 
-CONNECTIONS = Path("/sys/fs/fuse/connections")
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
 FILES = 360
 SIZE = 200_000
@@ -31,16 +30,10 @@ SIZE = 200_000
 MEMORY = "64MiB"
 """Less than the size of the series."""
 
-PAUSE = 0.01
-"""Seconds between two files, for a reader that leaves time to fetch ahead."""
 
-
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def fusectl() -> None:
-    """The kernel's control of FUSE mounts, which stays mounted."""
-    command = ["mount", "-t", "fusectl", "fusectl", str(CONNECTIONS)]
-    is_there = any(mount.path == CONNECTIONS for mount in mounts())
-    if not is_there and (os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode):
+    if not CONNECTIONS.is_mount():
         pytest.skip(f"{CONNECTIONS} is not mounted, so nobody can abort a mount")
     if os.getuid() == 0 and not os.access(CONNECTIONS, os.W_OK):
         pytest.skip(f"{CONNECTIONS} cannot be written")
@@ -79,11 +72,17 @@ def page_worker(point: Path) -> int:
     return worker
 
 
-def read_all(point: Path, contents: dict[str, bytes], pause: float = 0) -> None:
-    """Read the series file by file."""
+def read_all(point: Path, contents: dict[str, bytes]) -> None:
+    """Read the series file by file, and leave all the time that it takes to fetch ahead."""
+    daemon = int(status(point)["pid"])
     for name, content in contents.items():
         assert (series(point) / name).read_bytes() == content
-        time.sleep(pause)
+        until_fetched(daemon)
+
+
+def until_fetched(daemon: int) -> None:
+    """Wait until what a mount fetches ahead is there; the server is in this process."""
+    until_at_rest(daemon, *children_of(daemon), os.getpid())
 
 
 def ignores(process: int, number: int) -> bool:
@@ -92,14 +91,15 @@ def ignores(process: int, number: int) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
-def test_a_series_is_read_right_and_mostly_from_pages(point: Path, contents: dict[str, bytes]) -> None:
-    read_all(point, contents, PAUSE)
+def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, contents: dict[str, bytes]) -> None:
+    read_all(point, contents)
     facts = status(point)
     total = sum(map(len, contents.values()))
     assert facts["bytes_served"] < total / 2, "most was in the page cache before it was read"
     assert facts["bytes_fetched"] < total * 1.1
-    # Read again, although the kernel may have dropped some pages.
-    read_all(point, contents)
+    # A second time, whatever the kernel has thrown out.
+    for name, content in contents.items():
+        assert (series(point) / name).read_bytes() == content
     for name, content in contents.items():
         with open(series(point) / name, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -117,16 +117,16 @@ def test_many_readers_of_files_being_filled_read_the_right_bytes(point: Path, co
         assert all(pool.map(read, [name for name in contents for _ in range(3)]))
 
 
-def test_a_reader_that_changes_from_whole_files_to_heads_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
-    names = list(contents)
+def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
+    names, daemon = list(contents), int(status(point)["pid"])
     for name in names[:20]:
         (series(point) / name).read_bytes()
-        time.sleep(PAUSE)
+        until_fetched(daemon)
     for name in names[20:]:
         with open(series(point) / name, "rb", buffering=0) as file:
             assert file.read(4096) == contents[name][:4096]
-        time.sleep(PAUSE)
-    # Before that, at most the window ahead of the reader is fetched in vain.
+        until_fetched(daemon)
+    # The window ahead of the reader is what it may cost to notice.
     assert status(point)["bytes_fetched"] < 0.75 * sum(map(len, contents.values()))
 
 
@@ -140,7 +140,7 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
         names = os.listdir(series(point))
         for name in names[:10]:
             (series(point) / name).read_bytes()
-            time.sleep(PAUSE)
+            until_fetched(daemon)
         workers = children_of(daemon)
         assert worker in workers
         assert len(workers) > 2
@@ -177,20 +177,19 @@ def test_a_stopped_page_worker_blocks_no_other_file(point: Path, contents: dict[
     names = list(contents)
     (series(point) / names[0]).read_bytes()
     with stopped(worker):
-        # More than the whole arena: leases that wait for the worker may not use up all of it.
-        read_all(point, contents, PAUSE)
+        # More than the memory that is there for everything: what waits for the worker may not take it all.
+        read_all(point, contents)
         assert is_running(worker)
     assert (series(point) / names[0]).read_bytes() == contents[names[0]]
 
 
-def test_a_killed_page_worker_causes_no_error(point: Path, contents: dict[str, bytes]) -> None:
-    worker = page_worker(point)
-    names = list(contents)
-    for at, name in enumerate(names):
+def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents: dict[str, bytes]) -> None:
+    worker, daemon = page_worker(point), int(status(point)["pid"])
+    for at, (name, content) in enumerate(contents.items()):
         if at == 50:
             os.kill(worker, signal.SIGKILL)
-        assert (series(point) / name).read_bytes() == contents[name]
-        time.sleep(PAUSE)
+        assert (series(point) / name).read_bytes() == content
+        until_fetched(daemon)
     assert page_worker(point) != worker
     assert status(point)["bytes_served"] < 0.7 * sum(map(len, contents.values()))
 

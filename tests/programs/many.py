@@ -1,4 +1,4 @@
-"""A program that answers many requests, each as it says itself."""
+"""A program that answers many requests, each in its own way."""
 
 import os
 import threading

@@ -131,7 +131,7 @@ async def test_a_request_that_is_posted_is_answered_by_a_call() -> None:
     assert answers[1] == Failed("NotFound", "what")
 
 
-async def test_whoever_cannot_take_an_answer_is_logged_and_takes_nothing_from_others(
+async def test_a_callback_that_fails_is_logged_and_takes_nothing_from_others(
     warnings_logged: WarningsLogged,
 ) -> None:
     def stumble(message: Message) -> None:
