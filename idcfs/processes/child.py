@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from idcfs.errors import ChildEnded, Unreachable
+from idcfs.errors import ChildEnded, ChildNotStarted, Unreachable
 from idcfs.processes.arena import Arena
 from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Failed, Message, encode
@@ -265,7 +265,7 @@ async def run_program(
 
     Raises:
         IdcfsError: what the program reports.
-        ChildEnded: it has ended without an answer.
+        ChildNotStarted, ChildEnded: it could not be started, or has ended without an answer.
     """
     child = Child(Program(module, [answer, *steps], subject=module))
     found: list[Message] = []
@@ -292,7 +292,7 @@ async def run_program(
         return _expect(found[0], answer)
     except Unreachable as error:
         if code is None:
-            raise ChildEnded(str(error)) from error
+            raise ChildNotStarted(str(error)) from error
         raise ChildEnded(f"{module} ended with exit code {code}; is memory short?") from error
 
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from idcfs.errors import ChildEnded, NotFound, QueryRefused, Unreachable
+from idcfs.errors import ChildEnded, ChildNotStarted, NotFound, QueryRefused, Unreachable
 from idcfs.processes.arena import Arena
 from idcfs.processes.child import Child, Program, run_program
 from idcfs.processes.messages import Decoder, Done, Failed, Message
@@ -412,7 +412,7 @@ async def test_a_program_that_cannot_be_started_is_reported_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with pytest.raises(ChildEnded, match=r"No such file or directory: '/no/such/python'"):
+    with pytest.raises(ChildNotStarted, match=r"No such file or directory: '/no/such/python'"):
         await run_once("answer")
     warnings_logged.take("cannot be started")
 
