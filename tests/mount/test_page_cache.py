@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from idcfs.mount.mountpoint import mounts
-from idcfs.pages.client import PAGE, open_page_cache
+from idcfs.pages.client import PAGE, WAITING_PART, PageCache, open_page_cache
 from idcfs.processes.arena import Arena
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import FaultServer
@@ -241,23 +241,90 @@ def test_a_stopped_page_worker_does_not_keep_the_mount_of_a_killed_daemon(
         commands.run("fusermount3", "-uz", point)
 
 
-async def test_leases_of_the_reserve_do_not_wait_for_the_page_worker(tmp_path: Path) -> None:
-    """The worker waits while the kernel waits for a mirror, and reads from the disk need the reserve."""
+@pytest.fixture
+async def arena() -> AsyncIterator[Arena]:
+    with Arena(64 * PAGE) as arena:
+        yield arena
+
+
+@pytest.fixture
+async def pages(tmp_path: Path, arena: Arena) -> AsyncIterator[PageCache]:
+    """A page cache whose worker has a device that is not mounted, so that the kernel takes nothing."""
     (tmp_path / "abort").touch()
     device = os.open("/dev/fuse", os.O_RDWR)
-    with Arena(64 * PAGE) as arena, contextlib.closing(os.fdopen(device, "rb", buffering=0)):
+    with contextlib.closing(os.fdopen(device, "rb", buffering=0)):
         async with open_page_cache(arena) as pages:
             pages.start(tmp_path / "abort")
             await until_true(lambda: children_of(os.getpid(), "idcfs.pages.server"))
-            (worker,) = children_of(os.getpid(), "idcfs.pages.server")
-            with stopped(worker):
-                fetched = arena.take_now(arena.reserve)
-                assert fetched is not None
-                for _ in range(10):
-                    with await arena.take(2 * PAGE) as lease:
-                        pages.fill(7, 0, lease, False, lambda: None)
-                    assert arena.leased == len(fetched), "a lease that was passed on is held"
-                with fetched, fetched.part(0, 2 * PAGE) as part:
-                    pages.fill(7, 0, part, False, lambda: None)
-                assert arena.leased == len(fetched), "what was fetched is held until it is stored"
-            await until_true(lambda: arena.leased == 0)
+            yield pages
+
+
+@pytest.fixture
+def worker(pages: PageCache) -> int:
+    (worker,) = children_of(os.getpid(), "idcfs.pages.server")
+    return worker
+
+
+async def test_leases_of_the_reserve_do_not_wait_for_the_page_worker(
+    arena: Arena, pages: PageCache, worker: int
+) -> None:
+    """The worker waits while the kernel waits for a mirror, and reads from the disk need the reserve."""
+    with stopped(worker):
+        fetched = await arena.take(arena.reserve)
+        for _ in range(10):
+            with await arena.take(2 * PAGE) as lease:
+                pages.fill(7, 0, lease, False, lambda: None)
+            assert arena.leased == len(fetched), "a lease that was passed on is held"
+        with fetched, fetched.part(0, 2 * PAGE) as part:
+            pages.fill(7, 0, part, False, lambda: None)
+        assert arena.leased == len(fetched), "what was fetched is held until it is stored"
+    await until_true(lambda: arena.leased == 0)
+
+
+async def test_no_more_than_a_part_of_the_arena_waits_for_a_stopped_page_worker(
+    arena: Arena, pages: PageCache, worker: int
+) -> None:
+    taken: list[None] = []
+    for _ in range(2):
+        with stopped(worker):
+            for _ in range(20):
+                with await arena.take(2 * PAGE) as lease:
+                    pages.fill(7, 0, lease, False, lambda: taken.append(None))
+            assert arena.leased == arena.size * WAITING_PART
+        await until_true(lambda: arena.leased == 0)
+    assert not taken, "no file was filled"
+
+
+async def test_what_waits_for_a_page_worker_that_is_killed_is_given_up(
+    arena: Arena, pages: PageCache, worker: int
+) -> None:
+    with stopped(worker):
+        with await arena.take(2 * PAGE) as lease:
+            pages.fill(7, 0, lease, False, lambda: None)
+        os.kill(worker, signal.SIGKILL)
+        await until_true(lambda: arena.leased == 0)
+    # Another worker takes its place.
+    with await arena.take(int(arena.size * WAITING_PART)) as lease:
+        pages.fill(7, 0, lease, False, lambda: None)
+    assert arena.leased
+    await until_true(lambda: arena.leased == 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "all_but_last", "is_stored"),
+    [
+        (PAGE, False, False),
+        (2 * PAGE, False, True),
+        (2 * PAGE + 5, True, True),
+        (3 * PAGE, True, True),
+        (2 * PAGE, True, False),
+    ],
+)
+async def test_a_page_that_saves_readers_no_request_is_not_stored(
+    arena: Arena, pages: PageCache, worker: int, length: int, all_but_last: bool, is_stored: bool
+) -> None:
+    with stopped(worker):
+        with await arena.take(length) as lease:
+            pages.fill(7, 0, lease, all_but_last, lambda: None)
+        assert arena.leased == (length if is_stored else 0)
+    await until_true(lambda: arena.leased == 0)
