@@ -99,7 +99,7 @@ def _build(request: BuildCohort, report: Report, folder: Path) -> dict[str, Any]
     layout = request.layout if text.layout is None else text.layout
     connection = connect_bounded(request.tables, request.memory)
     if text.manifest is not None:
-        template = _template(layout, _index_columns(connection))
+        template = _template(layout, frozenset(build.columns_of(connection, "index")))
         report(Bound())
         if request.only_bind:
             return {}
@@ -111,10 +111,6 @@ def _build(request: BuildCohort, report: Report, folder: Path) -> dict[str, Any]
     facts = _facts(connection) | problems | {"layout": template.text}
     build.build_view(connection, Path(request.series), "matched", template, facts["counts"], folder)
     return facts
-
-
-def _index_columns(connection: build.Connection) -> frozenset[str]:
-    return frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
 
 
 def _template(layout: str, columns: frozenset[str]) -> Template:
@@ -132,7 +128,7 @@ def _match_query(
     """Make the table `matched` of the series of a SELECT; returns the layout, and the facts of rows without series."""
     sandbox = open_sandbox(request.tables, request.memory)
     relation = bind(sandbox, sql)
-    known = _index_columns(connection)
+    known = frozenset(build.columns_of(connection, "index"))
     given = _ResultColumns(relation.columns, known)
     template = _template(layout, known | frozenset(given.positions))
     report(Bound())
@@ -181,7 +177,7 @@ def _match_rows(connection: build.Connection, keys: list[str], values: list[str]
 
 
 def _count(connection: build.Connection, table: str) -> int:
-    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+    return int(build.first_column(connection, f"SELECT count(*) FROM {table}")[0])
 
 
 def _selected(template: Template, taken: dict[str, str] | None = None, known: set[str] | None = None) -> str:
@@ -199,7 +195,7 @@ def _add_past_versions(
     connection: build.Connection, uuids: str, template: Template, taken: dict[str, str] | None = None, join: str = ""
 ) -> None:
     """Add the series of these UUIDs that only past versions have to `matched`."""
-    known = {row[0] for row in connection.execute("DESCRIBE prior_versions_index").fetchall()}
+    known = set(build.columns_of(connection, "prior_versions_index"))
     source = build.prior_series(f"WHERE crdc_series_uuid IN ({uuids})")
     connection.execute(f"INSERT INTO matched SELECT {_selected(template, taken, known)} FROM {source} AS source {join}")
 
@@ -234,8 +230,8 @@ def _facts(connection: build.Connection) -> dict[str, Any]:
     licences = connection.execute("""
         SELECT coalesce(license_short_name, 'unknown'), count(*) FROM matched GROUP BY 1 ORDER BY 2 DESC, 1""")
     facts: dict[str, Any] = {"licences": dict(licences.fetchall())}
-    collections = connection.execute("SELECT DISTINCT collection_id FROM matched ORDER BY 1").fetchall()
-    return facts | {"collections": [name for (name,) in collections], "counts": build.count(connection, "matched")}
+    collections = build.first_column(connection, "SELECT DISTINCT collection_id FROM matched ORDER BY 1")
+    return facts | {"collections": collections, "counts": build.count(connection, "matched")}
 
 
 if __name__ == "__main__":
