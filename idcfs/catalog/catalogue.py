@@ -1,14 +1,8 @@
 """The catalogue of one index: the table of all series and the open views; belongs to the event loop.
 
-On disk it is a folder named after the index's fingerprint:
-
-    contents.json       what the index holds
-    series.arrow        every series, past versions included: UUID, bucket, instances, bytes
-    attributes.parquet  every column of every series, built at its first use
-    views/<digest>/     one view each, named after its set of series and its template
-
-Each part is built under another name and renamed, under a lock file, so two mounts that start at once build it once.
-A damaged part is built again with its rows in the same order, so inode numbers stay the same.
+On disk it is a folder named after the index's fingerprint; docs/architecture.md lists its files. Each part is built
+under another name and renamed, under a lock file, so two mounts that start at once build it once. A damaged part is
+built again with its rows in the same order, so inode numbers stay the same.
 """
 
 import contextlib
