@@ -191,7 +191,7 @@ class Cache:
             answered(Failed.of(error))
 
     async def put_bytes(self, key: str, value: bytes) -> None:
-        """Have *value* kept under *key*, behind; waits for memory. A value that is larger than the arena is not kept."""
+        """As `put`, of a copy; waits for memory. A value that is larger than the arena is not kept."""
         if not self._server.is_stalled and len(value) <= self._arena.size:
             with await self._arena.take(len(value)) as lease:
                 lease.view[:] = value
@@ -257,9 +257,7 @@ async def open_caches(folders: Mapping[str, tuple[Path, int]], arena: Arena) -> 
         if refused is None:
             with contextlib.ExitStack() as stack:
                 caches = {name: Cache(name, *place, server, nursery) for name, place in folders.items()}
-                for cache in caches.values():
-                    stack.callback(cache.close)
-                yield caches
+                yield {name: stack.enter_context(contextlib.closing(cache)) for name, cache in caches.items()}
         nursery.cancel_scope.cancel()
     if refused is not None:
         # Raised outside of the nurseries, which would make a group of it.

@@ -50,7 +50,7 @@ def put(entries: Entries, key: str, content: Buffer) -> None:
 
 def value(entries: Entries, key: str) -> bytes | None:
     found = entries.get(key)
-    return None if found is None else bytes(found)
+    return None if found is None else bytes(found[0])
 
 
 def put_or_fail(entries: Entries, key: str, content: Buffer) -> None:
@@ -158,7 +158,7 @@ def test_a_value_is_read_into_the_memory_that_is_allocated(entries: Entries, con
     put(entries, "key", memoryview(content))
     found = entries.get("key", allocate)
     assert found is not None
-    assert bytes(found) == content
+    assert bytes(found[0]) == content
     assert bytes(memory) == b"\0" + content + b"\0"
 
 
