@@ -1,8 +1,7 @@
 """`Cache`: values on disk by key, read and written by the cache server; belongs to one trio run.
 
-Writing is behind: `put` takes a value at once. A cache that fails makes reads slower, and not wrong: `get` then finds
-nothing, `put` keeps nothing, and `failure` reports why. A server that does not answer within `ANSWER_SECONDS` is
-killed, since its disk may hang, and nothing more is asked until another one has found that the disk answers.
+Writing is behind: `put` takes a value at once. A server that does not answer within `ANSWER_SECONDS` is killed, since
+its disk may hang, and nothing more is asked until another one has found that the disk answers.
 """
 
 import contextlib

@@ -138,9 +138,7 @@ class Server:
 def _sweep(entries: Entries, before: float) -> None:
     """Remove what killed processes have left, again when the database was replaced, and every hour.
 
-    Args:
-        entries: whose folder it is; its event `replaced` starts a sweep.
-        before: until when what is there was written by processes that are gone.
+    Files that were written *before* that time are of processes that are gone.
     """
     while True:
         time.sleep(SWEEP_AFTER)

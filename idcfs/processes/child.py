@@ -1,8 +1,6 @@
 """One child process, and the requests that it has not answered; belongs to one trio run.
 
-The child is started by exec: a forked one would hold the FUSE device open. It ends when its socket does, so also when
-this process is killed. What it was asked fails when it ends. A lease that it may write into is held until it has
-answered, or is reaped.
+What the child was asked fails when it ends. A lease that it may write into is held until it has answered, or is reaped.
 """
 
 import contextlib
@@ -30,23 +28,14 @@ A = TypeVar("A", bound=Message)
 
 
 class Program(NamedTuple):
-    """What a child runs, and how it is asked.
-
-    Args:
-        module: the module that is its program.
-        answers: the classes of the messages that it sends.
-        options: its first message, if it wants one.
-        descriptors: what it inherits besides its socket and the arena.
-        arena: the memory that it shares.
-        subject: what it works on, for messages to people.
-    """
+    """What a child runs, and how it is asked."""
 
     module: str
-    answers: Iterable[type[Message]]
-    options: Message | None = None
-    descriptors: Sequence[int] = ()
-    arena: Arena | None = None
-    subject: str = ""
+    answers: Iterable[type[Message]]  # the classes of the messages that it sends
+    options: Message | None = None  # its first message, if it wants one
+    descriptors: Sequence[int] = ()  # what it inherits besides its socket and the arena
+    arena: Arena | None = None  # the memory that it shares
+    subject: str = ""  # what it works on, for messages to people
 
 
 class _Request(NamedTuple):
@@ -70,7 +59,7 @@ class Reply:
         self.has_come.set()
 
     def read(self, answer: type[A]) -> A:
-        """Return what has come, an *answer*, or raise the error that it reports."""
+        """Return what has come, which is an *answer*, or raise the error that it reports."""
         if isinstance(self._message, Failed):
             raise self._message.error()
         assert isinstance(self._message, answer), f"{self._message!r} came in the place of {answer.__name__}"
@@ -131,13 +120,13 @@ class Child:
             self.exit_code = process.returncode
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        arena = self._program.arena
+        program, arena = self._program, self._program.arena
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as if_it_fails:
             if_it_fails.enter_context(ours)
             # -P keeps modules of the current folder from standing in for those of the installation.
-            command = [sys.executable, "-P", "-m", self._program.module, str(theirs.fileno())]
-            descriptors = [theirs.fileno(), *self._program.descriptors]
+            command = [sys.executable, "-P", "-m", program.module, str(theirs.fileno())]
+            descriptors = [theirs.fileno(), *program.descriptors]
             if arena is not None:
                 command += [str(arena.descriptor), str(arena.size)]
                 descriptors.append(arena.descriptor)
@@ -240,11 +229,10 @@ class Child:
 
         One that has ended by itself is left to `run`.
         """
-        if self.has_ended:
-            return
-        if self._process is not None:
-            self._process.kill()
-        self._end(reason)
+        if not self.has_ended:
+            if self._process is not None:
+                self._process.kill()
+            self._end(reason)
 
     def _send_soon(self, number: int, message: Message) -> None:
         self._to_send += encode(number, message)

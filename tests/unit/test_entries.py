@@ -1,6 +1,7 @@
 """Entries on disk, whatever happens to their files and their database."""
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
@@ -117,13 +118,13 @@ def test_of_many_values_all_are_kept_or_none(entries: Entries, tmp_path: Path, m
     put(entries, "before", LARGE)
     (file,) = files(tmp_path)
     write = PackedEntry.write
-    written: list[int] = []
+    written: list[str] = []
 
-    def fail_at_the_third(entry: PackedEntry, descriptor: int) -> None:
-        written.append(descriptor)
+    def fail_at_the_third(entry: PackedEntry, file: io.BufferedWriter) -> None:
+        written.append(file.name)
         if len(written) == 3:
             raise OSError("no more")
-        write(entry, descriptor)
+        write(entry, file)
 
     monkeypatch.setattr(PackedEntry, "write", fail_at_the_third)
     values = [(f"key{number}", LARGE) for number in range(5)]
