@@ -238,11 +238,9 @@ class Cache:
 
 @contextlib.asynccontextmanager
 async def open_caches(folders: Mapping[str, tuple[Path, int]], arena: Arena) -> AsyncIterator[dict[str, Cache]]:
-    """Open caches, which one server reads and writes; each folder is created if it is missing.
+    """Open caches, which one server reads and writes; values go through *arena*.
 
-    Args:
-        folders: for each cache's name, its folder and the bytes that it may take.
-        arena: where values go through.
+    *folders* has, for each cache's name, its folder, which is created if it is missing, and the bytes that it may take.
 
     Raises:
         CacheUnusable: a folder cannot be written.

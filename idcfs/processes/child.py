@@ -246,14 +246,9 @@ async def run_program(
     steps: Iterable[type[Message]] = (),
     progressed: Callable[[Message], None] | None = None,
 ) -> A:
-    """Run a program of one request (`idcfs.processes.server.run_once`) in a child; waits for its answer.
+    """Run *module*, a program of one request (`idcfs.processes.server.run_once`), and wait for its *answer*.
 
-    Args:
-        module: the program.
-        request: what it is asked.
-        answer: the class of its answer.
-        steps: the classes of what it reports before.
-        progressed: called with each of those.
+    Messages of the classes *steps* may come before; *progressed* is called with each of them.
 
     Raises:
         IdcfsError: what the program reports.
