@@ -40,21 +40,6 @@ KNOWN_CRAWLERS = (
 """Programs that read every file they find: the indexers of locate, GNOME, KDE and Recoll."""
 
 
-def default_cache_folder() -> Path:
-    """Return the default folder of caches and catalogues."""
-    return Path(platformdirs.user_cache_dir("idcfs"))
-
-
-def default_cohort_folder() -> Path:
-    """Return the default folder of the texts of cohorts."""
-    return Path(platformdirs.user_data_dir("idcfs")) / "cohorts"
-
-
-def config_file() -> Path:
-    """Return the path of the user's configuration file."""
-    return Path(platformdirs.user_config_dir("idcfs")) / "config.toml"
-
-
 @dataclass(frozen=True)
 class Settings:
     """The settings of idcfs.
@@ -67,10 +52,10 @@ class Settings:
     """
 
     mirror: str = "aws"
-    cache_dir: Path = field(default_factory=default_cache_folder)
+    cache_dir: Path = field(default_factory=lambda: platformdirs.user_cache_path("idcfs"))
     cache_size: int | None = None
     memory: int = 112 << 20
-    cohort_dir: Path = field(default_factory=default_cohort_folder)
+    cohort_dir: Path = field(default_factory=lambda: platformdirs.user_data_path("idcfs") / "cohorts")
     timeout: float = 30.0
     layout: str = DEFAULT_TEMPLATE
     idc_version: int | None = None
@@ -122,7 +107,7 @@ def load_settings(
     Raises:
         UsageError: the file cannot be read, a name is unknown, or a value is malformed.
     """
-    file = file or config_file()
+    file = file or platformdirs.user_config_path("idcfs") / "config.toml"
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     for name, value in _read_file(file).items():
@@ -193,9 +178,9 @@ def _parse_text(value: Any) -> str:
 
 
 def _parse_bool(value: Any) -> bool:
-    text = str(value).lower()
-    if text in {"1", "true", "yes", "on"}:
-        return True
-    if text in {"0", "false", "no", "off"}:
-        return False
+    match str(value).lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
     raise ValueError("write true or false")

@@ -7,6 +7,7 @@
       CacheUnusable
       DamageFound
       CatalogueDamaged
+      ChildNotStarted
       ChildEnded
       QueryRefused
         QueryTooLong
@@ -66,6 +67,10 @@ class DamageFound(IdcfsError):
 
 class CatalogueDamaged(IdcfsError):
     """A file of the catalogue does not match its checksum; building the catalogue again repairs it."""
+
+
+class ChildNotStarted(IdcfsError):
+    """A child process could not be started; it may be possible when the machine is less busy."""
 
 
 class ChildEnded(IdcfsError):

@@ -1,12 +1,11 @@
 """`Cache`: values on disk by key, read and written by the cache server; belongs to one trio run.
 
-Writing is behind: `put` takes a value at once. A cache that fails makes reads slower, and not wrong: `get` then finds
-nothing, `put` keeps nothing, and `failure` reports why. A server that does not answer within `ANSWER_SECONDS` is
-killed, since its disk may hang, and nothing more is asked until another one has found that the disk answers.
+Writing is behind: `put` takes a value at once. A server that does not answer within `ANSWER_SECONDS` is killed, since
+its disk may hang, and nothing more is asked until another one has found that the disk answers.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from idcfs.cache.messages import Delete, Folders, Found, Get, GetUsage, Has, Has
 from idcfs.cache.open_files import OpenFiles
 from idcfs.errors import CacheUnusable, IdcfsError, Unreachable
 from idcfs.processes.arena import Arena
-from idcfs.processes.child import Program
+from idcfs.processes.child import Child, Program, Reply
 from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
@@ -46,60 +45,42 @@ class _Server:
         self._nursery = nursery
 
     async def ask(self, request: Message, answer: type[A], lease: Lease | None = None) -> A:
-        """The answer to a request.
+        """Return the answer to a request.
 
         Raises:
-            IdcfsError: it could not be met.
-            Unreachable: no answer came in time.
+            IdcfsError: it could not be met, or no answer came in time.
         """
-        self._check()
-        has_come = trio.Event()
-        found: Message = ()
-
-        def answered(message: Message) -> None:
-            nonlocal found
-            found = message
-            has_come.set()
-
-        self._pool.post(request, answered, lease)
+        reply = Reply()
+        self.process().post(request, reply.take, lease)
         with trio.move_on_after(ANSWER_SECONDS):
-            await has_come.wait()
-        if not has_come.is_set():
+            await reply.has_come.wait()
+        if not reply.has_come.is_set():
             # Which answers the request, too.
             self.give_up()
-        if isinstance(found, Failed):
-            raise found.error()
-        assert isinstance(found, answer)
-        return found
+        return reply.read(answer)
 
-    def post(self, request: Message, answered: Callable[[Message], None], lease: Lease) -> None:
-        """Send a request and wait for nothing.
+    def process(self) -> Child:
+        """Return the process, for one request.
 
         Raises:
-            Unreachable: the server cannot be asked.
+            Unreachable: it cannot be asked.
         """
-        self._check()
-        self._pool.post(request, answered, lease)
-
-    def _check(self) -> None:
         if self.is_stalled:
             raise Unreachable("the disk does not answer")
+        return self._pool.child()
 
-    async def open(self) -> None:
-        """Wait until the folders are open, or for as long as a disk may hang.
-
-        Raises:
-            CacheUnusable: a folder cannot be used.
-        """
-        with trio.move_on_after(TRY_SECONDS):
+    async def open(self) -> CacheUnusable | None:
+        """Wait until the folders are open, or for as long as a disk may hang; return why one cannot be used."""
+        with trio.move_on_after(TRY_SECONDS) as trying:
             try:
-                await self._pool.ask(TryDisk(), Done)
-            except CacheUnusable:
-                raise
+                await self._pool.child().ask(TryDisk(), Done)
+            except CacheUnusable as error:
+                return error
             except IdcfsError as error:
-                raise CacheUnusable(f"the cache cannot be used: {error}") from error
-            return
-        self.give_up()
+                return CacheUnusable(f"the cache cannot be used: {error}")
+        if trying.cancelled_caught:
+            self.give_up()
+        return None
 
     def give_up(self) -> None:
         """Take the disk for one that hangs, and ask nothing more until it answers."""
@@ -114,10 +95,9 @@ class _Server:
             with trio.move_on_after(TRY_SECONDS), contextlib.suppress(Unreachable):
                 # That a folder cannot be used is an answer, too.
                 with contextlib.suppress(CacheUnusable):
-                    await self._pool.ask(TryDisk(), Done)
+                    await self._pool.child().ask(TryDisk(), Done)
                 self.is_stalled = False
                 return
-            self._pool.kill("no answer")
             # A server that cannot be started fails at once.
             await trio.sleep(ANSWER_SECONDS)
 
@@ -169,12 +149,18 @@ class Cache:
         return None
 
     async def _find(self, key: str, lease: Lease) -> Found:
+        request = Get(self._name, key, len(lease), lease.start)
+        return await self._ask(request, Found, lease) or Found(None, None)
+
+    async def _ask(self, request: Message, answer: type[A], lease: Lease | None = None) -> A | None:
         try:
-            found = await self._server.ask(Get(self._name, key, len(lease), lease.start), Found, lease)
+            found = await self._server.ask(request, answer, lease)
         except IdcfsError as error:
-            self._note_read(error)
-            return Found(None, None)
-        self._note_read(None)
+            self._note("read", error)
+            return None
+        if not isinstance(found, Usage):
+            # Whoever asks for the usage wants to know of failures, too.
+            self._note("read", None)
         return found
 
     def get_part(self, key: str, start: int, stop: int) -> memoryview | None:
@@ -183,33 +169,28 @@ class Cache:
 
     async def has_any(self, prefix: str) -> bool:
         """Whether something may be kept under a key that starts with *prefix*."""
-        try:
-            has = await self._server.ask(HasAny(self._name, prefix), Has)
-        except IdcfsError as error:
-            self._note_read(error)
-            # A question that failed is no answer: what is kept must be found where there is no network.
-            return True
-        self._note_read(None)
-        return has.any
+        has = await self._ask(HasAny(self._name, prefix), Has)
+        # A question that failed is no answer: what is kept must be found where there is no network.
+        return has is None or has.any
 
     def put(self, key: str, lease: Lease) -> None:
         """Have the bytes of *lease* kept under *key*, behind; whoever puts much waits for `room` after it."""
 
         def answered(message: Message) -> None:
-            self._note_write(message.error() if isinstance(message, Failed) else None)
+            self._note("write", message.error() if isinstance(message, Failed) else None)
             self._unwritten -= len(lease)
             self._written.set()
             self._written = trio.Event()
 
         self._unwritten += len(lease)
         try:
-            self._server.post(Put(self._name, key, len(lease), lease.start), answered, lease)
+            self._server.process().post(Put(self._name, key, len(lease), lease.start), answered, lease)
         except Unreachable as error:
             # What is not kept is fetched again.
             answered(Failed.of(error))
 
     async def put_bytes(self, key: str, value: bytes) -> None:
-        """Have *value* kept under *key*, behind, unless it is larger than the arena; waits for memory."""
+        """As `put`, of a copy; waits for memory. A value that is larger than the arena is not kept."""
         if not self._server.is_stalled and len(value) <= self._arena.size:
             with await self._arena.take(len(value)) as lease:
                 lease.view[:] = value
@@ -242,21 +223,11 @@ class Cache:
 
     async def usage(self) -> Usage:
         """The number of entries, and the bytes that they take on disk; zeros if they are not known."""
-        try:
-            return await self._server.ask(GetUsage(self._name), Usage)
-        except IdcfsError as error:
-            self._note_read(error)
-            return Usage(0, 0)
+        return await self._ask(GetUsage(self._name), Usage) or Usage(0, 0)
 
     def close(self) -> None:
         """Close what is open."""
         self._files.close()
-
-    def _note_read(self, error: IdcfsError | None) -> None:
-        self._note("read", error)
-
-    def _note_write(self, error: IdcfsError | None) -> None:
-        self._note("write", error)
 
     def _note(self, kind: str, error: IdcfsError | None) -> None:
         if error is None:
@@ -267,11 +238,9 @@ class Cache:
 
 @contextlib.asynccontextmanager
 async def open_caches(folders: Mapping[str, tuple[Path, int]], arena: Arena) -> AsyncIterator[dict[str, Cache]]:
-    """Open caches, which one server reads and writes; each folder is created if it is missing.
+    """Open caches, which one server reads and writes; values go through *arena*.
 
-    Args:
-        folders: for each cache's name, its folder and the bytes that it may take.
-        arena: where values go through.
+    *folders* has, for each cache's name, its folder, which is created if it is missing, and the bytes that it may take.
 
     Raises:
         CacheUnusable: a folder cannot be written.
@@ -279,20 +248,13 @@ async def open_caches(folders: Mapping[str, tuple[Path, int]], arena: Arena) -> 
     options = Folders([(name, str(folder), limit) for name, (folder, limit) in folders.items()])
     names = ", ".join(str(folder) for folder, _ in folders.values())
     program = Program("idcfs.cache.server", [Found, Has, Usage], options, arena=arena, subject=names)
-    refused: CacheUnusable | None = None
     async with Pool(1, program) as pool, trio.open_nursery() as nursery:
         server = _Server(pool, arena, nursery)
-        try:
-            await server.open()
-        except CacheUnusable as error:
-            refused = error
-        else:
-            caches = {name: Cache(name, *place, server, nursery) for name, place in folders.items()}
-            try:
-                yield caches
-            finally:
-                for cache in caches.values():
-                    cache.close()
+        refused = await server.open()
+        if refused is None:
+            with contextlib.ExitStack() as stack:
+                caches = {name: Cache(name, *place, server, nursery) for name, place in folders.items()}
+                yield {name: stack.enter_context(contextlib.closing(cache)) for name, cache in caches.items()}
         nursery.cancel_scope.cancel()
     if refused is not None:
         # Raised outside of the nurseries, which would make a group of it.

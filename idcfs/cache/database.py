@@ -85,10 +85,7 @@ class EntryDatabase:
 
     @contextlib.contextmanager
     def using(self, kind: str) -> Iterator[diskcache.Cache]:
-        """Open the database for one call.
-
-        Args:
-            kind: the same for all calls that wait for the same locks.
+        """Open the database for one call; calls of one *kind* wait for the same locks.
 
         Raises:
             DatabaseLocked: another process has locked it, now or a moment ago.

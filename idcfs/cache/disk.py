@@ -11,6 +11,7 @@ Elsewhere diskcache is used as documented, and `tables` reads and changes its ta
 and may be made from any thread.
 """
 
+import functools
 import io
 import itertools
 import os
@@ -63,11 +64,8 @@ class EntryDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no typ
             return 0, INLINE_MODE, None, b"".join(entry)
         name, path = self.filename()
         names.append(name)
-        descriptor = _create(path)
-        try:
-            entry.write(descriptor)
-        finally:
-            os.close(descriptor)
+        with _create(path) as file:
+            entry.write(file)
         return size, FILE_MODE, name, None
 
     def filename(self, key: Any = None, value: Any = None) -> tuple[str, str]:
@@ -97,10 +95,10 @@ def is_file_name(name: Any) -> bool:
     return type(name) is str and _FILE_NAME.fullmatch(name) is not None
 
 
-def _create(path: str) -> int:
+def _create(path: str) -> io.BufferedWriter:
     while True:
         try:
-            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            return open(path, "xb", opener=functools.partial(os.open, mode=0o600))
         except FileNotFoundError:
             # Whoever removes the last file of a folder removes the folder too, perhaps again before the file is made.
             os.makedirs(os.path.dirname(path), exist_ok=True)

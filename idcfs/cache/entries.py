@@ -43,35 +43,34 @@ class Entries:
         """Set when another database took the place of one that was in use."""
 
     def open(self) -> None:
-        """Open the folder, so that an error is raised if it cannot be used.
+        """Open the folder, and return when its disk answers, even if the answer to a write is an error.
 
         Raises:
-            CacheUnusable: the folder cannot be written.
+            CacheUnusable: the folder cannot be used.
         """
         try:
-            self._database.opened()
-        except DatabaseLocked:
-            # It may be free later.
-            return
+            # A database that is locked may be free later.
+            with contextlib.suppress(DatabaseLocked):
+                self._database.opened()
         except Exception as error:  # diskcache raises errors of all kinds where a database is damaged.
             message = f"cache folder {self.folder}: {reason_of(error)}; choose another with --cache-dir"
             raise CacheUnusable(message) from error
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(b"idcfs")
+            file.flush()
+            # Without this, the answer would come from memory.
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Close the database."""
         self._note_uses()
         self._database.close()
 
-    def get(self, key: str, allocate: Allocate = bytearray) -> memoryview | None:
-        """Return the value under *key*, read into memory from *allocate*, or None.
+    def get(self, key: str, allocate: Allocate = bytearray) -> tuple[memoryview, str | None] | None:
+        """Return the value under *key*, read into memory from *allocate*, and the entry's file, if it has one.
 
         An entry that does not verify is dropped. What *allocate* raises is raised, and then the entry stays.
         """
-        found = self.get_with_file(key, allocate)
-        return None if found is None else found[0]
-
-    def get_with_file(self, key: str, allocate: Allocate) -> tuple[memoryview, str | None] | None:
-        """Do as `get`, and also return the path of the file that holds the entry, or None if it is in the database."""
         with self._database.using("get") as cache:
             try:
                 file: io.FileIO | io.BytesIO | None = cache.get(key)
@@ -128,14 +127,6 @@ class Entries:
         """Return the number of entries, and the bytes that they take on disk."""
         with self._database.using("get") as cache:
             return len(cache), cache.volume()
-
-    def try_disk(self) -> None:
-        """Return when the disk answers, even if the answer is an error."""
-        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.folder) as file:
-            file.write(b"idcfs")
-            file.flush()
-            # Without this, the answer would come from memory.
-            os.fsync(file.fileno())
 
     def _note_uses(self) -> None:
         """Update the database with what was used since the last time.

@@ -11,7 +11,6 @@ Measured: piece by piece, reads took a quarter longer, because threads pass Pyth
 Whatever has a file here blocks on it, except `EntryFile.read`.
 """
 
-import errno
 import io
 import os
 import struct
@@ -49,18 +48,13 @@ class PackedEntry(NamedTuple):
     header: bytes
     value: Buffer
 
-    def write(self, descriptor: int) -> None:
+    def write(self, file: io.BufferedWriter) -> None:
         """Write the entry into an empty file.
 
         Raises:
             OSError: the entry was not written whole.
         """
-        written = os.writev(descriptor, self)
-        if written < len(self.header):
-            raise OSError(errno.ENOSPC, "a header was cut short")
-        rest = memoryview(self.value)[written - len(self.header) :]
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        file.writelines(self)
 
 
 def pack(key: str, value: Buffer) -> PackedEntry:

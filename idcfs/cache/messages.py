@@ -24,13 +24,10 @@ class Get(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The length of a value, None if there is none; nothing is in the arena if it is longer than the capacity.
-
-    `file` is the path of the entry's file, if it has one of its own.
-    """
+    """The length of a value, None if there is none; if it is longer than the capacity, it is not in the arena."""
 
     length: int | None
-    file: str | None
+    file: str | None  # the entry's, if it has one of its own
 
 
 class Put(NamedTuple):

@@ -10,17 +10,18 @@ import contextlib
 import os
 import select
 import signal
-import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from idcfs.cache import upkeep
 from idcfs.cache.entries import Entries, reason_of
 from idcfs.cache.messages import Delete, Folders, Found, Get, GetUsage, Has, HasAny, Put, TryDisk, Usage
+from idcfs.cache.tables import ERRORS
 from idcfs.errors import CacheUnusable
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.server import Connection, shared_arena
@@ -39,13 +40,11 @@ SWEEP_AFTER = 10.0
 SWEEP_PAUSE = 0.02
 """Seconds between two folders of files: a sweep of a large cache takes some seconds, and little of any of them."""
 
+T = TypeVar("T")
+
 
 class _TooLong(Exception):
-    """A value that is longer than the space for it."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length)
-        self.length = length
+    """A value does not fit into the space for it; the argument is its length."""
 
 
 class Server:
@@ -73,28 +72,27 @@ class Server:
             if isinstance(request, Put | Delete):
                 self._writes.append((number, request))
             elif isinstance(request, Get | HasAny | GetUsage | TryDisk):
-                readers.submit(self._answer, [number], self._read, request)
+                readers.submit(self._answer, [number], self._meet, request)
         return envelopes is not None
 
     def _write(self) -> None:
         number, request = self._writes.popleft()
         if isinstance(request, Delete):
-            self._answer([number], self._delete, request)
+            self._answer([number], self._meet, request)
             return
-        batch, numbers, size = [request], [number], request.length
+        batch, size = {number: request}, request.length
         while self._writes and size < BATCH_BYTES:
             number, following = self._writes[0]
             if not isinstance(following, Put) or following.cache != request.cache:
                 break
             self._writes.popleft()
-            batch.append(following)
-            numbers.append(number)
+            batch[number] = following
             size += following.length
-        self._answer(numbers, self._put, batch)
+        self._answer(batch, self._put, batch.values())
 
-    def _answer(self, numbers: list[int], work: Callable[..., Message], *arguments: object) -> None:
+    def _answer(self, numbers: Iterable[int], work: Callable[[T], Message], asked: T) -> None:
         try:
-            answer = work(*arguments)
+            answer = work(asked)
         except CacheUnusable as error:
             answer = Failed.of(error)
         except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
@@ -103,17 +101,20 @@ class Server:
             self._connection.add(number, answer)
         self._connection.flush()
 
-    def _read(self, request: Get | HasAny | GetUsage | TryDisk) -> Message:
+    def _meet(self, request: Message) -> Message:
         match request:
             case Get():
                 return self._get(request)
-            case HasAny():
-                return Has(self._caches[request.cache].has_any(request.prefix))
-            case GetUsage():
-                return Usage(*self._caches[request.cache].usage())
-        for entries in self._caches.values():
-            entries.open()
-            entries.try_disk()
+            case HasAny(cache, prefix):
+                return Has(self._caches[cache].has_any(prefix))
+            case GetUsage(cache):
+                return Usage(*self._caches[cache].usage())
+            case Delete(cache, keys):
+                for key in keys:
+                    self._caches[cache].delete(key)
+            case TryDisk():
+                for entries in self._caches.values():
+                    entries.open()
         return Done()
 
     def _get(self, request: Get) -> Found:
@@ -123,28 +124,21 @@ class Server:
             return self._arena[request.at : request.at + length]
 
         try:
-            found = self._caches[request.cache].get_with_file(request.key, place)
+            found = self._caches[request.cache].get(request.key, place)
         except _TooLong as error:
-            return Found(error.length, None)
+            return Found(error.args[0], None)
         return Found(None, None) if found is None else Found(len(found[0]), found[1])
 
-    def _put(self, batch: list[Put]) -> Done:
+    def _put(self, batch: Collection[Put]) -> Done:
         values = [(request.key, self._arena[request.at : request.at + request.length]) for request in batch]
-        self._caches[batch[0].cache].put_many(values)
-        return Done()
-
-    def _delete(self, request: Delete) -> Done:
-        for key in request.keys:
-            self._caches[request.cache].delete(key)
+        self._caches[next(iter(batch)).cache].put_many(values)
         return Done()
 
 
 def _sweep(entries: Entries, before: float) -> None:
     """Remove what killed processes have left, again when the database was replaced, and every hour.
 
-    Args:
-        entries: whose folder it is; its event `replaced` starts a sweep.
-        before: until when what is there was written by processes that are gone.
+    Files that were written *before* that time are of processes that are gone.
     """
     while True:
         time.sleep(SWEEP_AFTER)
@@ -152,7 +146,7 @@ def _sweep(entries: Entries, before: float) -> None:
         # A clock may have been set back since.
         before = max(min(before, now), now - upkeep.ORPHAN_SECONDS)
         # Whoever asks for entries finds out what is wrong with the folder, and reports it.
-        with contextlib.suppress(OSError, sqlite3.Error, UnicodeDecodeError):
+        with contextlib.suppress(OSError, *ERRORS):
             upkeep.sweep(entries.folder, before, lambda: time.sleep(SWEEP_PAUSE))
         entries.replaced.wait(upkeep.ORPHAN_SECONDS)
         entries.replaced.clear()

@@ -127,12 +127,9 @@ class Tables:
 
 @contextlib.contextmanager
 def open_tables(folder: Path, timeout: float, create: bool = False) -> Iterator[Tables]:
-    """Open the tables of the cache in *folder*.
+    """Open the tables of the cache in *folder*; a call waits *timeout* seconds for others who write.
 
-    Args:
-        folder: of the cache.
-        timeout: seconds for which a call waits for others who write.
-        create: whether to make a database, without tables, where there is none.
+    With *create*, a database without tables is made where there is none.
 
     Raises:
         sqlite3.Error: there is no database, or it is damaged.

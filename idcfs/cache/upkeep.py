@@ -61,12 +61,9 @@ def abandoned_before(folder: Path) -> float:
 
 
 def check(folder: Path, repair: bool, progress: Callable[[int], None] = lambda rows: None) -> Iterator[Finding]:
-    """Look at all entries of the cache in *folder*.
+    """Look at all entries of the cache in *folder*, which may be in use; with *repair*, remove what is found.
 
-    Args:
-        folder: which may be in use.
-        repair: whether to remove what is found.
-        progress: called with the number of entries that were looked at since the last call.
+    *progress* is called with the number of entries that were looked at since the last call.
     """
     # This comes before the database is read, so that files which others add after that are younger.
     before = abandoned_before(folder)
@@ -108,12 +105,10 @@ def check(folder: Path, repair: bool, progress: Callable[[int], None] = lambda r
 
 
 def sweep(folder: Path, before: float, pause: Callable[[], None] = lambda: None) -> int:
-    """Remove abandoned files and correct the totals; return how many files were removed.
+    """Remove abandoned files and correct the totals; return how many files were removed. The folder may be in use.
 
-    Args:
-        folder: which may be in use.
-        before: files that were written before this time are abandoned if the database does not know them.
-        pause: called after each folder of files, so that others can use the disk.
+    Files that were written before the time *before* are abandoned if the database does not know them. *pause* is called
+    after each folder of files, so that others can use the disk.
     """
     if not (folder / NAME).exists():
         return 0

@@ -6,7 +6,7 @@
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def connect(tables: dict[str, str], threads: int | None = None) -> Connection:
     for name, path in tables.items():
         try:
             connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({literal(path)})')
-            columns = {row[0] for row in connection.execute(f'DESCRIBE "{name}"').fetchall()}
+            columns = columns_of(connection, name)
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             raise IndexUnusable(f"{path} is not readable ({reason}); {REPAIR}") from error
@@ -123,9 +123,14 @@ def _threads(threads: int | None) -> Any:
     return {"threads": threads, **({"async_threads": 1} if known else {})}
 
 
-def stream(connection: Connection, sql: str) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a query in batches."""
-    yield from arrow_reader(connection.sql(sql))
+def first_column(connection: Connection, sql: str) -> list[Any]:
+    """Return the first value of each row of a query."""
+    return [row[0] for row in connection.execute(sql).fetchall()]
+
+
+def columns_of(connection: Connection, table: str) -> list[str]:
+    """Return the names of a table's columns, in order."""
+    return first_column(connection, f"DESCRIBE {identifier(table)}")
 
 
 def arrow_reader(relation: Any) -> pa.RecordBatchReader:
@@ -147,9 +152,7 @@ def identifier(name: str) -> str:
 
 def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
     """Write the table of all series; returns the facts of the index for the catalogue's description."""
-    buckets = [
-        row[0] for row in connection.execute(f"SELECT DISTINCT aws_bucket FROM {ALL_SERIES} ORDER BY 1").fetchall()
-    ]
+    buckets = first_column(connection, f"SELECT DISTINCT aws_bucket FROM {ALL_SERIES} ORDER BY 1")
     bucket_list = ", ".join(map(literal, buckets))
     sql = f"""
         SELECT unhex(replace(crdc_series_uuid, '-', '')),
@@ -158,22 +161,19 @@ def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
             CAST(round(coalesce(series_size_MB, 0) * 1e6) AS UBIGINT)
         FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"""
     with TableWriter(folder / SERIES_TABLE, SERIES_SCHEMA) as writer:
-        for batch in stream(connection, sql):
+        for batch in arrow_reader(connection.sql(sql)):
             arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
             writer.append([array.cast(kind) for array, kind in arrays])
     if connection.execute("SELECT 1 FROM index LIMIT 1").fetchone() is None:
         raise IndexUnusable(f"the IDC index has no series; {REPAIR}")
     return {
         "buckets": buckets,
-        "columns": [row[0] for row in connection.execute('DESCRIBE "index"').fetchall()],
+        "columns": columns_of(connection, "index"),
         "rows": writer.rows,
         "releases": _releases(connection),
-        "analysis_results": [
-            row[0]
-            for row in connection.execute(
-                "SELECT DISTINCT analysis_result_id FROM index WHERE analysis_result_id <> '' ORDER BY 1"
-            ).fetchall()
-        ],
+        "analysis_results": first_column(
+            connection, "SELECT DISTINCT analysis_result_id FROM index WHERE analysis_result_id <> '' ORDER BY 1"
+        ),
     }
 
 
@@ -254,8 +254,8 @@ def build_view(
     _make_paths_unique(connection, levels)
     # By bytes, because DuckDB 1.2 orders text that is not ASCII differently; NUL separates names, which have none.
     order = f"encode({' || chr(0) || '.join(levels)})"
-    batches = stream(connection, f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
-    rows = _write_levels(batches, template, folder)
+    sorted_rows = connection.sql(f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
+    rows = _write_levels(arrow_reader(sorted_rows), template, folder)
     # Readers parse the template again, with these columns: those of a cohort may be missing from the index.
     description = {"rows": rows, "template": template.text, "columns": template.columns, "counts": counts}
     write_description(folder / view.DESCRIPTION, description)
@@ -287,20 +287,22 @@ def _escape_names(connection: Connection, level: str) -> None:
             AND NOT regexp_full_match({level}, ?)""",
         [PLAIN_COMPONENT],
     ).fetchall()
-    changed = [(raw, escape(raw)) for (raw,) in unplain if escape(raw) != raw]
-    if not changed:
-        return
-    raws, safes = zip(*changed, strict=True)
-    connection.register("registered", pa.table({"raw": list(raws), "safe": list(safes)}))
-    connection.execute(f"UPDATE rendered SET {level} = safe FROM registered WHERE raw = {level}")
-    connection.unregister("registered")
+    changed = {raw: safe for (raw,) in unplain if (safe := escape(raw)) != raw}
+    if changed:
+        _rename(connection, level, level, pa.array(changed, pa.string()), changed.values())
+
+
+def _rename(connection: Connection, level: str, key: str, keys: pa.Array, names: Iterable[str]) -> None:
+    """Set the name at a level of the rows of `rendered` whose value in the column *key* is one of *keys*."""
+    connection.register("renamed", pa.table({"one_key": keys, "name": pa.array(names, pa.string())}))
+    connection.execute(f"UPDATE rendered SET {level} = name FROM renamed WHERE one_key = {key}")
+    connection.unregister("renamed")
 
 
 def _make_paths_unique(connection: Connection, levels: list[str]) -> None:
     """Append 8 digits of its UUID to each series that shares a whole path, or the whole UUID if these are equal."""
     path = ", ".join(levels)
-    unique = connection.execute(f"SELECT count(*) = count(DISTINCT hash({path})) FROM rendered").fetchall()[0][0]
-    if unique:
+    if first_column(connection, f"SELECT count(*) = count(DISTINCT hash({path})) FROM rendered")[0]:
         return
     for digits in (8, 36):
         rows = connection.execute(f"""
@@ -309,18 +311,11 @@ def _make_paths_unique(connection: Connection, levels: list[str]) -> None:
             """).fetchall()
         if not rows:
             return
-        renamed = pa.table(
-            {
-                "renamed": pa.array([row[0] for row in rows], pa.uint32()),
-                "unique_name": [with_suffix(name, uuid[:digits]) for _, name, uuid in rows],
-            }
-        )
-        connection.register("registered", renamed)
-        connection.execute(f"UPDATE rendered SET {levels[-1]} = unique_name FROM registered WHERE renamed = series")
-        connection.unregister("registered")
+        series = pa.array([row[0] for row in rows], pa.uint32())
+        _rename(connection, levels[-1], "series", series, [with_suffix(name, uuid[:digits]) for _, name, uuid in rows])
 
 
-def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder: Path) -> list[int]:
+def _write_levels(batches: pa.RecordBatchReader, template: Template, folder: Path) -> list[int]:
     """Write the levels of sorted rows of names, where rows with one path are one folder; returns their lengths."""
     folder.mkdir(parents=True, exist_ok=True)
     depth = len(template.levels)
@@ -365,13 +360,10 @@ def build_attributes(connection: Connection, destination: Path) -> None:
     import pyarrow.parquet as pq  # slow to load, and cohorts do not need it
 
     temporary = destination.with_suffix(".partial")
-    writer: pq.ParquetWriter | None = None
-    for batch in stream(connection, f"SELECT * FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"):
-        table = pa.Table.from_batches([batch])
-        writer = writer or pq.ParquetWriter(temporary, table.schema, compression="snappy", write_page_checksum=True)
-        writer.write_table(table, row_group_size=ATTRIBUTE_ROWS)
-    if writer is not None:
-        writer.close()
+    batches = arrow_reader(connection.sql(f"SELECT * FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"))
+    with pq.ParquetWriter(temporary, batches.schema, compression="snappy", write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch, ATTRIBUTE_ROWS)
     temporary.replace(destination)
 
 
@@ -383,18 +375,16 @@ def run(request: Build, report: Report) -> Done:
     # DuckDB's defaults are most of the machine's memory, and the current folder for what does not fit into it.
     connection.execute(f"SET memory_limit = '{MEMORY}'")
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spilled'))}")
-    columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
-    if request.what != "attributes":
-        # Checked first, so that a wrong template or version is refused at once.
-        template = parse_template(request.template, columns)
-        _check_version(connection, request.select)
+    if request.what == "attributes":
+        build_attributes(connection, folder / "attributes.parquet")
+        return Done()
+    # Checked first, so that a wrong template or version is refused at once.
+    template = parse_template(request.template, frozenset(columns_of(connection, "index")))
+    _check_version(connection, request.select)
     if request.what == "catalogue":
         report(Step("reading the index"))
         write_description(folder / "contents.json", build_series(connection, folder))
         report(Step("sorting the tree"))
-    if request.what == "attributes":
-        build_attributes(connection, folder / "attributes.parquet")
-        return Done()
     source = selection(request.select)
     counts = count(connection, source)
     build_view(connection, folder / SERIES_TABLE, source, template, counts, Path(request.view))

@@ -1,14 +1,8 @@
 """The catalogue of one index: the table of all series and the open views; belongs to the event loop.
 
-On disk it is a folder named after the index's fingerprint:
-
-    contents.json       what the index holds
-    series.arrow        every series, past versions included: UUID, bucket, instances, bytes
-    attributes.parquet  every column of every series, built at its first use
-    views/<digest>/     one view each, named after its set of series and its template
-
-Each part is built under another name and renamed, under a lock file, so two mounts that start at once build it once.
-A damaged part is built again with its rows in the same order, so inode numbers stay the same.
+On disk it is a folder named after the index's fingerprint; docs/architecture.md lists its files. Each part is built
+under another name and renamed, under a lock file, so two mounts that start at once build it once. A damaged part is
+built again with its rows in the same order, so inode numbers stay the same.
 """
 
 import contextlib
@@ -198,15 +192,8 @@ class Catalogue:
             key = self._keys.get(generation)
             if key is None:
                 raise NotFound(f"no view has generation {generation}")
-            folder = self.folder / "views" / key.digest
             async with self._lock():
-                try:
-                    view = View(folder, self._batches)
-                except CatalogueDamaged:
-                    await self._rebuild_if_removed()
-                    await self._build_view(key)
-                    view = View(folder, self._batches)
-            self._views[generation] = view
+                view = self._views[generation] = await self._open_or_build(key)
             return view
 
     async def attributes_file(self) -> Path:
@@ -216,7 +203,7 @@ class Catalogue:
             async with self._opening, self._lock():
                 if not path.exists():
                     await self._rebuild_if_removed()
-                    await self._run_build(self._request("attributes", self.folder))
+                    await self._run_build("attributes", self.folder)
         return path
 
     async def repair(self) -> None:
@@ -229,14 +216,9 @@ class Catalogue:
             await self._rebuild()
             damaged.close()
             for generation, view in self._views.items():
-                if generation != MAIN_GENERATION:
-                    await self._build_view(self._keys[generation])
-                self._views[generation] = View(self._view_folder(generation), self._batches)
+                self._views[generation] = await self._open_or_build(self._keys[generation])
                 view.close()
             self._repairs += 1
-
-    def _view_folder(self, generation: int) -> Path:
-        return self.folder / "views" / self._keys[generation].digest
 
     def _read_contents(self) -> bool:
         """Read what was built; returns False if there is nothing, or it is damaged or of another format."""
@@ -259,47 +241,48 @@ class Catalogue:
 
     async def _rebuild(self) -> None:
         """Build the series table and the main view in a new folder, and replace the old one by it."""
-        building = self.folder.with_suffix(f".{os.getpid()}{_BUILDING}")
-        _remove_leftovers(self.folder)
-        try:
-            building.mkdir(parents=True)
-            key = self._keys[MAIN_GENERATION]
-            await self._run_build(self._request("catalogue", building, key))
-            shutil.rmtree(self.folder, ignore_errors=True)
-            building.replace(self.folder)
-        except OSError as error:
-            raise CacheUnusable(f"{self.folder}: {error.strerror}; choose another folder with --cache-dir") from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        key = self._keys[MAIN_GENERATION]
+        async with self._replaced(self.folder) as building:
+            await self._run_build("catalogue", building, key, building / "views" / key.digest)
         if not self._read_contents():
             raise CacheUnusable(f"{self.folder} is damaged right after its build; choose another disk with --cache-dir")
 
-    async def _build_view(self, key: ViewKey) -> None:
-        views = self.folder / "views"
-        building = views / f"{key.digest}.{os.getpid()}{_BUILDING}"
-        _remove_leftovers(views / key.digest)
+    async def _open_or_build(self, key: ViewKey) -> View:
+        """Return a view, built first if it is missing or damaged; the caller holds the lock."""
+        folder = self.folder / "views" / key.digest
+        with contextlib.suppress(CatalogueDamaged):
+            return View(folder, self._batches)
+        await self._rebuild_if_removed()
+        async with self._replaced(folder) as building:
+            await self._run_build("view", self.folder, key, building)
+        return View(folder, self._batches)
+
+    @contextlib.asynccontextmanager
+    async def _replaced(self, folder: Path) -> AsyncIterator[Path]:
+        """Yield a new folder that replaces *folder* at the end; the caller holds the lock."""
+        building = folder.with_name(f"{folder.name}.{os.getpid()}{_BUILDING}")
+        # What killed builds have left.
+        for leftover in folder.parent.glob(f"{folder.name}.*{_BUILDING}"):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            await self._run_build(self._request("view", self.folder, key, building))
-            shutil.rmtree(views / key.digest, ignore_errors=True)
-            building.replace(views / key.digest)
+            building.mkdir(parents=True)
+            yield building
+            shutil.rmtree(folder, ignore_errors=True)
+            building.replace(folder)
         except OSError as error:
-            raise CacheUnusable(f"{views}: {error.strerror}; choose another folder with --cache-dir") from error
+            raise CacheUnusable(f"{folder}: {error.strerror}; choose another folder with --cache-dir") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    async def _run_build(self, request: Build) -> None:
+    async def _run_build(self, what: str, folder: Path, key: ViewKey | None = None, view: Path | None = None) -> None:
         def progressed(step: Message) -> None:
             assert isinstance(step, Step)
             self._report(step.text)
 
-        await run_program("idcfs.catalog.build", request, Done, [Step], progressed)
-
-    def _request(self, what: str, folder: Path, key: ViewKey | None = None, view: Path | None = None) -> Build:
         request = Build(what, str(folder), {name: str(path) for name, path in self.index.tables.items()})
-        if key is None:
-            return request
-        view = view or folder / "views" / key.digest
-        return request._replace(template=key.template, select=json.loads(key.select), view=str(view))
+        if key is not None:
+            request = request._replace(template=key.template, select=json.loads(key.select), view=str(view))
+        await run_program("idcfs.catalog.build", request, Done, [Step], progressed)
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[None]:
@@ -326,12 +309,6 @@ class Catalogue:
             yield
         finally:
             os.close(file)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed builds of *folder* have left; the caller holds the lock."""
-    for leftover in folder.parent.glob(f"{folder.name}.*{_BUILDING}"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager

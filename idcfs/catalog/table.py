@@ -149,8 +149,7 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
         self._schema = schema
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_rows = 0
+        self._pending = schema.empty_table()
         self._batches = 0
         self.rows = 0
 
@@ -160,8 +159,8 @@ class TableWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is None and self._pending_rows:
-            self._write(self._pending_rows)
+        if kind is None and self._pending.num_rows:
+            self._write(self._pending.num_rows)
         self._writer.close()
         if kind is None:
             with self._temporary.open("rb") as file:
@@ -172,23 +171,21 @@ class TableWriter:
 
     def append(self, arrays: Sequence[pa.Array]) -> None:
         """Add rows: one array for each column, of equal lengths, without nulls."""
-        batch = pa.record_batch(list(arrays), schema=self._schema)
-        self._pending.append(batch)
-        self._pending_rows += batch.num_rows
-        self.rows += batch.num_rows
-        if self._pending_rows >= BATCH_ROWS:
-            self._write(self._pending_rows // BATCH_ROWS * BATCH_ROWS)
+        added = pa.table(list(arrays), schema=self._schema)
+        self._pending = pa.concat_tables([self._pending, added])
+        self.rows += added.num_rows
+        if self._pending.num_rows >= BATCH_ROWS:
+            self._write(self._pending.num_rows // BATCH_ROWS * BATCH_ROWS)
 
     def _write(self, rows: int) -> None:
-        pending = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
+        pending = self._pending.combine_chunks()
         for batch in pending.slice(0, rows).to_batches(max_chunksize=BATCH_ROWS):
             # take() copies the slice to buffers of its own, which the checksum is computed over.
             batch = batch.take(_EACH_ROW.slice(0, batch.num_rows))
             value = checksum(self._batches, tuple(column_of(array) for array in batch.columns))
             self._writer.write_batch(batch, custom_metadata={_CHECKSUM: str(value)})
             self._batches += 1
-        self._pending = pending.slice(rows).to_batches()
-        self._pending_rows -= rows
+        self._pending = pending.slice(rows)
 
 
 def checksum(number: int, columns: Sequence[Column]) -> int:

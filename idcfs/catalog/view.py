@@ -61,8 +61,6 @@ class View:
         """Return the groups of the next level that are in a folder; none for a series."""
         if level == self.depth:
             return range(0)
-        if level == 0:
-            return range(len(self._levels[0]))
         return range(self._first_child(level, group), self._first_child(level, group + 1))
 
     def name(self, level: int, group: int) -> bytes:
@@ -84,9 +82,9 @@ class View:
     def find(self, level: int, group: int, name: bytes) -> int | None:
         """Return the group of the next level that is called *name* in a folder, or None."""
         inside = self.children(level, group)
-        table = self._levels[level] if inside else None
-        if table is None:
+        if not inside:
             return None
+        table = self._levels[level]
         found = bisect.bisect_left(inside, name, key=lambda child: table.value(NAME, child)) + inside.start
         return found if found < inside.stop and table.value(NAME, found) == name else None
 
@@ -111,10 +109,7 @@ class View:
         """Return the series below a folder, as groups of the last level."""
         first, after = group, group + 1
         for number in range(level, self.depth):
-            if number == 0:
-                first, after = 0, len(self._levels[0])
-            else:
-                first, after = self._first_child(number, first), self._first_child(number, after)
+            first, after = self._first_child(number, first), self._first_child(number, after)
         return range(first, after)
 
     def series_row(self, group: int) -> int:
@@ -122,10 +117,9 @@ class View:
         return self._levels[-1].value(SERIES_ROW, group)  # type: ignore[no-any-return]  # a number column
 
     def _first_child(self, level: int, group: int) -> int:
-        table = self._levels[level - 1]
-        if group == len(table):
-            return len(self._levels[level])
-        return table.value(FIRST_CHILD, group)  # type: ignore[no-any-return]  # a number column
+        if group == self.groups(level):
+            return self.groups(level + 1)
+        return self._levels[level - 1].value(FIRST_CHILD, group) if level else 0
 
 
 def level_file(number: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import platformdirs
 
 from idcfs import errors
+from idcfs.cli.group import run_trio
 from idcfs.config import Settings
 from idcfs.printable import printable
 from idcfs.private import check_folder
@@ -26,19 +27,9 @@ Report = Callable[[dict[str, Any]], None]
 
 def serve(settings: Settings, path: Path, demo: bool, report: Report) -> None:
     """Serve a mount in this process until it ends."""
-    import trio
-
     from idcfs.mount import daemon
 
-    try:
-        trio.run(daemon.serve, settings, path, report, demo)
-    except ExceptionGroup as group:
-        raise errors.first_error(group) from group
-    except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
-        # Ctrl-C in the first moments, when Python itself handles the signal.
-        raise KeyboardInterrupt from group
+    run_trio(daemon.serve, settings, path, report, demo)
 
 
 def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, report: Report) -> None:
@@ -50,7 +41,6 @@ def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, 
         os.close(receive)
         _run_daemon(settings, path, demo, send, log_file, level)
     os.close(send)
-    ready = False
     try:
         with open(receive) as lines:
             for line in lines:
@@ -59,14 +49,12 @@ def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, 
                     raise getattr(errors, message["error"])(message["message"])
                 report(message)
                 if "ready" in message:
-                    ready = True
-                    break
+                    return
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
-    if not ready:
-        raise errors.MountFailed(f"{path}: the daemon ended while it started; see {log_file}")
+    raise errors.MountFailed(f"{path}: the daemon ended while it started; see {log_file}")
 
 
 def _run_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: Path, level: int) -> NoReturn:

@@ -13,10 +13,12 @@ import click
 from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import PARTS, counted, main
+from idcfs.cli.group import PARTS, counted, json_flag, main, option
 from idcfs.config import load_settings
 from idcfs.printable import printable
 from idcfs.private import UMASK
+
+_cache_dir_option = option("--cache-dir", "FOLDER", "The cache folder. Default: the configured one.")
 
 
 @main.group()
@@ -26,8 +28,8 @@ def cache() -> None:
 
 
 @cache.command("info")
-@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_cache_dir_option
+@json_flag
 def cache_info(cache_dir: str | None, as_json: bool) -> None:
     """Print where the cache is and how much disk space it takes."""
     settings = load_settings({"cache_dir": cache_dir})
@@ -51,7 +53,7 @@ def _disk_use(folder: Path) -> int:
 
 
 @cache.command("clear")
-@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
+@_cache_dir_option
 @click.option("--catalogue", is_flag=True, help="Drop the catalogue too; the next mount builds it again.")
 def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     """Drop the cached objects and listings. Not while idcfs is mounted."""
@@ -73,7 +75,7 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
 
 
 @cache.command("verify")
-@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
+@_cache_dir_option
 @click.option("--repair", is_flag=True, help="Drop what is damaged, and files that belong to no entry.")
 def cache_verify(cache_dir: str | None, repair: bool) -> None:
     """Look for damage in all of the cache; also while idcfs is mounted.

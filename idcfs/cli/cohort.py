@@ -1,24 +1,22 @@
 """The commands `idcfs cohort ...`, which need no mount; their results are kept for the next one."""
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import click
 from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, check_folders, counted, main
+from idcfs.cli.group import Command, SqlCommand, check_folders, counted, index_option, json_flag, main, option, run_trio
+from idcfs.cohorts.folder import CohortFolder, check_name
 from idcfs.config import Settings, load_settings
 from idcfs.private import UMASK
-
-T = TypeVar("T")
-
-_Command = Callable[..., None]
 
 
 class Outcome(NamedTuple):
@@ -35,34 +33,27 @@ def cohort() -> None:
     os.umask(UMASK)
 
 
-def _name_options(command: _Command) -> _Command:
-    """Add the name of a cohort, and where it is kept."""
-    command = click.option(
-        "--cohort-dir", metavar="FOLDER", help="Where the queries are kept. Default: the configured one."
-    )(command)
-    return click.argument("name")(command)
+def _all(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds all of these arguments and options, in this order."""
+    return lambda command: functools.reduce(lambda done, add: add(done), reversed(decorators), command)
 
 
-def _evaluation_options(command: _Command) -> _Command:
-    """Add the flags of a command that evaluates a query."""
-    for option, metavar, text in (
-        ("--query-timeout", "SECONDS", "How long the query may take. Default: 60."),
-        ("--query-memory", "SIZE", "Memory that the query may take. Default: 3GiB."),
-        ("--cache-dir", "FOLDER", "Where results are kept. Default: the configured one."),
-        ("--index", "FOLDER", "Parquet files to use instead of the installed idc-index-data."),
-        ("--layout", "TEMPLATE", "The layout of a query that says none."),
-    ):
-        command = click.option(option, metavar=metavar, help=text)(command)
-    return command
+_FILE = click.Path(path_type=Path, allow_dash=True)
 
-
-def _definition_options(command: _Command) -> _Command:
-    """Add the ways to give a query or a manifest."""
-    file = click.Path(path_type=Path, allow_dash=True)
-    for option, what in (("--manifest", "manifest"), ("--file", "query")):
-        text = f"Take the {what} in FILE (- for standard input)."
-        command = click.option(option, type=file, metavar="FILE", help=text)(command)
-    return click.argument("sql", required=False)(command)
+_cohort_dir = option("--cohort-dir", "FOLDER", "Where the queries are kept. Default: the configured one.")
+_name = _all(click.argument("name"), _cohort_dir)
+_definition = _all(
+    click.argument("sql", required=False),
+    option("--file", "FILE", "Take the query in FILE (- for standard input).", _FILE),
+    option("--manifest", "FILE", "Take the manifest in FILE (- for standard input).", _FILE),
+)
+_evaluation = _all(
+    option("--layout", "TEMPLATE", "The layout of a query that says none."),
+    index_option,
+    option("--cache-dir", "FOLDER", "Where results are kept. Default: the configured one."),
+    option("--query-memory", "SIZE", "Memory that the query may take. Default: 3GiB."),
+    option("--query-timeout", "SECONDS", "How long the query may take. Default: 60."),
+)
 
 
 def _text(sql: str | None, file: Path | None, manifest: Path | None) -> bytes | None:
@@ -81,9 +72,9 @@ def _text(sql: str | None, file: Path | None, manifest: Path | None) -> bytes | 
 
 
 @cohort.command("create", cls=SqlCommand, short_help="Make a cohort.")
-@_name_options
-@_definition_options
-@_evaluation_options
+@_name
+@_definition
+@_evaluation
 def create(name: str, sql: str | None, file: Path | None, manifest: Path | None, **flags: Any) -> None:
     """Make the cohort NAME of a query or a manifest, and print what is in it.
 
@@ -116,9 +107,9 @@ def create(name: str, sql: str | None, file: Path | None, manifest: Path | None,
 
 
 @cohort.command("edit", cls=SqlCommand, short_help="Change a cohort's query.")
-@_name_options
-@_definition_options
-@_evaluation_options
+@_name
+@_definition
+@_evaluation
 def edit(name: str, sql: str | None, file: Path | None, manifest: Path | None, **flags: Any) -> None:
     """Replace the query or manifest of the cohort NAME, in your editor if none is given."""
     text = _text(sql, file, manifest)
@@ -159,9 +150,9 @@ def _edit_text(name: str, text: bytes) -> bytes | None:
 
 
 @cohort.command("show", short_help="Print a cohort's query and what is in it.")
-@_name_options
-@_evaluation_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_name
+@_evaluation
+@json_flag
 def show(name: str, as_json: bool, **flags: Any) -> None:
     """Print the query of the cohort NAME and what is in it."""
     settings = _settings(flags)
@@ -177,9 +168,9 @@ def show(name: str, as_json: bool, **flags: Any) -> None:
 
 
 @cohort.command("list", short_help="List the cohorts.")
-@click.option("--cohort-dir", metavar="FOLDER", help="Where the queries are kept. Default: the configured one.")
-@_evaluation_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_cohort_dir
+@_evaluation
+@json_flag
 def list_cohorts(as_json: bool, **flags: Any) -> None:
     """List the cohorts: what is known of each, and the first line of its query. Evaluates nothing."""
     settings = _settings(flags)
@@ -191,10 +182,8 @@ def list_cohorts(as_json: bool, **flags: Any) -> None:
             found[name] = folder.read(name)[0]
     states = _states(settings, found) if found else {}
     if as_json:
-        rows = [
-            {"name": name, "state": states[name], "query": text.decode(errors="replace")}
-            for name, text in found.items()
-        ]
+        queries = {name: text.decode(errors="replace") for name, text in found.items()}
+        rows = [{"name": name, "state": states[name], "query": query} for name, query in queries.items()]
         click.echo(json.dumps(rows, indent=2))
     elif not found:
         click.echo("There are no cohorts. Make one: idcfs cohort create NAME 'SELECT ...'")
@@ -224,11 +213,11 @@ def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
                     found[name] = f"{summary['series']:,} series, {filesize.decimal(summary['bytes'])}"
             return found
 
-    return _run(states)
+    return run_trio(states)
 
 
 @cohort.command("delete", short_help="Remove a cohort.")
-@_name_options
+@_name
 def delete(name: str, **flags: Any) -> None:
     """Remove the cohort NAME and its query. The series that it showed stay in IDC."""
     settings = _settings(flags)
@@ -237,8 +226,6 @@ def delete(name: str, **flags: Any) -> None:
 
 
 def _checked(name: str) -> str:
-    from idcfs.cohorts.folder import check_name
-
     try:
         return check_name(name.encode(errors="surrogateescape"))
     except errors.ReadError as error:
@@ -251,15 +238,13 @@ def _settings(flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _folder(settings: Settings) -> Any:
-    from idcfs.cohorts.folder import CohortFolder
-
+def _folder(settings: Settings) -> CohortFolder:
     return CohortFolder(settings.cohort_dir)
 
 
 def _read(settings: Settings, name: str) -> bytes:
     try:
-        return bytes(_folder(settings).read(_checked(name))[0])
+        return _folder(settings).read(_checked(name))[0]
     except errors.NotThereNow as error:
         raise errors.UsageError(f"there is no cohort {name} in {settings.cohort_dir}; see idcfs cohort list") from error
 
@@ -270,20 +255,9 @@ def _evaluate(settings: Settings, name: str) -> Outcome:
             found = await cohorts.find(name)
             error = await cohorts.evaluated(found)
             result = found.result
-            if result is None:
-                return Outcome(None, "", error)
-            return Outcome(result.summary(version), result.remarks(), error)
+            return Outcome(result and result.summary(version), result.remarks() if result else "", error)
 
-    return _run(evaluate)
-
-
-def _run(work: Callable[[], Awaitable[T]]) -> T:
-    import trio
-
-    try:
-        return trio.run(work)
-    except ExceptionGroup as group:
-        raise errors.first_error(group) from group
+    return run_trio(evaluate)
 
 
 @contextlib.asynccontextmanager

@@ -6,13 +6,13 @@ import click
 from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import main
+from idcfs.cli.group import index_option, main
 from idcfs.config import load_settings
 
 
 @main.command("demo-mirror", short_help="Write the synthetic sample as a mirror.")
 @click.argument("folder", type=click.Path(path_type=Path, readable=False))
-@click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
+@index_option
 def demo_mirror(folder: Path, index: str | None) -> None:
     """Write the synthetic sample of about a dozen small series as a mirror into FOLDER.
 

@@ -2,7 +2,9 @@
 
 import re
 import sys
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -10,6 +12,9 @@ from idcfs import __version__, errors
 from idcfs.config import Settings
 from idcfs.printable import printable
 from idcfs.private import check_folder
+
+Command = Callable[..., None]
+T = TypeVar("T")
 
 PARTS = ("objects", "listings", "catalogue")
 """The folders in a cache folder."""
@@ -37,17 +42,13 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except errors.IdcfsError as error:
-            _fail(error)
+            # A refused query has more lines, which show where it is wrong.
+            lines = [printable(line) for line in str(error).split("\n")]
+            click.echo("idcfs: " + "\n".join(lines), err=True)
+            sys.exit(EXIT_CODES.get(type(error), 1))
         except KeyboardInterrupt:
             click.echo("idcfs: interrupted", err=True)
             sys.exit(130)
-
-
-def _fail(error: errors.IdcfsError) -> NoReturn:
-    # A refused query has more lines, which show where it is wrong.
-    lines = [printable(line) for line in str(error).split("\n")]
-    click.echo("idcfs: " + "\n".join(lines), err=True)
-    sys.exit(EXIT_CODES.get(type(error), 1))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -90,3 +91,28 @@ class SqlCommand(click.Command):
 def counted(number: int, noun: str) -> str:
     """Return a number of things as people read it, such as 2 files; *noun* has an s in the plural."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def option(name: str, metavar: str, text: str, kind: Any = None) -> Callable[[Command], Command]:
+    """Return a decorator that adds an option with a value."""
+    return click.option(name, metavar=metavar, help=text, type=kind)
+
+
+index_option = option("--index", "FOLDER", "Parquet files to use instead of the installed idc-index-data.")
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+mountpoint_argument = click.argument("mountpoint", type=Path, required=False)
+
+
+def run_trio(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Return the result of *work* in an event loop; of the errors of a nursery, the first is raised."""
+    import trio
+
+    try:
+        return trio.run(work, *arguments)
+    except ExceptionGroup as group:
+        raise errors.first_error(group) from group
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        # Ctrl-C while Python itself handles the signal, as a mount does in its first moments.
+        raise KeyboardInterrupt from group

@@ -12,7 +12,7 @@ import click
 from rich import filesize
 
 from idcfs.cli.background import log_to, serve, serve_in_background
-from idcfs.cli.group import check_folders, main
+from idcfs.cli.group import check_folders, index_option, main, mountpoint_argument, option
 from idcfs.cli.status import read_status
 from idcfs.config import Settings, load_settings
 from idcfs.errors import UsageError
@@ -26,26 +26,24 @@ UNMOUNT_WAIT = 10.0
 
 
 @main.command(short_help="Mount IDC on a folder.")
-@click.argument("mountpoint", type=Path, required=False)
-@click.option("--mirror", metavar="WHERE", help="aws (default), gcs, aws,gcs, http(s)://host[:port], or a folder.")
-@click.option(
-    "--cache-size", metavar="SIZE", help="Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB."
-)
-@click.option("--cache-dir", metavar="FOLDER", help="Where bytes and the catalogue are kept. Default: ~/.cache/idcfs.")
-@click.option("--cohort-dir", metavar="FOLDER", help="Where queries are kept. Default: ~/.local/share/idcfs/cohorts.")
-@click.option("--layout", metavar="TEMPLATE", help="Folders of the tree, as idc-index's dirTemplate: %column names.")
-@click.option("--idc-version", metavar="N", help="Show the tree of an earlier IDC version.")
-@click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
-@click.option("--timeout", metavar="SECONDS", help="How long one read may wait for the network. Default: 30.")
-@click.option("--memory", metavar="SIZE", help="Memory for what is fetched and read ahead. Default: 112MiB.")
-@click.option("--query-memory", metavar="SIZE", help="Memory that a cohort's query may take. Default: 3GiB.")
-@click.option("--query-timeout", metavar="SECONDS", help="How long a cohort's query may take. Default: 60.")
+@mountpoint_argument
+@option("--mirror", "WHERE", "aws (default), gcs, aws,gcs, http(s)://host[:port], or a folder.")
+@option("--cache-size", "SIZE", "Disk space for bytes, as 20GB. Default: 10 % of the disk, at most 50GB.")
+@option("--cache-dir", "FOLDER", "Where bytes and the catalogue are kept. Default: ~/.cache/idcfs.")
+@option("--cohort-dir", "FOLDER", "Where queries are kept. Default: ~/.local/share/idcfs/cohorts.")
+@option("--layout", "TEMPLATE", "Folders of the tree, as idc-index's dirTemplate: %column names.")
+@option("--idc-version", "N", "Show the tree of an earlier IDC version.")
+@index_option
+@option("--timeout", "SECONDS", "How long one read may wait for the network. Default: 30.")
+@option("--memory", "SIZE", "Memory for what is fetched and read ahead. Default: 112MiB.")
+@option("--query-memory", "SIZE", "Memory that a cohort's query may take. Default: 3GiB.")
+@option("--query-timeout", "SECONDS", "How long a cohort's query may take. Default: 60.")
 @click.option("--xattr/--no-xattr", default=None, help="Show index columns as extended attributes user.idc.*.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users of this machine read the mount.")
 @click.option(
     "--allow-other-cohorts/--no-allow-other-cohorts", default=None, help="Let them make and change cohorts, too."
 )
-@click.option("--refuse", metavar="PROGRAMS", help="Names of crawlers, with commas between. Default: known indexers.")
+@option("--refuse", "PROGRAMS", "Names of crawlers, with commas between. Default: known indexers.")
 @click.option("--demo", is_flag=True, help="Serve a small synthetic sample; no network.")
 @click.option("--recover", is_flag=True, help="Replace a mount whose daemon is gone.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
@@ -114,7 +112,7 @@ def _print_message(path: Path, message: dict[str, Any]) -> None:
 
 
 @main.command(short_help="Unmount, and wait for the daemon to end.")
-@click.argument("mountpoint", type=Path, required=False)
+@mountpoint_argument
 @click.option("--lazy", is_flag=True, help="Detach the mount even while programs use it.")
 def unmount(mountpoint: Path | None, lazy: bool) -> None:
     """Unmount MOUNTPOINT (default: ~/idc) and wait for its daemon to end."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, main
+from idcfs.cli.group import SqlCommand, index_option, main, option
 from idcfs.config import Settings, load_settings
 
 TABLE_ROWS = 100
@@ -24,9 +24,9 @@ TABLE_ROWS = 100
     "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", help="Default: table."
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Rows. Default: 100 for a table, else all.")
-@click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
-@click.option("--query-memory", metavar="SIZE", help="Memory that the query may take. Default: 3GiB.")
-@click.option("--query-timeout", metavar="SECONDS", help="How long the query may take. Default: 60.")
+@index_option
+@option("--query-memory", "SIZE", "Memory that the query may take. Default: 3GiB.")
+@option("--query-timeout", "SECONDS", "How long the query may take. Default: 60.")
 def query(sql: str, form: str, limit: int | None, **flags: Any) -> None:
     """Run one SELECT over the tables of the IDC index and print the result.
 

@@ -9,7 +9,7 @@ import click
 from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import main
+from idcfs.cli.group import json_flag, main, mountpoint_argument
 from idcfs.mount import mountpoint as mountpoints
 from idcfs.printable import printable
 
@@ -42,8 +42,8 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 @main.command(short_help="Show what a mount is doing.")
-@click.argument("mountpoint", type=Path, required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@mountpoint_argument
+@json_flag
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Show what MOUNTPOINT (default: every idcfs mount) is doing."""
     paths = [mountpoints.absolute(mountpoint)] if mountpoint else mountpoints.idcfs_mounts()

@@ -5,6 +5,7 @@ SQL cannot reach, finds the series and writes the view.
 """
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,34 +50,22 @@ _FACTS = (
 """The columns that series are found and counted by."""
 
 
-class _ResultColumns:
-    """The columns of a query's result: those that identify series, and those that its layout may take from it.
+def _positions(columns: list[str], known: frozenset[str]) -> dict[str, int]:
+    """Return the first position of each column of a query's result, under the name that the index has for it."""
+    # SQL ignores the case of names: a column is the index's of that name, however it is written.
+    spelled = {name.lower(): name for name in known}
+    positions: dict[str, int] = {}
+    for position, name in enumerate(columns):
+        positions.setdefault(spelled.setdefault(name.lower(), name), position)
+    return positions
 
-    Args:
-        columns: the names, in order.
-        known: the columns of the index.
-    """
 
-    def __init__(self, columns: list[str], known: frozenset[str]) -> None:
-        # SQL ignores the case of names: a column is the index's of that name, however it is written.
-        spelled = {name.lower(): name for name in known}
-        self._known = known
-        self.positions: dict[str, int] = {}
-        for position, name in enumerate(columns):
-            self.positions.setdefault(spelled.setdefault(name.lower(), name), position)
-        found = next((name for name in IDENTIFIERS if name in self.positions), None)
-        if found is None:
-            raise QueryRefused(
-                f"the result has no column that identifies series; select one of {', '.join(IDENTIFIERS)}"
-            )
-        self.keys = [found, *(name for name in IDENTIFIERS[found] if name in self.positions)]
-
-    def values(self, template: Template) -> list[str]:
-        """Return the columns that the layout takes from the result.
-
-        A column of the index has the series' own values: a row for a whole collection has no modality of each series.
-        """
-        return [name for name in template.columns if name not in self._known]
+def _keys(columns: Collection[str]) -> list[str]:
+    """Return the columns of a query's result that identify series."""
+    found = next((name for name in IDENTIFIERS if name in columns), None)
+    if found is None:
+        raise QueryRefused(f"the result has no column that identifies series; select one of {', '.join(IDENTIFIERS)}")
+    return [found, *(name for name in IDENTIFIERS[found] if name in columns)]
 
 
 @build.build_errors()
@@ -99,7 +88,7 @@ def _build(request: BuildCohort, report: Report, folder: Path) -> dict[str, Any]
     layout = request.layout if text.layout is None else text.layout
     connection = connect_bounded(request.tables, request.memory)
     if text.manifest is not None:
-        template = _template(layout, _index_columns(connection))
+        template = _template(layout, frozenset(build.columns_of(connection, "index")))
         report(Bound())
         if request.only_bind:
             return {}
@@ -111,10 +100,6 @@ def _build(request: BuildCohort, report: Report, folder: Path) -> dict[str, Any]
     facts = _facts(connection) | problems | {"layout": template.text}
     build.build_view(connection, Path(request.series), "matched", template, facts["counts"], folder)
     return facts
-
-
-def _index_columns(connection: build.Connection) -> frozenset[str]:
-    return frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
 
 
 def _template(layout: str, columns: frozenset[str]) -> Template:
@@ -132,22 +117,24 @@ def _match_query(
     """Make the table `matched` of the series of a SELECT; returns the layout, and the facts of rows without series."""
     sandbox = open_sandbox(request.tables, request.memory)
     relation = bind(sandbox, sql)
-    known = _index_columns(connection)
-    given = _ResultColumns(relation.columns, known)
-    template = _template(layout, known | frozenset(given.positions))
+    known = frozenset(build.columns_of(connection, "index"))
+    positions = _positions(relation.columns, known)
+    keys = _keys(positions)
+    template = _template(layout, known | positions.keys())
     report(Bound())
     if request.only_bind:
         return template, {}
-    values = given.values(template)
-    taken = {f"k{number}": name for number, name in enumerate(given.keys)}
+    # A column of the index has the series' own values: a row for a whole collection has no modality of each series.
+    values = [name for name in template.columns if name not in known]
+    taken = {f"k{number}": name for number, name in enumerate(keys)}
     taken |= {f"v{number}": name for number, name in enumerate(values)}
-    names = ", ".join(f"c{number}" for number in range(max(given.positions[name] for name in taken.values()) + 1))
-    columns = ", ".join(f"CAST(c{given.positions[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
+    names = ", ".join(f"c{number}" for number in range(max(positions[name] for name in taken.values()) + 1))
+    columns = ", ".join(f"CAST(c{positions[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
     # Columns are taken by number, because a result may have two of one name.
     rows = relation.query("cohort_result", f"SELECT DISTINCT {columns} FROM cohort_result AS result({names})")
     connection.register("given", build.arrow_reader(rows).read_all())
     sandbox.close()
-    return template, _match_rows(connection, given.keys, values, template)
+    return template, _match_rows(connection, keys, values, template)
 
 
 def _match_rows(connection: build.Connection, keys: list[str], values: list[str], template: Template) -> dict[str, Any]:
@@ -181,7 +168,7 @@ def _match_rows(connection: build.Connection, keys: list[str], values: list[str]
 
 
 def _count(connection: build.Connection, table: str) -> int:
-    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+    return int(build.first_column(connection, f"SELECT count(*) FROM {table}")[0])
 
 
 def _selected(template: Template, taken: dict[str, str] | None = None, known: set[str] | None = None) -> str:
@@ -199,7 +186,7 @@ def _add_past_versions(
     connection: build.Connection, uuids: str, template: Template, taken: dict[str, str] | None = None, join: str = ""
 ) -> None:
     """Add the series of these UUIDs that only past versions have to `matched`."""
-    known = {row[0] for row in connection.execute("DESCRIBE prior_versions_index").fetchall()}
+    known = set(build.columns_of(connection, "prior_versions_index"))
     source = build.prior_series(f"WHERE crdc_series_uuid IN ({uuids})")
     connection.execute(f"INSERT INTO matched SELECT {_selected(template, taken, known)} FROM {source} AS source {join}")
 
@@ -234,8 +221,8 @@ def _facts(connection: build.Connection) -> dict[str, Any]:
     licences = connection.execute("""
         SELECT coalesce(license_short_name, 'unknown'), count(*) FROM matched GROUP BY 1 ORDER BY 2 DESC, 1""")
     facts: dict[str, Any] = {"licences": dict(licences.fetchall())}
-    collections = connection.execute("SELECT DISTINCT collection_id FROM matched ORDER BY 1").fetchall()
-    return facts | {"collections": [name for (name,) in collections], "counts": build.count(connection, "matched")}
+    collections = build.first_column(connection, "SELECT DISTINCT collection_id FROM matched ORDER BY 1")
+    return facts | {"collections": collections, "counts": build.count(connection, "matched")}
 
 
 if __name__ == "__main__":

@@ -90,11 +90,11 @@ class CohortFolder:
         with self._translated_errors(), contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:
             for entry in entries:
                 name = entry.name.removesuffix(SUFFIX)
-                if name == entry.name or not _is_name(name):
+                if name == entry.name:
                     continue
                 # The file may be gone, or a link to nowhere; the others are shown nevertheless.
-                with contextlib.suppress(OSError):
-                    found[name] = _stamp(_require_regular(entry.stat(), entry.path))
+                with contextlib.suppress(OSError, NameRefused, NameTooLong):
+                    found[check_name(os.fsencode(name))] = _stamp(_require_regular(entry.stat(), entry.path))
         return dict(sorted(found.items()))
 
     def stamp(self, name: str) -> Stamp:
@@ -125,14 +125,14 @@ class CohortFolder:
         """
         if len(self.names()) >= MAX_COHORTS:
             raise NoSpace(f"there are {MAX_COHORTS:,} cohorts in {self.path}; remove one first")
-        with self._locked(), self._translated_errors(), self._file(name).open("xb") as file:
+        with self._locked(), self._file(name).open("xb") as file:
             # A cohort of this name may have been removed by hand.
             self._forget_last_good(name)
             return _stamp(os.fstat(file.fileno()))
 
     def write(self, name: str, text: bytes) -> Stamp:
         """Replace a cohort's text."""
-        with self._locked(), self._translated_errors():
+        with self._locked():
             return self._replace(self._file(name), text)
 
     def append(self, name: str, text: bytes) -> tuple[bytes, Stamp]:
@@ -142,7 +142,7 @@ class CohortFolder:
             NotThereNow: there is no such cohort.
             QueryTooLong: the whole text would be longer than `MAX_TEXT`; the file is unchanged.
         """
-        with self._locked(), self._translated_errors():
+        with self._locked():
             whole = self.read(name)[0] + text
             if len(whole) > MAX_TEXT:
                 raise QueryTooLong(f"a query has at most {MAX_TEXT:,} bytes")
@@ -155,7 +155,7 @@ class CohortFolder:
             NotThereNow: there is no cohort *old*.
             AlreadyThere: there is a cohort *new*.
         """
-        with self._locked(), self._translated_errors():
+        with self._locked():
             os.stat(self._file(old))
             if os.path.lexists(self._file(new)):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._file(new)))
@@ -170,28 +170,26 @@ class CohortFolder:
         Raises:
             NotThereNow: there is no such cohort.
         """
-        with self._locked(), self._translated_errors():
+        with self._locked():
             self._file(name).unlink()
             self._forget_last_good(name)
 
     def read_last_good(self, name: str) -> bytes | None:
         """Return the last text that worked, or None if it was not kept."""
-        with self._translated_errors():
-            try:
-                return self._last_good(name).read_bytes()
-            except FileNotFoundError:
-                return None
+        with self._translated_errors(), contextlib.suppress(FileNotFoundError):
+            return self._last_good(name).read_bytes()
+        return None
 
     def keep_last_good(self, name: str, text: bytes | None) -> None:
         """Keep the last text that worked; None removes it, because the present text works."""
         with self._translated_errors():
             if text is None and not self._last_good(name).exists():
                 return
-        with self._locked(), self._translated_errors():
+        with self._locked():
             if text is None:
                 self._last_good(name).unlink(missing_ok=True)
             else:
-                _make_folder(self._last_good(name).parent)
+                _make_folder(self.path / _LAST_GOOD)
                 self._replace(self._last_good(name), text)
 
     def remove_leftovers(self) -> None:
@@ -233,15 +231,15 @@ class CohortFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
+        """Hold the lock, and raise the system's errors as errors of idcfs."""
         with self._translated_errors():
             _make_folder(self.path)
             descriptor = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            with self._translated_errors():
+            try:
                 self._wait_for_lock(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
+                yield
+            finally:
+                os.close(descriptor)
 
     def _wait_for_lock(self, descriptor: int) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -268,14 +266,6 @@ class CohortFolder:
             raise CohortsUnusable(
                 f"cohort folder {self.path}: {error.strerror}; choose another with --cohort-dir"
             ) from error
-
-
-def _is_name(name: str) -> bool:
-    try:
-        check_name(os.fsencode(name))
-    except (NameRefused, NameTooLong):
-        return False
-    return True
 
 
 def _make_folder(path: Path) -> None:

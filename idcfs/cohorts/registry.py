@@ -107,7 +107,7 @@ class Cohorts:
         async with self._disk():
             found = await self._on_disk(self._folder.names)
             for name in self._by_name.keys() - found.keys():
-                self._forget(self._by_name[name])
+                self._forget(name)
             return [self._by_name.get(name) or self._remember(name, stamp) for name, stamp in found.items()]
 
     async def find(self, name: str) -> Cohort:
@@ -136,7 +136,8 @@ class Cohorts:
         """
         async with self._disk():
             await self._on_disk(self._folder.create, name)
-            self._forget_name(name)
+            # A cohort of this name that was removed by hand is another one.
+            self._forget(name)
             return await self._refresh(name)
 
     async def rename(self, number: int, name: str) -> None:
@@ -148,7 +149,8 @@ class Cohorts:
         async with self._disk():
             cohort = self._numbered(number)
             await self._on_disk(self._folder.rename, cohort.name, name)
-            self._forget_name(name)
+            # A cohort of this name that was removed by hand is another one.
+            self._forget(name)
             del self._by_name[cohort.name]
             cohort.name = name
             self._by_name[name] = cohort
@@ -162,7 +164,7 @@ class Cohorts:
         async with self._disk():
             cohort = self._numbered(number)
             await self._on_disk(self._folder.delete, cohort.name)
-            self._forget(cohort)
+            self._forget(cohort.name)
 
     async def write(self, number: int, text: bytes, append: bool = False) -> None:
         """Replace a cohort's text, or add to its end; waits, up to `BIND_SECONDS`, until the text is known to be valid.
@@ -274,8 +276,7 @@ class Cohorts:
                 return known
             text, stamp = await self._on_disk(self._folder.read, name)
         except NotThereNow:
-            if known is not None:
-                self._forget(known)
+            self._forget(name)
             raise
         cohort = known or self._remember(name, stamp)
         if cohort.text != text:
@@ -288,15 +289,12 @@ class Cohorts:
         self._by_name[name] = self._by_number[cohort.number] = cohort
         return cohort
 
-    def _forget_name(self, name: str) -> None:
-        """Forget a cohort that was removed by hand, because the one that has its name now is another."""
-        if name in self._by_name:
-            self._forget(self._by_name[name])
-
-    def _forget(self, cohort: Cohort) -> None:
-        self._stop(cohort)
-        self._show_nothing(cohort)
-        del self._by_name[cohort.name], self._by_number[cohort.number]
+    def _forget(self, name: str) -> None:
+        cohort = self._by_name.pop(name, None)
+        if cohort is not None:
+            self._stop(cohort)
+            self._show_nothing(cohort)
+            del self._by_number[cohort.number]
 
     def _set_text(self, cohort: Cohort, text: bytes, stamp: Stamp) -> None:
         cohort.stamp = stamp

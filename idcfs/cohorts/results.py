@@ -52,16 +52,9 @@ class Result:
 
     def summary(self, idc_version: int) -> dict[str, Any]:
         """Return the facts of `.summary`; *idc_version* is the index's."""
-        facts = self.facts
-        counts = facts["counts"]
-        return {
-            **{name: counts[name] for name in ("series", "studies", "patients", "instances", "bytes")},
-            "licences": facts["licences"],
-            "collections": facts["collections"],
-            "layout": facts["layout"],
-            "idc_version": idc_version,
-            "seconds": facts["seconds"],
-        }
+        counts = {name: self.facts["counts"][name] for name in ("series", "studies", "patients", "instances", "bytes")}
+        facts = {name: self.facts[name] for name in ("licences", "collections", "layout")}
+        return counts | facts | {"idc_version": idc_version, "seconds": self.facts["seconds"]}
 
     def remarks(self) -> str:
         """Return what the cohort's author should know, or an empty text."""
@@ -128,7 +121,7 @@ class Results:
 
     async def drop(self, result: Result) -> None:
         """Remove a result that turned out damaged."""
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(result.folder, ignore_errors=True))
+        await trio.to_thread.run_sync(_remove, result.folder)
 
     def _result_folder(self, text: bytes) -> Path:
         digest = hashlib.sha256(json.dumps(self._inputs).encode() + b"\n")
@@ -150,13 +143,14 @@ class Results:
         return Result(folder, facts)
 
     async def _build(self, text: bytes, folder: Path, bound: Callable[[], None], only_bind: bool = False) -> Result:
-        building = folder.with_name(f"{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{_BUILDING}")
-        source = building.with_suffix(".text")
+        # The process ID shows later whether the folder is in use.
+        scratch = folder.with_name(f"{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{_BUILDING}")
+        source, view = scratch / "text", scratch / "view"
         try:
             await trio.to_thread.run_sync(_write, source, text)
-            facts = await self._run(source, building, bound, only_bind)
+            facts = await self._run(source, view, bound, only_bind)
             if not only_bind:
-                await trio.to_thread.run_sync(self._keep, building, folder)
+                await trio.to_thread.run_sync(self._keep, view, folder)
             return Result(folder, facts)
         except QueryTooCostly:
             raise
@@ -164,24 +158,23 @@ class Results:
             refused = {"refused": [type(error).__name__, str(error)], "limits": self._limits}
             # The author is to read the error even if it cannot be kept.
             with contextlib.suppress(OSError):
-                await trio.to_thread.run_sync(_write_refusal, building, refused)
-                await trio.to_thread.run_sync(self._keep, building, folder)
+                await trio.to_thread.run_sync(_write_refusal, view, refused)
+                await trio.to_thread.run_sync(self._keep, view, folder)
             raise
         except OSError as error:
             raise errors.CacheUnusable(f"{self._folder}: {error.strerror}; choose another --cache-dir") from error
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_remove, source)
-                await trio.to_thread.run_sync(_remove, building)
+                await trio.to_thread.run_sync(_remove, scratch)
 
-    async def _run(self, source: Path, building: Path, bound: Callable[[], None], only_bind: bool) -> dict[str, Any]:
+    async def _run(self, source: Path, view: Path, bound: Callable[[], None], only_bind: bool) -> dict[str, Any]:
         request = BuildCohort(
             tables=self._catalogue.index.query_tables,
             memory=self._settings.query_memory,
             text=str(source),
             layout=self._settings.layout,
             series=str(self._catalogue.folder / SERIES_TABLE),
-            folder=str(building),
+            folder=str(view),
             only_bind=only_bind,
         )
 
@@ -197,7 +190,7 @@ class Results:
                     return (await run()).facts
                 except ChildEnded:
                     # Somebody may have killed the child.
-                    await trio.to_thread.run_sync(_remove, building)
+                    await trio.to_thread.run_sync(_remove, view)
                     return (await run()).facts
         except trio.TooSlowError:
             raise QueryTooCostly(f"the query took more than {limit:g} seconds; set query_timeout to more") from None
@@ -206,22 +199,21 @@ class Results:
                 f"the query ended its process; it may need more memory: set query_memory ({error})"
             ) from error
 
-    def _keep(self, building: Path, folder: Path) -> None:
+    def _keep(self, view: Path, folder: Path) -> None:
         """Give a result its name, replace an older one of the same text, and remove the least recently used ones."""
         # The folder is renamed and not written over, so that a mount that has it open can go on reading it.
-        old = building.with_suffix(".old")
+        old = view.with_name("old")
         while True:
             with contextlib.suppress(FileNotFoundError):
                 folder.replace(old)
             try:
-                building.replace(folder)
+                view.replace(folder)
                 break
             except OSError as error:
                 # Another process has put its result there meanwhile.
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
                 _remove(old)
-        _remove(old)
         _remove_unused(self._folder, folder)
 
 
@@ -230,10 +222,10 @@ def _write(file: Path, text: bytes) -> None:
     file.write_bytes(text)
 
 
-def _write_refusal(building: Path, refused: dict[str, Any]) -> None:
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    write_description(building / _FACTS, refused)
+def _write_refusal(view: Path, refused: dict[str, Any]) -> None:
+    _remove(view)
+    view.mkdir()
+    write_description(view / _FACTS, refused)
 
 
 def _remove_unused(folder: Path, newest: Path) -> None:
@@ -256,9 +248,5 @@ def _remove_unused(folder: Path, newest: Path) -> None:
             _remove(path)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

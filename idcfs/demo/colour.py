@@ -39,20 +39,9 @@ def _profile() -> bytes:
     for tag, value in tags.items():
         table += tag + struct.pack(">II", start + len(data), len(value))
         data += value + bytes(-len(value) % 4)
-    return _header(start + len(data)) + table + data
-
-
-def _header(size: int) -> bytes:
     created = struct.pack(">6H", 2020, 1, 1, 0, 0, 0)
-    return (
-        struct.pack(">I4sI", size, bytes(4), 0x02100000)
-        + b"scnrRGB XYZ "
-        + created
-        + b"acsp"
-        + bytes(28)
-        + _fixed(_ILLUMINANT)
-        + bytes(48)
-    )
+    header = struct.pack(">I4sI", start + len(data), bytes(4), 0x02100000) + b"scnrRGB XYZ " + created + b"acsp"
+    return header + bytes(28) + _fixed(_ILLUMINANT) + bytes(48) + table + data
 
 
 SRGB_PROFILE = _profile()

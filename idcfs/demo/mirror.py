@@ -10,17 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
-    CTImageStorage,
-    EnhancedSRStorage,
-    MRImageStorage,
-    PositronEmissionTomographyImageStorage,
-    RTStructureSetStorage,
-    SegmentationStorage,
-    VLWholeSlideMicroscopyImageStorage,
-)
 
 from idcfs.demo.derived import report, segmentation, structure_set
 from idcfs.demo.modules import encode
@@ -44,19 +33,16 @@ Licence of everything in this folder: CC0 1.0 (https://creativecommons.org/publi
 """
 _WRITTEN = 1_577_836_800  # 2020-01-01T00:00:00Z, so that the files of two mirrors have the same times
 
-_IMAGES: dict[str, Callable[[IndexedSeries, int], Dataset]] = {
-    CTImageStorage: slice_image,
-    MRImageStorage: slice_image,
-    PositronEmissionTomographyImageStorage: slice_image,
-    VLWholeSlideMicroscopyImageStorage: slide_level,
+_BUILDERS: dict[str, Callable[..., Dataset]] = {
+    "CT": slice_image,
+    "MR": slice_image,
+    "PT": slice_image,
+    "SM": slide_level,
+    "SEG": segmentation,
+    "RTSTRUCT": structure_set,
+    "SR": report,
 }
-_DERIVED: dict[str, Callable[[IndexedSeries, int, IndexedSeries], Dataset]] = {
-    SegmentationStorage: segmentation,
-    RTStructureSetStorage: structure_set,
-    EnhancedSRStorage: report,
-    ComprehensiveSRStorage: report,
-    Comprehensive3DSRStorage: report,
-}
+"""What makes an instance, by modality, of its series, its number and, if it is derived, the series that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +78,10 @@ def write_demo_mirror(folder: Path, index_parquet: Path, *, progress: Progress |
 
 def _files(found: dict[str, IndexedSeries]) -> Iterator[tuple[Path, bytes]]:
     for uuid, series in found.items():
+        sources = [found[SOURCES[uuid]]] if uuid in SOURCES else []
         for number in range(1, series.instance_count + 1):
-            instance = _instance(series, number, found.get(SOURCES.get(uuid, "")))
-            path = Path(series.aws_bucket, uuid, series.file_name(number))
-            yield path, encode(instance, series)
-
-
-def _instance(series: IndexedSeries, number: int, source: IndexedSeries | None) -> Dataset:
-    if source is None:
-        return _IMAGES[series.sop_class_uid](series, number)
-    return _DERIVED[series.sop_class_uid](series, number, source)
+            instance = _BUILDERS[series.modality](series, number, *sources)
+            yield Path(series.aws_bucket, uuid, series.file_name(number)), encode(instance, series)
 
 
 def _claim(folder: Path) -> None:

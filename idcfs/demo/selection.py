@@ -45,23 +45,12 @@ SOURCES = {
 }
 """The image series that each derived series (segmentation, structure set, report) was made from."""
 
-_COLUMNS = {
-    "crdc_series_uuid": "crdc_series_uuid",
-    "aws_bucket": "aws_bucket",
-    "patient_id": "PatientID",
-    "patient_age": "PatientAge",
-    "patient_sex": "PatientSex",
-    "study_instance_uid": "StudyInstanceUID",
-    "study_date": "StudyDate",
-    "series_instance_uid": "SeriesInstanceUID",
-    "series_date": "SeriesDate",
-    "series_number": "SeriesNumber",
-    "modality": "Modality",
-    "body_part_examined": "BodyPartExamined",
-    "sop_class_uid": "SOPClassUID",
-    "transfer_syntax_uid": "TransferSyntaxUID",
-    "instance_count": "instanceCount",
-}
+_COLUMNS = [
+    "crdc_series_uuid", "aws_bucket", "PatientID", "PatientAge", "PatientSex", "StudyInstanceUID", "StudyDate",
+    "SeriesInstanceUID", "SeriesDate", "SeriesNumber", "Modality", "BodyPartExamined", "SOPClassUID",
+    "TransferSyntaxUID", "instanceCount",
+]  # fmt: skip
+"""The columns of the index that an `IndexedSeries` has, in the order of its fields."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "demo.idcfs")
 
@@ -77,7 +66,7 @@ def _synthetic_uuid(*parts: object) -> uuid.UUID:
 
 @dataclass(frozen=True, slots=True)
 class IndexedSeries:
-    """A series as the index has it; missing values are empty. Instances are numbered from 1."""
+    """A series as the index has it. Missing values are empty, dates are as in DICOM; instances are numbered from 1."""
 
     crdc_series_uuid: str
     aws_bucket: str
@@ -98,7 +87,7 @@ class IndexedSeries:
     @property
     def content_date(self) -> str:
         """The date of what must have one, even where the index has none."""
-        return self.series_date or self.study_date or "2000-01-01"
+        return self.series_date or self.study_date or "20000101"
 
     @property
     def frame_of_reference_uid(self) -> str:
@@ -125,7 +114,7 @@ def read_series(index_parquet: Path) -> tuple[IndexedSeries, ...]:
     try:
         table = pyarrow.parquet.read_table(
             index_parquet,
-            columns=list(_COLUMNS.values()),
+            columns=_COLUMNS,
             filters=[("crdc_series_uuid", "in", list(DEMO_SERIES))],
         )
         rows = {row["crdc_series_uuid"]: row for row in table.to_pylist()}
@@ -143,6 +132,7 @@ def read_series(index_parquet: Path) -> tuple[IndexedSeries, ...]:
 
 
 def _indexed_series(row: dict[str, Any]) -> IndexedSeries:
-    values: dict[str, Any] = {field: row[column] for field, column in _COLUMNS.items()}
-    values.update({field: "" for field, value in values.items() if value is None})
-    return IndexedSeries(**values)
+    values: dict[str, Any] = {column: "" if row[column] is None else row[column] for column in _COLUMNS}
+    for column in ("StudyDate", "SeriesDate"):
+        values[column] = values[column].replace("-", "")
+    return IndexedSeries(*values.values())

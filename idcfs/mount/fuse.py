@@ -62,6 +62,7 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.CacheUnusable: errno.EIO,
     errors.CatalogueDamaged: errno.EIO,
     errors.IndexUnusable: errno.EIO,
+    errors.ChildNotStarted: errno.EIO,
     errors.ChildEnded: errno.EIO,
 }
 

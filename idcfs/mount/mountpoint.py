@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -93,23 +94,19 @@ def in_time(call: Callable[[], T]) -> T:
         TimeoutError: the call has not returned after `ANSWER_TIMEOUT` seconds.
         Exception: whatever the call raises.
     """
-    answers: list[T] = []
-    failures: list[Exception] = []
+    answer: Future[T] = Future()
 
     def ask() -> None:
         try:
-            answers.append(call())
+            answer.set_result(call())
         except Exception as error:
-            failures.append(error)
+            answer.set_exception(error)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(ANSWER_TIMEOUT)
-    for error in failures:
-        raise error
-    for answer in answers:
-        return answer
-    raise TimeoutError(errno.ETIMEDOUT, f"no answer in {ANSWER_TIMEOUT:g} seconds")
+    threading.Thread(target=ask, daemon=True).start()
+    wait([answer], ANSWER_TIMEOUT)
+    if not answer.done():
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {ANSWER_TIMEOUT:g} seconds")
+    return answer.result()
 
 
 def is_dead(path: Path) -> bool:

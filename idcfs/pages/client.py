@@ -86,7 +86,7 @@ class PageCache:
                 filled()
 
         try:
-            self._pool.post(Store(inode, offset, lease.start, length), answered, lease)
+            self._pool.child().post(Store(inode, offset, lease.start, length), answered, lease)
         except IdcfsError as error:
             self._waiting -= length
             log.debug("%s", error)

@@ -1,8 +1,7 @@
 """Memory that processes share, given out in leases; belongs to one trio run.
 
-This process makes the memory and leases regions of it; the others map the same descriptor. What a child has filled is
-used where it is, without a copy: on many virtual machines memory that is touched for the first time costs more than
-the network. Nothing here is locked, because only the event loop takes and releases leases.
+This process leases regions of it; the others map the same descriptor. What a child has filled is used where it is: on
+many virtual machines memory that is touched for the first time costs more than the network.
 """
 
 import mmap
@@ -70,12 +69,10 @@ class Arena:
             raise ValueError(f"{length} bytes do not fit into {most} of an arena")
         self._waiting += 1
         try:
-            while True:
-                lease = self.take_now(length, stop)
-                if lease is not None:
-                    return lease
+            while (lease := self.take_now(length, stop)) is None:
                 if not self.kept.forget_oldest():
                     await self._freed.wait()
+            return lease
         finally:
             self._waiting -= 1
 
@@ -127,11 +124,10 @@ class Kept:
 
     def get(self, key: Hashable) -> Lease | None:
         """The lease under *key*, which the caller holds too from now on."""
-        lease = self._leases.get(key)
-        if lease is None:
+        if key not in self._leases:
             return None
         self._leases.move_to_end(key)
-        return lease.hold()
+        return self._leases[key].hold()
 
     def add(self, key: Hashable, lease: Lease) -> None:
         """Hold *lease* under *key*."""

@@ -1,8 +1,6 @@
 """One child process, and the requests that it has not answered; belongs to one trio run.
 
-The child is started by exec: a forked one would hold the FUSE device open. It ends when its socket does, so also when
-this process is killed. What it was asked fails when it ends. A lease that it may write into is held until it has
-answered, or is reaped.
+What the child was asked fails when it ends. A lease that it may write into is held until it has answered, or is reaped.
 """
 
 import contextlib
@@ -16,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from idcfs.errors import ChildEnded, Unreachable
+from idcfs.errors import ChildEnded, ChildNotStarted, Unreachable
 from idcfs.processes.arena import Arena
 from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Failed, Message, encode
@@ -30,31 +28,42 @@ A = TypeVar("A", bound=Message)
 
 
 class Program(NamedTuple):
-    """What a child runs, and how it is asked.
-
-    Args:
-        module: the module that is its program.
-        answers: the classes of the messages that it sends.
-        options: its first message, if it wants one.
-        descriptors: what it inherits besides its socket and the arena.
-        arena: the memory that it shares.
-        subject: what it works on, for messages to people.
-    """
+    """What a child runs, and how it is asked."""
 
     module: str
-    answers: Iterable[type[Message]]
-    options: Message | None = None
-    descriptors: Sequence[int] = ()
-    arena: Arena | None = None
-    subject: str = ""
+    answers: Iterable[type[Message]]  # the classes of the messages that it sends
+    options: Message | None = None  # its first message, if it wants one
+    descriptors: Sequence[int] = ()  # what it inherits besides its socket and the arena
+    arena: Arena | None = None  # the memory that it shares
+    subject: str = ""  # what it works on, for messages to people
 
 
 class _Request(NamedTuple):
-    """A request that is not answered yet; *answered* and *progressed* take its messages, *lease* is written into."""
+    """A request that is not answered yet: the arguments of `Child.post`."""
 
     answered: Callable[[Message], None]
-    progressed: Callable[[Message], None] | None
     lease: Lease | None
+    progressed: Callable[[Message], None] | None
+
+
+class Reply:
+    """The one last answer to a request, for somebody who waits until it `has_come`."""
+
+    def __init__(self) -> None:
+        self.has_come = trio.Event()
+        self._message: Message = ()
+
+    def take(self, message: Message) -> None:
+        """Take the answer; this is what `Child.post` wants to call."""
+        self._message = message
+        self.has_come.set()
+
+    def read(self, answer: type[A]) -> A:
+        """Return what has come, which is an *answer*, or raise the error that it reports."""
+        if isinstance(self._message, Failed):
+            raise self._message.error()
+        assert isinstance(self._message, answer), f"{self._message!r} came in the place of {answer.__name__}"
+        return self._message
 
 
 class Child:
@@ -62,19 +71,20 @@ class Child:
 
     def __init__(self, program: Program) -> None:
         self.has_ended = False
+        self.exit_code: int | None = None
         self.unanswered = 0
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._requests: dict[int, _Request] = {}
-        self._unreaped: list[Lease] = []
+        self._unreaped = contextlib.ExitStack()
         self._to_send = bytearray() if program.options is None else bytearray(encode(0, program.options))
         self._something = trio.Event()
 
-    async def run(self) -> int | None:
-        """Run the process, send requests and take answers until it ends; returns its exit code."""
+    async def run(self) -> None:
+        """Run the process, send requests and take answers until it ends, with an exit code."""
         if self.has_ended:
-            return None
+            return
         try:
             # A child that is given up before it has started ends below, where whoever waits for it is answered.
             with trio.CancelScope(shield=True):
@@ -84,7 +94,7 @@ class Child:
             # Not the error, which would hold all that this process was started with.
             log.error(reason)
             self._end(reason)
-            return None
+            return
         self._process = process
         if self.has_ended:
             # It was killed meanwhile, and must not get requests whose regions are free again.
@@ -92,8 +102,6 @@ class Child:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:
             async with stream, trio.open_nursery() as nursery:
-                if self._to_send:
-                    self._something.set()
                 nursery.start_soon(self._send, stream)
                 await self._receive(stream)
                 nursery.cancel_scope.cancel()
@@ -105,23 +113,20 @@ class Child:
             self._end("the process has ended")
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_reap, process)
-            if process.returncode is not None:
-                self._release_unreaped()
-        if process.returncode is None:
-            # The kernel does not end a process that waits for a disk that hangs; until it does, it may write.
-            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-            self._release_unreaped()
-        return process.returncode
+            if process.returncode is None:
+                # The kernel does not end a process that waits for a disk that hangs; until it does, it may write.
+                await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+            self._unreaped.close()
+            self.exit_code = process.returncode
 
-    def _start(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-        arena = self._program.arena
-        with contextlib.ExitStack() as if_it_fails, contextlib.ExitStack() as at_once:
-            ours, theirs = socket.socketpair()
+    def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        program, arena = self._program, self._program.arena
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as if_it_fails:
             if_it_fails.enter_context(ours)
-            at_once.enter_context(theirs)
             # -P keeps modules of the current folder from standing in for those of the installation.
-            command = [sys.executable, "-P", "-m", self._program.module, str(theirs.fileno())]
-            descriptors = [theirs.fileno(), *self._program.descriptors]
+            command = [sys.executable, "-P", "-m", program.module, str(theirs.fileno())]
+            descriptors = [theirs.fileno(), *program.descriptors]
             if arena is not None:
                 command += [str(arena.descriptor), str(arena.size)]
                 descriptors.append(arena.descriptor)
@@ -131,60 +136,55 @@ class Child:
 
     async def _send(self, stream: trio.SocketStream) -> None:
         while True:
-            await self._something.wait()
-            self._something = trio.Event()
             # Requests that were made together are sent together.
             sent, self._to_send = self._to_send, bytearray()
             await stream.send_all(sent)
+            await self._something.wait()
+            self._something = trio.Event()
 
     async def _receive(self, stream: trio.SocketStream) -> None:
         decoder = Decoder(self._program.answers)
         async for chunk in stream:
             for number, is_last, message in decoder.feed(chunk):
+                request = self._requests.get(number)
+                if request is None:
+                    # It has failed already, because this process was killed.
+                    continue
                 if is_last:
-                    self._answer(number, message)
-                elif (request := self._requests.get(number)) is not None and request.progressed is not None:
+                    del self._requests[number]
+                    self.unanswered -= 1
+                    _call(request.answered, message)
+                    if request.lease is not None:
+                        request.lease.release()
+                elif request.progressed is not None:
                     _call(request.progressed, message)
-
-    def _answer(self, number: int, message: Message) -> None:
-        request = self._requests.pop(number, None)
-        if request is None:
-            return
-        self.unanswered -= 1
-        _call(request.answered, message)
-        if request.lease is not None:
-            request.lease.release()
 
     def _end(self, reason: str) -> None:
         self.has_ended = True
         requests, self._requests = self._requests, {}
-        # It may write into them until it is reaped.
-        self._unreaped += [request.lease for request in requests.values() if request.lease is not None]
         failed = Failed.of(Unreachable(f"{self._program.subject}: {reason}"))
         for request in requests.values():
+            if request.lease is not None:
+                # The process may write into it until it is reaped.
+                self._unreaped.push(request.lease)
             _call(request.answered, failed)
         if self._process is None:
-            self._release_unreaped()
-
-    def _release_unreaped(self) -> None:
-        leases, self._unreaped = self._unreaped, []
-        for lease in leases:
-            lease.release()
+            self._unreaped.close()
 
     def post(
         self,
         request: Message,
         answered: Callable[[Message], None],
-        progressed: Callable[[Message], None] | None = None,
         lease: Lease | None = None,
+        progressed: Callable[[Message], None] | None = None,
     ) -> int:
         """Send a request and wait for nothing; returns its number.
 
         Args:
             request: the message.
             answered: called with the one last answer, which may be `Failed`.
-            progressed: called with the answers before it.
             lease: what the process may write into, or read, for this request; it is held until the answer.
+            progressed: called with the answers before the last one.
 
         Raises:
             Unreachable: the process has ended.
@@ -192,7 +192,7 @@ class Child:
         if self.has_ended:
             raise Unreachable(f"{self._program.subject}: the process has ended")
         number = next(self._numbers)
-        self._requests[number] = _Request(answered, progressed, None if lease is None else lease.hold())
+        self._requests[number] = _Request(answered, None if lease is None else lease.hold(), progressed)
         self.unanswered += 1
         self._send_soon(number, request)
         return number
@@ -201,8 +201,8 @@ class Child:
         self,
         request: Message,
         answer: type[A],
-        progressed: Callable[[Message], None] | None = None,
         lease: Lease | None = None,
+        progressed: Callable[[Message], None] | None = None,
     ) -> A:
         """Send a request and wait for its answer, which is an *answer*; the other arguments are those of `post`.
 
@@ -211,36 +211,28 @@ class Child:
         Raises:
             IdcfsError: what the process reports, or that it has ended.
         """
-        has_come = trio.Event()
-        found: Message = ()
-
-        def answered(message: Message) -> None:
-            nonlocal found
-            found = message
-            has_come.set()
-
-        number = self.post(request, answered, progressed, lease)
+        reply = Reply()
+        number = self.post(request, reply.take, lease, progressed)
         try:
-            await has_come.wait()
+            await reply.has_come.wait()
         except trio.Cancelled:
             self._send_soon(number, Cancel())
             with trio.move_on_after(END_SECONDS, shield=True):
-                await has_come.wait()
-            if not has_come.is_set():
+                await reply.has_come.wait()
+            if not reply.has_come.is_set():
                 self.kill("the process did not answer")
             raise
-        return _expect(found, answer)
+        return reply.read(answer)
 
     def kill(self, reason: str) -> None:
         """End the process, which is stuck or no longer needed; what it was asked fails with *reason* at once.
 
         One that has ended by itself is left to `run`.
         """
-        if self.has_ended:
-            return
-        if self._process is not None:
-            self._process.kill()
-        self._end(reason)
+        if not self.has_ended:
+            if self._process is not None:
+                self._process.kill()
+            self._end(reason)
 
     def _send_soon(self, number: int, message: Message) -> None:
         self._to_send += encode(number, message)
@@ -254,54 +246,30 @@ async def run_program(
     steps: Iterable[type[Message]] = (),
     progressed: Callable[[Message], None] | None = None,
 ) -> A:
-    """Run a program of one request (`idcfs.processes.server.run_once`) in a child; waits for its answer.
+    """Run *module*, a program of one request (`idcfs.processes.server.run_once`), and wait for its *answer*.
 
-    Args:
-        module: the program.
-        request: what it is asked.
-        answer: the class of its answer.
-        steps: the classes of what it reports before.
-        progressed: called with each of those.
+    Messages of the classes *steps* may come before; *progressed* is called with each of them.
 
     Raises:
         IdcfsError: what the program reports.
-        ChildEnded: it has ended without an answer.
+        ChildNotStarted, ChildEnded: it could not be started, or has ended without an answer.
     """
     child = Child(Program(module, [answer, *steps], subject=module))
-    found: list[Message] = []
-    has_come = trio.Event()
-    code: int | None = None
-
-    def answered(message: Message) -> None:
-        found.append(message)
-        has_come.set()
-
-    async def run() -> None:
-        nonlocal code
-        code = await child.run()
-
-    child.post(request, answered, progressed)
+    reply = Reply()
+    child.post(request, reply.take, progressed=progressed)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
+        nursery.start_soon(child.run)
         try:
-            await has_come.wait()
+            await reply.has_come.wait()
         finally:
             # A program of one request takes no `Cancel`, and nothing waits for what it still does.
             child.kill("it is not needed any more")
     try:
-        return _expect(found[0], answer)
+        return reply.read(answer)
     except Unreachable as error:
-        if code is None:
-            raise ChildEnded(str(error)) from error
-        raise ChildEnded(f"{module} ended with exit code {code}; is memory short?") from error
-
-
-def _expect(message: Message, answer: type[A]) -> A:
-    """A last message, which is an *answer*, or the error that it reports, raised."""
-    if isinstance(message, Failed):
-        raise message.error()
-    assert isinstance(message, answer), f"{message!r} came in the place of {answer.__name__}"
-    return message
+        if child.exit_code is None:
+            raise ChildNotStarted(str(error)) from error
+        raise ChildEnded(f"{module} ended with exit code {child.exit_code}; is memory short?") from error
 
 
 def _call(function: Callable[[Message], None], message: Message) -> None:
@@ -312,7 +280,7 @@ def _call(function: Callable[[Message], None], message: Message) -> None:
         log.exception("an answer of a process could not be taken")
 
 
-def _reap(process: "subprocess.Popen[bytes]") -> None:
+def _reap(process: subprocess.Popen[bytes]) -> None:
     """Wait for a process whose socket is closed, and kill it if it goes on."""
     for _ in range(2):
         try:

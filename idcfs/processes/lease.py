@@ -1,4 +1,4 @@
-"""`Lease`: the right to use a region of an arena; belongs to the event loop, and loads nothing of it."""
+"""`Lease`; belongs to the event loop, and loads nothing of it."""
 
 from collections.abc import Callable
 from typing import Any, Self

@@ -28,7 +28,6 @@ class Connection:
         self._decoder = Decoder(requests)
         self._to_send = bytearray()
         self._sending = threading.Lock()
-        self._received: list[Envelope] = []
 
     @classmethod
     def of_this_process(cls, requests: Iterable[type[Message]]) -> Self:
@@ -45,32 +44,28 @@ class Connection:
         Raises:
             SystemExit: the other side is gone.
         """
-        while not self._received:
-            if not self._receive_more():
+        received: list[Envelope] = []
+        while not received:
+            # Only this message: the socket does not announce again what was taken from it.
+            ahead = self._receive(_RECEIVED_BYTES, socket.MSG_PEEK)
+            if not ahead:
                 sys.exit()
-        number, _, message = self._received.pop(0)
+            received = self._decoder.feed(self._receive(ahead.find(b"\n") + 1 or len(ahead)))
+        ((number, _, message),) = received
         assert isinstance(message, kind)
         return number, message
 
     def receive(self) -> list[Envelope] | None:
         """The requests that have come, None when the other side is gone; waits for at least some bytes."""
-        if not self._received and not self._receive_more():
-            return None
-        return self.received()
+        chunk = self._receive(_RECEIVED_BYTES)
+        return self._decoder.feed(chunk) if chunk else None
 
-    def received(self) -> list[Envelope]:
-        """The requests that came together with the first message; the socket does not announce them again."""
-        received, self._received = self._received, []
-        return received
-
-    def _receive_more(self) -> bool:
+    def _receive(self, most: int, flags: int = 0) -> bytes:
         try:
-            chunk = self._socket.recv(_RECEIVED_BYTES)
+            return self._socket.recv(most, flags)
         except ConnectionError:
             # The other side has ended, and left answers behind.
-            chunk = b""
-        self._received += self._decoder.feed(chunk)
-        return bool(chunk)
+            return b""
 
     def add(self, number: int, message: Message, is_last: bool = True) -> None:
         """Add an answer to those that the next `flush` sends together: each arrival wakes the other side."""

@@ -53,7 +53,7 @@ class S3Store:
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits for the network. Whether pages ascend is the caller's check."""
-        page = await self._pool.ask(List(bucket, prefix, token), Page)
+        page = await self._pool.child().ask(List(bucket, prefix, token), Page)
         return ListPage([ObjectInfo(*described) for described in page.objects], page.token)
 
     async def get(
@@ -69,7 +69,7 @@ class S3Store:
 
         request = Get(bucket, key, start, stop, *version, lease.start, progress is not None)
         try:
-            await self._pool.ask(request, Done, progressed, lease)
+            await self._pool.child().ask(request, Done, lease, progressed)
         except BaseException:
             lease.release()
             raise
@@ -92,7 +92,7 @@ class S3Store:
             finished(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
         try:
-            self._pool.post(Get(bucket, key, start, stop, *version, lease.start, False), answered, lease)
+            self._pool.child().post(Get(bucket, key, start, stop, *version, lease.start, False), answered, lease)
         except Unreachable:
             lease.release()
             return False

@@ -44,8 +44,6 @@ class Server:
             for envelope in envelopes or ():
                 self._take(envelope)
 
-        for envelope in self._connection.received():
-            self._take(envelope)
         loop.add_reader(self._connection.fileno(), receive)
         await ended
 

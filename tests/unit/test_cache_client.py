@@ -27,6 +27,7 @@ from idcfs.processes.messages import encode
 from idcfs.processes.server import Connection
 from tests.conftest import WarningsLogged
 from tests.processes import PATIENCE, children_of, is_running, stopped, until_true
+from tests.unit.test_entries import value as value_of
 
 LIMIT = 1 << 30
 SMALL = b"small"
@@ -267,7 +268,7 @@ def test_what_was_to_be_kept_is_kept_when_nobody_takes_the_answers(tmp_path: Pat
             ours.sendall(encode(number, Put("objects", f"key{number}", len(LARGE), 0)))
         ours.close()
         served.result(PATIENCE)
-    assert [bytes(entries.get(f"key{number}") or b"") for number in range(20)] == [LARGE] * 20
+    assert [value_of(entries, f"key{number}") for number in range(20)] == [LARGE] * 20
     entries.close()
 
 
@@ -293,7 +294,7 @@ def test_what_is_put_and_dropped_in_turns_is_done_in_this_order(tmp_path: Path) 
     with ours, theirs:
         Server(caches, memoryview(LARGE), Connection(theirs, [Put, Delete])).serve()
     for entries in caches.values():
-        assert bytes(entries.get("kept") or b"") == LARGE[: len(SMALL)]
+        assert value_of(entries, "kept") == LARGE[: len(SMALL)]
         assert entries.get("dropped") is None
         entries.close()
 

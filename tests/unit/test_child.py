@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from idcfs.errors import ChildEnded, NotFound, QueryRefused, Unreachable
+from idcfs.errors import ChildEnded, ChildNotStarted, NotFound, QueryRefused, Unreachable
 from idcfs.processes.arena import Arena
 from idcfs.processes.child import Child, Program, run_program
 from idcfs.processes.messages import Decoder, Done, Failed, Message
@@ -47,7 +47,8 @@ class Running:
         self.has_ended = trio.Event()
 
     async def run(self) -> None:
-        self.code = await self.child.run()
+        await self.child.run()
+        self.code = self.child.exit_code
         self.has_ended.set()
 
     async def process(self) -> int:
@@ -79,7 +80,7 @@ async def begun(child: Child, nursery: trio.Nursery, request: Message) -> int:
     steps: list[Message] = []
 
     async def ask() -> None:
-        await child.ask(request, Done, steps.append)
+        await child.ask(request, Done, progressed=steps.append)
 
     nursery.start_soon(ask)
     await until_true(lambda: steps)
@@ -107,7 +108,7 @@ async def test_each_request_has_its_own_answer() -> None:
 async def test_what_is_reported_comes_before_the_answer() -> None:
     came: list[Message] = []
     async with running() as one:
-        came.append(await one.child.ask(Say("you", steps=3), Said, came.append))
+        came.append(await one.child.ask(Say("you", steps=3), Said, progressed=came.append))
     process = came[-1].process  # type: ignore[attr-defined]
     assert came == [*[Step(process)] * 3, Said("hello you", process)]
 
@@ -138,7 +139,7 @@ async def test_a_callback_that_fails_is_logged_and_takes_nothing_from_others(
         raise ZeroDivisionError
 
     async with running() as one:
-        one.child.post(Say("you", steps=1), stumble, stumble)
+        one.child.post(Say("you", steps=1), stumble, progressed=stumble)
         assert (await one.child.ask(Say("you"), Said)).text == "hello you"
         for _ in range(2):
             warnings_logged.take("could not be taken")
@@ -281,7 +282,7 @@ async def main():
         async with trio.open_nursery() as nursery:
             child = Child(Program(many.PROGRAM, many.ANSWERS, many.Options("hello")))
             nursery.start_soon(child.run)
-            await child.ask(many.Ignore(), many.Said, progressed)
+            await child.ask(many.Ignore(), many.Said, progressed=progressed)
     await run_program(once.PROGRAM, once.Task("wait"), once.Result, [once.Step], progressed)
 
 trio.run(main)
@@ -412,7 +413,7 @@ async def test_a_program_that_cannot_be_started_is_reported_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with pytest.raises(ChildEnded, match=r"No such file or directory: '/no/such/python'"):
+    with pytest.raises(ChildNotStarted, match=r"No such file or directory: '/no/such/python'"):
         await run_once("answer")
     warnings_logged.take("cannot be started")
 

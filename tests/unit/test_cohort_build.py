@@ -197,7 +197,7 @@ def strings(values: Iterable[object]) -> str:
 
 
 def string(text: str) -> str:
-    return " || ".join(catalogue_build.literal(part) for part in text.split("\0")).replace(" || ", " || chr(0) || ")
+    return " || chr(0) || ".join(catalogue_build.literal(part) for part in text.split("\0"))
 
 
 def meant(keys: tuple[str, ...], row: Row, given: Given) -> bool:

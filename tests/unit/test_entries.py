@@ -1,6 +1,7 @@
 """Entries on disk, whatever happens to their files and their database."""
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
@@ -50,7 +51,7 @@ def put(entries: Entries, key: str, content: Buffer) -> None:
 
 def value(entries: Entries, key: str) -> bytes | None:
     found = entries.get(key)
-    return None if found is None else bytes(found)
+    return None if found is None else bytes(found[0])
 
 
 def put_or_fail(entries: Entries, key: str, content: Buffer) -> None:
@@ -117,13 +118,13 @@ def test_of_many_values_all_are_kept_or_none(entries: Entries, tmp_path: Path, m
     put(entries, "before", LARGE)
     (file,) = files(tmp_path)
     write = PackedEntry.write
-    written: list[int] = []
+    written: list[str] = []
 
-    def fail_at_the_third(entry: PackedEntry, descriptor: int) -> None:
-        written.append(descriptor)
+    def fail_at_the_third(entry: PackedEntry, file: io.BufferedWriter) -> None:
+        written.append(file.name)
         if len(written) == 3:
             raise OSError("no more")
-        write(entry, descriptor)
+        write(entry, file)
 
     monkeypatch.setattr(PackedEntry, "write", fail_at_the_third)
     values = [(f"key{number}", LARGE) for number in range(5)]
@@ -158,7 +159,7 @@ def test_a_value_is_read_into_the_memory_that_is_allocated(entries: Entries, con
     put(entries, "key", memoryview(content))
     found = entries.get("key", allocate)
     assert found is not None
-    assert bytes(found) == content
+    assert bytes(found[0]) == content
     assert bytes(memory) == b"\0" + content + b"\0"
 
 

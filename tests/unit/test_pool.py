@@ -30,7 +30,7 @@ def processes() -> list[int]:
 async def ask(pool: Pool) -> int:
     """Ask for something; returns the id of the process that has answered."""
     with trio.fail_after(PATIENCE):
-        said = await pool.ask(Say("you"), Said)
+        said = await pool.child().ask(Say("you"), Said)
     assert said.text == "hello you"
     return said.process
 
@@ -51,7 +51,7 @@ async def test_processes_are_started_by_requests_or_before_them() -> None:
 async def test_the_least_busy_process_is_asked() -> None:
     steps: list[Message] = []
     async with pool(2) as pair, trio.open_nursery() as nursery:
-        nursery.start_soon(pair.ask, Wait(), Done, steps.append)
+        nursery.start_soon(pair.child().ask, Wait(), Done, None, steps.append)
         await until_true(lambda: steps)
         assert isinstance(steps[0], Step)
         others = {await ask(pair) for _ in range(5)}
@@ -64,7 +64,7 @@ async def test_a_process_that_has_ended_is_replaced_at_the_next_request() -> Non
     async with pool(1) as one:
         first = await ask(one)
         with pytest.raises(Unreachable, match="the tests: the process has ended"):
-            await one.ask(End(1), Done)
+            await one.child().ask(End(1), Done)
         second = await ask(one)
         assert second != first
         os.kill(second, signal.SIGKILL)
@@ -80,8 +80,8 @@ async def test_a_process_that_has_ended_is_replaced_at_the_next_request() -> Non
 async def test_all_processes_can_be_killed_and_others_take_their_place() -> None:
     answers: list[Message] = []
     async with pool(2) as pair:
-        pair.post(Wait(), answers.append)
-        pair.post(Wait(), answers.append)
+        pair.child().post(Wait(), answers.append)
+        pair.child().post(Wait(), answers.append)
         await until_true(lambda: len(processes()) == 2)
         before = processes()
         pair.kill("they are stuck")
@@ -97,8 +97,8 @@ async def test_a_pool_that_has_been_left_answers_what_is_asked_and_takes_nothing
         async with pool(2, arena) as pair:
             process = await ask(pair)
             with await arena.take(100) as lease:
-                pair.post(Wait(), answers.append, lease)
-                pair.post(Fill(lease.start, "x"), answers.append, lease)
+                pair.child().post(Wait(), answers.append, lease)
+                pair.child().post(Fill(lease.start, "x"), answers.append, lease)
         assert len(answers) == 2
         assert all(isinstance(answer, Failed | Done) for answer in answers)
         assert arena.leased == 0
@@ -106,7 +106,7 @@ async def test_a_pool_that_has_been_left_answers_what_is_asked_and_takes_nothing
     with pytest.raises(Unreachable, match="the tests: it is not open"):
         await ask(pair)
     with pytest.raises(Unreachable, match="the tests: it is not open"):
-        pair.post(Say("you"), answers.append)
+        pair.child().post(Say("you"), answers.append)
     with pytest.raises(Unreachable, match="the tests: it is not open"):
         await ask(pool(1))
 

@@ -18,6 +18,7 @@ from idcfs.cache import upkeep
 from idcfs.cache.entries import Entries
 from tests.conftest import WarningsLogged
 from tests.unit.test_entries import entries_in
+from tests.unit.test_entries import value as value_of
 
 SMALL = b"small"
 LARGE = bytes(range(256)) * 400
@@ -133,7 +134,7 @@ def test_an_entry_that_is_replaced_during_a_check_is_neither_reported_nor_remove
     assert next(findings).what == "key2"
     entries.put_many([("key2", SMALL), ("key4", SMALL)])
     assert list(findings) == []
-    assert [bytes(entries.get(key) or b"") for key in ("key2", "key4")] == [SMALL, SMALL]
+    assert [value_of(entries, key) for key in ("key2", "key4")] == [SMALL, SMALL]
 
 
 COLUMNS = ["key", "raw", "store_time", "expire_time", "access_count", "tag", "size", "mode", "filename", "value"]
@@ -151,7 +152,7 @@ def test_a_planted_value_in_any_column_costs_one_entry_at_most(entries: Entries,
         assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
         assert sum(entries.get(f"key{number}") is not None for number in range(200)) >= 198, value
         entries.put_many([("key3", LARGE), ("key4", SMALL)])
-        assert bytes(entries.get("key3") or b"") == LARGE, value
+        assert value_of(entries, "key3") == LARGE, value
 
 
 def test_a_planted_size_is_found_and_not_counted(entries: Entries, tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_young_files_are_removed_when_nobody_can_be_writing_them(tmp_path: Path)
         later = orphan(tmp_path, changed=time.time() + 1)
         assert upkeep.sweep(tmp_path, before) == 1
         assert later.exists()
-        assert bytes(entries.get("key") or b"") == LARGE
+        assert value_of(entries, "key") == LARGE
     assert upkeep.sweep(tmp_path, time.time() + 10) == 2
 
 
@@ -272,12 +273,12 @@ def test_a_damaged_database_is_renamed_while_it_is_in_use(
     check(tmp_path, repair=True)
     warnings_logged.take("damaged")
     entries.put_many([("new", LARGE)])
-    assert bytes(entries.get("new") or b"") == LARGE
+    assert value_of(entries, "new") == LARGE
     for file in files(tmp_path):
         os.utime(file, (OLD, OLD))
     # The files of the damaged database are found.
     assert len(check(tmp_path, repair=True)) == 100
-    assert bytes(entries.get("new") or b"") == LARGE
+    assert value_of(entries, "new") == LARGE
     assert check(tmp_path) == []
 
 
