@@ -91,13 +91,13 @@ def ignores(process: int, number: int) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
-def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_series_is_read_right_and_mostly_from_pages(point: Path, contents: dict[str, bytes]) -> None:
     read_all(point, contents)
     facts = status(point)
     total = sum(map(len, contents.values()))
     assert facts["bytes_served"] < total / 2, "most was in the page cache before it was read"
     assert facts["bytes_fetched"] < total * 1.1
-    # A second time, whatever the kernel has thrown out.
+    # Read again, although the kernel may have dropped some pages.
     for name, content in contents.items():
         assert (series(point) / name).read_bytes() == content
     for name, content in contents.items():
@@ -117,7 +117,7 @@ def test_many_readers_of_files_being_filled_read_the_right_bytes(point: Path, co
         assert all(pool.map(read, [name for name in contents for _ in range(3)]))
 
 
-def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_reader_that_changes_from_whole_files_to_heads_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
     names, daemon = list(contents), int(status(point)["pid"])
     for name in names[:20]:
         (series(point) / name).read_bytes()
@@ -126,7 +126,7 @@ def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dic
         with open(series(point) / name, "rb", buffering=0) as file:
             assert file.read(4096) == contents[name][:4096]
         until_fetched(daemon)
-    # The window ahead of the reader is what it may cost to notice.
+    # Before that, at most the window ahead of the reader is fetched in vain.
     assert status(point)["bytes_fetched"] < 0.75 * sum(map(len, contents.values()))
 
 
@@ -177,13 +177,13 @@ def test_a_stopped_page_worker_blocks_no_other_file(point: Path, contents: dict[
     names = list(contents)
     (series(point) / names[0]).read_bytes()
     with stopped(worker):
-        # More than the memory that is there for everything: what waits for the worker may not take it all.
+        # More than the whole arena: leases that wait for the worker may not use up all of it.
         read_all(point, contents)
         assert is_running(worker)
     assert (series(point) / names[0]).read_bytes() == contents[names[0]]
 
 
-def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_killed_page_worker_causes_no_error(point: Path, contents: dict[str, bytes]) -> None:
     worker, daemon = page_worker(point), int(status(point)["pid"])
     for at, (name, content) in enumerate(contents.items()):
         if at == 50:
