@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import MirrorAway, ReadError, Unreachable
-from idcfs.store.base import Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, StoreWrapper
+from idcfs.store.base import Body, Finished, ListPage, ObjectStore, Progress, Range, StoreWrapper
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +88,11 @@ class BreakerStore(StoreWrapper):
         """See `ObjectStore.list_page`; raises MirrorAway at once while the breaker is open."""
         return await self._ask(_Kind.LISTING, lambda: self._inner.list_page(bucket, prefix, token))
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         """See `ObjectStore.get`; raises MirrorAway at once while the breaker is open."""
-        return await self._ask(_Kind.BYTES, lambda: self._inner.get(bucket, key, start, stop, version, progress))
+        return await self._ask(_Kind.BYTES, lambda: self._inner.get(wanted, progress))
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`; starts nothing while the breaker is open.
 
         Its failure does not count, because it is a single attempt; its answer shows that the mirror is back.
@@ -104,14 +100,14 @@ class BreakerStore(StoreWrapper):
         if _Kind.BYTES in self._shut:
             return False
         if not self._failures:
-            return self._inner.get_soon(bucket, key, start, stop, version, finished)
+            return super().get_soon(wanted, finished)
 
-        def told(outcome: _Outcome) -> None:
+        def answered(outcome: _Outcome) -> None:
             if not isinstance(outcome, Unreachable):
                 self._note_answer(_Kind.BYTES)
             finished(outcome)
 
-        return self._inner.get_soon(bucket, key, start, stop, version, told)
+        return super().get_soon(wanted, answered)
 
     async def _ask(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         if kind in self._shut:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Unreachable, Untrusted
-from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress
+from idcfs.store.base import Finished, ListPage, ObjectInfo, Progress, Range
 
 _PAGE_LENGTH = 1000
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO}
@@ -43,17 +43,11 @@ class FolderStore:
             self._list_page, bucket, prefix, token, limiter=self._limiter, abandon_on_cancel=True
         )
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> bytes:
         """See `ObjectStore.get`; waits for the file system."""
-        return await trio.to_thread.run_sync(
-            self._get, bucket, key, start, stop, version, limiter=self._limiter, abandon_on_cancel=True
-        )
+        return await trio.to_thread.run_sync(self._get, wanted, limiter=self._limiter, abandon_on_cancel=True)
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """Returns False: reading a file takes a thread."""
         return False
 
@@ -69,7 +63,8 @@ class FolderStore:
             objects = [described for key in page if (described := _describe(folder, key)) is not None]
             return ListPage(objects, page[-1] if len(keys) > len(page) else None)
 
-    def _get(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion) -> bytes:
+    def _get(self, wanted: Range) -> bytes:
+        bucket, key, start, stop, version = wanted
         name = f"{bucket}/{key}"
         with self._errors_of(name):
             # Without O_NONBLOCK, open() of a FIFO waits for a writer.
@@ -86,7 +81,7 @@ class FolderStore:
                     raise Untrusted(f"{name} has {status.st_size} bytes, not {version.size}")
             finally:
                 os.close(descriptor)
-        if len(content) != stop - start:
+        if len(content) != wanted.length:
             raise Untrusted(f"{name} has no bytes {start} to {stop}")
         return content
 

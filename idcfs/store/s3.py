@@ -12,7 +12,7 @@ from idcfs.processes.child import Program
 from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
-from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress
+from idcfs.store.base import Finished, ListPage, ObjectInfo, Progress, Range
 from idcfs.store.messages import Filled, Get, List, Mirror, Page
 
 PROCESSES = 2
@@ -56,18 +56,16 @@ class S3Store:
         page = await self._pool.ask(List(bucket, prefix, token), Page)
         return ListPage([ObjectInfo(*described) for described in page.objects], page.token)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Lease:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Lease:
         """See `ObjectStore.get`; waits for the network, and for memory."""
-        lease = await self._arena.take(stop - start, self._arena.reserve)
+        lease = await self._arena.take(wanted.length, self._arena.reserve)
 
         def progressed(filled: Message) -> None:
             assert isinstance(filled, Filled)
             assert progress is not None
             progress(lease, filled.length)
 
-        request = Get(bucket, key, start, stop, *version, lease.start, progress is not None)
+        request = Get(wanted, lease.start, progress is not None)
         try:
             await self._pool.ask(request, Done, progressed, lease)
         except BaseException:
@@ -75,11 +73,9 @@ class S3Store:
             raise
         return lease
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`."""
-        lease = self._arena.take_now(stop - start, self._arena.reserve)
+        lease = self._arena.take_now(wanted.length, self._arena.reserve)
         if lease is None:
             return False
 
@@ -92,7 +88,7 @@ class S3Store:
             finished(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
         try:
-            self._pool.post(Get(bucket, key, start, stop, *version, lease.start, False), answered, lease)
+            self._pool.post(Get(wanted, lease.start, False), answered, lease)
         except Unreachable:
             lease.release()
             return False

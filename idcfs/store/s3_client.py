@@ -25,7 +25,7 @@ from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.printable import printable
-from idcfs.store.base import MD5_ETAG, ListPage, ObjectVersion
+from idcfs.store.base import MD5_ETAG, ListPage, Range
 from idcfs.store.list_parser import check_keys, parse_listing
 from idcfs.store.watch import HEDGE_AFTER, RELEASE_AFTER, Watch
 
@@ -89,29 +89,21 @@ class S3Client:
             check_keys(page.objects, prefix)
             return page
 
-    async def get_into(
-        self,
-        bucket: str,
-        key: str,
-        start: int,
-        stop: int,
-        version: ObjectVersion,
-        buffer: memoryview,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    async def get_into(self, wanted: Range, buffer: memoryview, progress: Callable[[int], None] | None = None) -> None:
         """See `ObjectStore.get`; the bytes go into *buffer*, which is as long as the range.
 
         *progress* is called with the number of bytes, from the first, that are right. If this raises, the others may be
         wrong.
         """
+        bucket, key, start, stop, version = wanted
         if not key:
             raise NotFound("an object's key is not empty")
         headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": version.etag}
         async with self._request(f"{bucket}/{key}") as watch:
             answer = await self._send(bucket, f"/{quote(key)}", headers, watch)
             async with answer.raw as body:
-                _check_head(answer.status_code, answer.headers, start, stop, version)
-                expected = _md5_of(answer.headers) if (start, stop) == (0, version.size) else None
+                _check_head(answer.status_code, answer.headers, wanted)
+                expected = _md5_of(answer.headers) if wanted.is_whole else None
                 watch.pause()
                 async with _Permit(self._bodies) as permit:
                     watch.expect(RELEASE_AFTER, permit.release)
@@ -200,25 +192,25 @@ class _Permit:
             self._semaphore.release()
 
 
-def _check_head(status: int, headers: dict[str, str], start: int, stop: int, version: ObjectVersion) -> None:
-    """Make sure that the answer's head announces bytes *start* to *stop* of this version of the object."""
+def _check_head(status: int, headers: dict[str, str], wanted: Range) -> None:
+    """Make sure that the answer's head announces the *wanted* bytes."""
+    _, _, start, stop, version = wanted
     found = headers.get("etag")
     if not found:
         raise Untrusted("the answer has no ETag")
     if found != version.etag:
         raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {version.etag!r}")
     length = headers.get("content-length")
-    if length is not None and length != str(stop - start):
-        raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {stop - start}")
-    is_whole = (start, stop) == (0, version.size)
+    if length is not None and length != str(wanted.length):
+        raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {wanted.length}")
     if status == 206:
         # A server that sends a whole object knows its size; for a part it may leave the size open.
-        totals = (version.size,) if is_whole else (version.size, "*")
+        totals = (version.size,) if wanted.is_whole else (version.size, "*")
         came = headers.get("content-range", "")
         if came not in {f"bytes {start}-{stop - 1}/{total}" for total in totals}:
             raise Untrusted(f"range {came[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {version.size}")
     # A server without ranges sends the whole object, which may happen to be the requested range.
-    elif status != 200 or not is_whole:
+    elif status != 200 or not wanted.is_whole:
         raise Untrusted(f"status {status} came for bytes {start}-{stop - 1} of {version.size}")
 
 

@@ -13,7 +13,7 @@ import signal
 from idcfs.errors import ReadError, Unreachable
 from idcfs.processes.messages import Cancel, Done, Envelope, Failed, Message
 from idcfs.processes.server import Connection, shared_arena
-from idcfs.store.base import ObjectVersion
+from idcfs.store.base import ObjectVersion, Range
 from idcfs.store.messages import Filled, Get, List, Mirror, Page
 from idcfs.store.s3_client import S3Client
 
@@ -86,11 +86,11 @@ class Server:
             page = await self._client.list_page(*request)
             return Page(page.objects, page.token)
         assert isinstance(request, Get)
-        length = request.stop - request.start
-        buffer = self._arena[request.at : request.at + length]
+        bucket, key, start, stop, version = request.wanted
+        wanted = Range(bucket, key, start, stop, ObjectVersion(*version))
+        buffer = self._arena[request.at : request.at + wanted.length]
         progress = functools.partial(self._report_filled, number) if request.wants_progress else None
-        version = ObjectVersion(request.etag, request.size)
-        await self._client.get_into(request.bucket, request.key, request.start, request.stop, version, buffer, progress)
+        await self._client.get_into(wanted, buffer, progress)
         return Done()
 
     def _report_filled(self, number: int, filled: int) -> None:
