@@ -67,20 +67,17 @@ class FolderStore:
         bucket, key, start, stop, version = wanted
         name = f"{bucket}/{key}"
         with self._errors_of(name):
-            # Without O_NONBLOCK, open() of a FIFO waits for a writer.
-            descriptor = os.open(self._path(bucket, key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            with open(self._path(bucket, key), "rb", opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise NotFound(f"{name} is not a regular file")
-                content = _read(descriptor, start, stop)
+                file.seek(start)
+                content = file.read(wanted.length)
                 # Checked after reading, so that a write meanwhile is noticed.
-                status = os.fstat(descriptor)
-                if _etag(status) != version.etag:
-                    raise ObjectChanged(f"{name} has changed since it was listed")
-                if status.st_size != version.size:
-                    raise Untrusted(f"{name} has {status.st_size} bytes, not {version.size}")
-            finally:
-                os.close(descriptor)
+                status = os.fstat(file.fileno())
+            if _etag(status) != version.etag:
+                raise ObjectChanged(f"{name} has changed since it was listed")
+            if status.st_size != version.size:
+                raise Untrusted(f"{name} has {status.st_size} bytes, not {version.size}")
         if len(content) != wanted.length:
             raise Untrusted(f"{name} has no bytes {start} to {stop}")
         return content
@@ -147,13 +144,6 @@ def _etag(status: os.stat_result) -> str:
     return f'"{status.st_size}-{status.st_mtime_ns:x}"'
 
 
-def _read(descriptor: int, start: int, stop: int) -> bytes:
-    """Bytes *start* to *stop*, or fewer where the file ends."""
-    chunks = []
-    while start < stop:
-        chunk = os.pread(descriptor, stop - start, start)
-        if not chunk:
-            break
-        chunks.append(chunk)
-        start += len(chunk)
-    return b"".join(chunks)
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; without O_NONBLOCK, open() of a FIFO waits for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -12,12 +12,14 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ClientError, ClientPayloadError
+from aiohttp import ClientError, ClientPayloadError, ClientResponse
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ConnectionError as EndpointError
 from botocore.exceptions import HTTPClientError
@@ -42,6 +44,17 @@ _PROGRESS_BYTES = 128 << 10
 
 _LISTING_BYTES = 16 << 20
 """The most bytes of a page; a thousand of the longest keys, each letter escaped, take 4 MB."""
+
+_REFUSALS: dict[int, type[ReadError]] = {
+    403: AccessDenied,
+    404: NotFound,
+    407: Unreachable,
+    408: Unreachable,
+    412: ObjectChanged,
+    416: ObjectChanged,
+    429: Unreachable,
+}
+"""Errors by HTTP status; others below 500 are `Untrusted`, and from 500 on `Unreachable`."""
 
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -266,45 +279,19 @@ async def _read_listing(body: Any, watch: Watch) -> bytes:
     return bytes(whole)
 
 
-class _Refused(Exception):
-    """An answer whose status is not 2xx."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP status {status}")
-        self.status = status
-
-
 def _translate(error: Exception, what: str) -> ReadError:
     """The `ReadError` for *error*, which aiobotocore raised for a request for *what*."""
-    if isinstance(error, ReadError):
-        return type(error)(f"{what}: {error}")
     reason = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
-    if isinstance(reason, _Refused):
-        return _refusal(reason, what)
-    if isinstance(reason or error, ClientPayloadError):
+    cause = reason or error
+    if isinstance(cause, ReadError):
+        return type(cause)(f"{what}: {cause}")
+    if isinstance(cause, ClientPayloadError):
         return Untrusted(f"{what}: the body ended early")
     # aiohttp quotes an answer that is not HTTP in full, in several lines, which do not belong in a log.
-    text = printable(" ".join(str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH].split()))
+    text = printable(" ".join(str(cause)[:_MESSAGE_LENGTH].split()))
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
         return Unreachable(f"{what}: {text}")
     return Untrusted(f"{what}: {type(error).__name__}: {text}")
-
-
-def _refusal(refused: _Refused, what: str) -> ReadError:
-    message = f"{what}: {refused}"
-    match refused.status:
-        case 404:
-            return NotFound(message)
-        case 403:
-            return AccessDenied(message)
-        case 412 | 416:
-            return ObjectChanged(message)
-        case 407 | 408 | 429:
-            return Unreachable(message)
-        case status if status >= 500:
-            return Unreachable(message)
-        case _:
-            return Untrusted(message)
 
 
 def _authorities() -> str | bool:
@@ -329,23 +316,19 @@ class _OneHostSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ship
         """Create the session for requests to *url*."""
         await self._get_session(self._proxy_config.proxy_url_for(url))
 
-    async def _get_session(self, proxy_url: str | None) -> "_Requests":
-        return _Requests(await super()._get_session(proxy_url))
+    async def _get_session(self, proxy_url: str | None) -> SimpleNamespace:
+        """Return what `send` calls: an aiohttp session's `request`, with options of ours."""
+        session = await super()._get_session(proxy_url)
+        options = {"allow_redirects": False, "read_bufsize": _BUFFER_BYTES, "raise_for_status": _check_status}
+        return SimpleNamespace(request=partial(session.request, **options))
 
 
-class _Requests:
-    """The one method of an aiohttp session that aiobotocore's session calls."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    async def request(self, method: str, **options: Any) -> Any:
-        response = await self._session.request(method, **options, allow_redirects=False, read_bufsize=_BUFFER_BYTES)
-        if response.status < 300:
-            return response
-        try:
-            # The connection can be used again once the answer has been read to its end.
-            await response.content.read(_ERROR_BODY_BYTES)
-        finally:
-            response.close()
-            raise _Refused(response.status)
+async def _check_status(response: ClientResponse) -> None:
+    """Raise the error that an answer without the requested bytes stands for."""
+    if response.status < 300:
+        return
+    with closing(response), suppress(ClientError):
+        # The connection can be used again once the answer has been read to its end.
+        await response.content.read(_ERROR_BODY_BYTES)
+    kind = _REFUSALS.get(response.status, Unreachable if response.status >= 500 else Untrusted)
+    raise kind(f"HTTP status {response.status}")
