@@ -19,9 +19,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from idcfs.errors import UsageError
 
-_AWS_ENDPOINT = "https://s3.us-east-1.amazonaws.com"
-_GCS_ENDPOINT = "https://storage.googleapis.com"
-
 _SAME_NAMES = MappingProxyType(
     {
         "idc-open-data": "idc-open-data",
@@ -31,11 +28,6 @@ _SAME_NAMES = MappingProxyType(
         "public-datasets-idc": "idc-open-data",
     }
 )
-_GCS_NAMES = MappingProxyType({**_SAME_NAMES, "idc-open-data-two": "idc-open-idc1", "idc-open-data-cr": "idc-open-cr"})
-
-_INTERCHANGEABLE = frozenset({"aws", "gcs"})
-"""Mirrors that hold the same objects under the same keys; folders and other endpoints may hold anything."""
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
 
@@ -87,6 +79,14 @@ class Mirror:
             raise UsageError(f"mirror {self.word!r}: {self.folder} {problem}; {way_out}")
 
 
+_GCS_NAMES = MappingProxyType({**_SAME_NAMES, "idc-open-data-two": "idc-open-idc1", "idc-open-data-cr": "idc-open-cr"})
+_INTERCHANGEABLE = {
+    "aws": Mirror("aws", "https://s3.us-east-1.amazonaws.com", None, "idc", "aws", _SAME_NAMES),
+    "gcs": Mirror("gcs", "https://storage.googleapis.com", None, "idc", "gcs", _GCS_NAMES),
+}
+"""Mirrors that hold the same objects under the same keys; folders and other endpoints may hold anything."""
+
+
 def parse_mirror(word: str) -> Mirror:
     """The mirror that *word* names: ``aws``, ``gcs``, both with a comma, an http(s) URL, or the path of a folder.
 
@@ -94,12 +94,10 @@ def parse_mirror(word: str) -> Mirror:
         UsageError: it names none.
     """
     words = [part.strip() for part in word.split(",")]
-    if len(words) > 1 and not _INTERCHANGEABLE.isdisjoint(words):
+    if len(words) > 1 and not _INTERCHANGEABLE.keys().isdisjoint(words):
         return _several(word, words)
-    if word == "aws":
-        return Mirror(word, _AWS_ENDPOINT, None, "idc", "aws", _SAME_NAMES)
-    if word == "gcs":
-        return Mirror(word, _GCS_ENDPOINT, None, "idc", "gcs", _GCS_NAMES)
+    if word in _INTERCHANGEABLE:
+        return _INTERCHANGEABLE[word]
     if "://" in word:
         endpoint = _normalised_url(word)
         namespace = f"s3-{_digest(endpoint)}"
@@ -118,7 +116,7 @@ def _several(word: str, words: list[str]) -> Mirror:
             raise UsageError(f"mirror {word!r}: {problem}; only aws and gcs hold the same objects, so use aws,gcs")
     if len(set(words)) < len(words):
         raise UsageError(f"mirror {word!r} names a mirror twice; use aws,gcs or gcs,aws")
-    members = tuple(parse_mirror(part) for part in words)
+    members = tuple(_INTERCHANGEABLE[part] for part in words)
     name = ",".join(words)
     return replace(members[0], word=name, listing_namespace=name, members=members)
 

@@ -58,20 +58,15 @@ class S3Store:
 
     async def get(self, wanted: Range, progress: Progress | None = None) -> Lease:
         """See `ObjectStore.get`; waits for the network, and for memory."""
-        lease = await self._arena.take(wanted.length, self._arena.reserve)
+        with await self._arena.take(wanted.length, self._arena.reserve) as lease:
 
-        def progressed(filled: Message) -> None:
-            assert isinstance(filled, Filled)
-            assert progress is not None
-            progress(lease, filled.length)
+            def progressed(filled: Message) -> None:
+                assert isinstance(filled, Filled)
+                assert progress is not None
+                progress(lease, filled.length)
 
-        request = Get(wanted, lease.start, progress is not None)
-        try:
-            await self._pool.ask(request, Done, progressed, lease)
-        except BaseException:
-            lease.release()
-            raise
-        return lease
+            await self._pool.ask(Get(wanted, lease.start, progress is not None), Done, progressed, lease)
+            return lease.hold()
 
     def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`."""

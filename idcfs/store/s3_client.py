@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Self
@@ -118,8 +118,10 @@ class S3Client:
                 _check_head(answer.status_code, answer.headers, wanted)
                 expected = _md5_of(answer.headers) if wanted.is_whole else None
                 watch.pause()
-                async with _Permit(self._bodies) as permit:
-                    watch.expect(RELEASE_AFTER, permit.release)
+                await self._bodies.acquire()
+                with ExitStack() as permit:
+                    permit.callback(self._bodies.release)
+                    watch.expect(RELEASE_AFTER, permit.close)
                     await _read(body.content, buffer, watch, progress, expected)
 
     @asynccontextmanager
@@ -182,27 +184,6 @@ def _discard(request: asyncio.Task[Any]) -> None:
     """Close the connection of an answer that is not needed any more."""
     with suppress(asyncio.CancelledError, Exception):
         request.result().raw.close()
-
-
-class _Permit:
-    """One of the permits of *semaphore*, which may be released before the context ends."""
-
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self._semaphore = semaphore
-        self._is_held = False
-
-    async def __aenter__(self) -> Self:
-        await self._semaphore.acquire()
-        self._is_held = True
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        self.release()
-
-    def release(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._semaphore.release()
 
 
 def _check_head(status: int, headers: dict[str, str], wanted: Range) -> None:
