@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +30,8 @@ class FolderStore:
 
     def __init__(self, root: Path, *, max_threads: int = 16) -> None:
         self._root = root
-        self._limiter = trio.CapacityLimiter(max_threads)
+        limiter = trio.CapacityLimiter(max_threads)
+        self._in_thread = partial(trio.to_thread.run_sync, limiter=limiter, abandon_on_cancel=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -39,13 +41,11 @@ class FolderStore:
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits for the file system. The token is the page's last key."""
-        return await trio.to_thread.run_sync(
-            self._list_page, bucket, prefix, token, limiter=self._limiter, abandon_on_cancel=True
-        )
+        return await self._in_thread(self._list_page, bucket, prefix, token)
 
     async def get(self, wanted: Range, progress: Progress | None = None) -> bytes:
         """See `ObjectStore.get`; waits for the file system."""
-        return await trio.to_thread.run_sync(self._get, wanted, limiter=self._limiter, abandon_on_cancel=True)
+        return await self._in_thread(self._get, wanted)
 
     def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """Returns False: reading a file takes a thread."""
