@@ -12,7 +12,7 @@ from idcfs.config import Settings
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
 from idcfs.node import Node
-from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, ListPage, ObjectStore, Progress, Range
 from idcfs.tree import wiring
 from idcfs.tree.provider import ENTRIES_AT_ONCE
 from idcfs.tree.wiring import Parts
@@ -131,9 +131,7 @@ class GatedStore(MemoryStore):
         await self.gate.wait()
         return page
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
-        data = await super().get(bucket, key, start, stop, version, progress)
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        data = await super().get(wanted, progress)
         await self.gate.wait()
         return data
