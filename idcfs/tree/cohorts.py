@@ -154,15 +154,16 @@ class Draft(OpenFile):
     def __init__(
         self, cohorts: Cohorts, cohort: Cohort, append: bool, truncate: bool, closed: Callable[["Draft"], None]
     ) -> None:
+        super().__init__(self._read)
         self.number = cohort.number
         self._cohorts = cohorts
         self._closed = closed
         self._text = bytearray(b"" if truncate else cohort.text or b"")
-        self._appending = append
-        self._appended = bytearray()
+        self._append = append
+        # Where what was appended and is not kept yet begins; None if the text is kept as a whole.
+        self._appended_from = len(self._text) if append and not truncate else None
         # Cut, and not written to since. That counts when the file is closed for good: shells close a copy first.
         self._cut = truncate
-        self._only_appended = append and not truncate
         self._written = False
         self._too_long = False
 
@@ -176,11 +177,8 @@ class Draft(OpenFile):
         """Bytes of the text as it is written now."""
         return len(self._text)
 
-    async def read(self, offset: int, length: int) -> bytes:
-        return bytes(self._text[offset : offset + length])
-
     def write(self, offset: int, data: bytes) -> int:
-        if self._appending:
+        if self._append:
             # The kernel may remember an older end.
             offset = len(self._text)
         if max(offset + len(data), len(self._text)) > MAX_TEXT:
@@ -190,14 +188,12 @@ class Draft(OpenFile):
         self._check_length()
         self._text.extend(bytes(max(0, offset - len(self._text))))
         self._text[offset : offset + len(data)] = data
-        if self._only_appended:
-            self._appended += data
         self._written = True
         return len(data)
 
     def resize(self, size: int) -> None:
         self._text = bytearray(_resized(bytes(self._text), size))
-        self._cut, self._only_appended = True, False
+        self._cut, self._appended_from = True, None
 
     async def flush(self) -> None:
         """Keep and evaluate what was written since the last time; waits until it is known to be sound.
@@ -223,11 +219,13 @@ class Draft(OpenFile):
 
     async def _keep(self) -> None:
         self._written = self._cut = False
-        if self._only_appended:
-            appended, self._appended = bytes(self._appended), bytearray()
-            await self._cohorts.write(self.number, appended, append=True)
-        else:
-            await self._cohorts.write(self.number, bytes(self._text))
+        first = self._appended_from
+        if first is not None:
+            self._appended_from = len(self._text)
+        await self._cohorts.write(self.number, bytes(self._text[first:]), append=first is not None)
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        return bytes(self._text[offset : offset + length])
 
 
 def cohort_providers(
