@@ -10,7 +10,7 @@ permanent: the kernel asks again each time. What is deeper belongs to a view, as
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from idcfs import layout
@@ -75,28 +75,26 @@ class CohortsFolder(Provider[FolderAddress]):
 class CohortFolder(Provider[FolderAddress]):
     """The provider of the folder of a cohort, whose number is the address's group.
 
-    Args:
+    Attributes:
         files: the names, facets and providers of the files in it.
     """
 
-    def __init__(
-        self,
-        cohorts: Cohorts,
-        catalogue: Catalogue,
-        views: Views,
-        files: Mapping[bytes, tuple[Facet, Provider[FolderAddress]]],
-    ) -> None:
+    def __init__(self, cohorts: Cohorts, catalogue: Catalogue, views: Views) -> None:
         self._cohorts = cohorts
         self._catalogue = catalogue
         self._views = views
-        self._files = files
+        self.files: dict[bytes, tuple[Facet, Provider[FolderAddress]]] = {
+            b".query": (Facet.QUERY, Query(cohorts)),
+            b".error": (Facet.ERROR, MadeFile(partial(_made, cohorts, cohorts.remarks))),
+            b".summary": (Facet.SUMMARY, MadeFile(partial(_made, cohorts, cohorts.summary))),
+        }
 
     async def attributes(self, address: FolderAddress) -> Node:
         return _node(self._catalogue, await self._cohorts.get(address.group))
 
     async def lookup(self, folder: FolderAddress, name: bytes) -> Node:
-        if name in self._files:
-            facet, file = self._files[name]
+        if name in self.files:
+            facet, file = self.files[name]
             return await file.attributes(folder._replace(facet=facet))
         shown = await self._shown(folder)
         if shown is None:
@@ -185,7 +183,8 @@ class Draft(OpenFile):
             # A part of the new text is worse than the old one.
             self._too_long = True
             self._text.clear()
-        self._check_length()
+        if self._too_long:
+            raise _too_long()
         self._text.extend(bytes(max(0, offset - len(self._text))))
         self._text[offset : offset + len(data)] = data
         self._written = True
@@ -203,7 +202,8 @@ class Draft(OpenFile):
             QueryTooLong: some of it did not fit, so nothing of it is kept.
             NoSpace, NotThereNow: it cannot be kept.
         """
-        self._check_length()
+        if self._too_long:
+            raise _too_long()
         if self._written:
             await self._keep()
 
@@ -212,10 +212,6 @@ class Draft(OpenFile):
         self._closed(self)
         if self.is_changed:
             await self._keep()
-
-    def _check_length(self) -> None:
-        if self._too_long:
-            raise _too_long()
 
     async def _keep(self) -> None:
         self._written = self._cut = False
@@ -228,23 +224,10 @@ class Draft(OpenFile):
         return bytes(self._text[offset : offset + length])
 
 
-def cohort_providers(
-    cohorts: Cohorts, catalogue: Catalogue, views: Views, folder: CohortsFolder
-) -> dict[int, Provider[FolderAddress]]:
-    """The providers of `cohorts/`, which is *folder*, and of what is directly in it, by facet."""
-    files: dict[bytes, tuple[Facet, Provider[FolderAddress]]] = {
-        b".query": (Facet.QUERY, Query(cohorts)),
-        b".error": (Facet.ERROR, MadeFile(partial(_made, cohorts, cohorts.remarks))),
-        b".summary": (Facet.SUMMARY, MadeFile(partial(_made, cohorts, cohorts.summary))),
-    }
-    cohort = CohortFolder(cohorts, catalogue, views, files)
-    return {Facet.COHORTS: folder, Facet.COHORT: cohort, **dict(files.values())}
-
-
 async def _made(
     cohorts: Cohorts, content: Callable[[Cohort], Awaitable[bytes | None]], file: FolderAddress
 ) -> tuple[bytes | None, int]:
-    """What *content* makes for the cohort that *file* is of, and the time of its text."""
+    """Return what *content* makes for the cohort that *file* is of, and the time of its text; for `MadeFile`."""
     cohort = await cohorts.get(file.group)
     return await content(cohort), cohort.stamp.modified_ns
 
