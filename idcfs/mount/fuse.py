@@ -56,16 +56,13 @@ ERRNOS: dict[type[BaseException], int] = {
 }
 """The errno of a class of errors, and of those of its subclasses that are not listed."""
 
-_ORDINARY = frozenset(
-    {
-        errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, pyfuse3.ENOATTR, errno.EEXIST, errno.EINVAL,
-        errno.ENAMETOOLONG, errno.EFBIG,
-    }
+_QUIET = (
+    errors.NotFound, errors.NotAFolder, errors.IsAFolder, errors.ReadOnly, errors.NoSuchAttribute, errors.AlreadyThere,
+    errors.NameRefused, errors.NameTooLong, errors.QueryRefused,
+    # Their reason is in the log already, in one line for all of them.
+    errors.CrawlerRefused, errors.MirrorAway,
 )  # fmt: skip
-"""Errors that tools, and the authors of queries, provoke all the time: they get the errno, and the log stays quiet."""
-
-_LOGGED_BEFORE = (errors.CrawlerRefused, errors.MirrorAway)
-"""Errors whose reason is in the log already, in one line for all of them."""
+"""Errors that are not logged, because tools and the authors of queries provoke them all the time."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -121,7 +118,6 @@ class Adapter(pyfuse3.Operations):
         self._xattr = xattr
         self._crawlers = crawlers or Crawlers(())
         self._refused: set[str] = set()
-        self._entry = EntryAttributes()
         self._owner = os.getuid(), os.getgid()
         self._write_mode = 0o222 if all_write else stat.S_IWUSR
 
@@ -133,7 +129,7 @@ class Adapter(pyfuse3.Operations):
             self._metrics.errors[type(error).__name__] += 1
         if not isinstance(error, errors.IdcfsError):
             log.error("a request failed", exc_info=error)
-        elif number in _ORDINARY or isinstance(error, _LOGGED_BEFORE):
+        elif isinstance(error, _QUIET):
             log.debug("%s", error)
         else:
             log.warning("%s: %s", errno.errorcode[number], error)
@@ -209,7 +205,7 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Fill the kernel's buffer with entries and their attributes."""
-        entry, page = self._entry, self.filesystem.folders[fh].page
+        entry, page = EntryAttributes(), self.filesystem.folders[fh].page
         folders_time: int | None = None
         first_id, last = start_id, fh
         while True:

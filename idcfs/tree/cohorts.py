@@ -131,9 +131,7 @@ class Query(MadeFile):
         return node if draft is None else node._replace(size=draft.size)
 
     async def draft(self, file: FolderAddress, append: bool, truncate: bool) -> OpenFile:
-        draft = Draft(self._cohorts, await self._cohorts.get(file.group), append, truncate, self._drafts.remove)
-        self._drafts.append(draft)
-        return draft
+        return Draft(self._cohorts, await self._cohorts.get(file.group), append, truncate, self._drafts)
 
     async def resize(self, file: FolderAddress, size: int) -> None:
         cohort = await self._cohorts.get(file.group)
@@ -146,16 +144,15 @@ class Draft(OpenFile):
     Args:
         append: whether all that is written goes to the end.
         truncate: whether it begins empty.
-        closed: called with this at its end.
+        drafts: those that are open, of all queries; this is added to them, and removed when it is closed.
     """
 
-    def __init__(
-        self, cohorts: Cohorts, cohort: Cohort, append: bool, truncate: bool, closed: Callable[["Draft"], None]
-    ) -> None:
+    def __init__(self, cohorts: Cohorts, cohort: Cohort, append: bool, truncate: bool, drafts: list["Draft"]) -> None:
         super().__init__(self._read)
         self.number = cohort.number
         self._cohorts = cohorts
-        self._closed = closed
+        self._drafts = drafts
+        drafts.append(self)
         self._text = bytearray(b"" if truncate else cohort.text or b"")
         self._append = append
         # Where what was appended and is not kept yet begins; None if the text is kept as a whole.
@@ -209,7 +206,7 @@ class Draft(OpenFile):
 
     async def close(self) -> None:
         """Keep the text if all that was done is to cut it; waits and raises as `flush`."""
-        self._closed(self)
+        self._drafts.remove(self)
         if self.is_changed:
             await self._keep()
 

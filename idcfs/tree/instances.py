@@ -17,7 +17,7 @@ from idcfs.tree.provider import ENTRIES_AT_ONCE, Entries, Entry, OpenFile, Provi
 
 
 class Instances(Provider[FileAddress]):
-    """The provider of instances; `Views` asks it for what is in the folder of a series, too.
+    """The provider of instances; `Views` has the folder of a series answered by it, too.
 
     Args:
         order: notes in which order series are met, for what is listed and fetched ahead.

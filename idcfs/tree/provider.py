@@ -1,7 +1,7 @@
 """`Provider`: what answers for a part of the tree; belongs to the event loop.
 
 Each part has a provider: the folders of views, instances, `.idc`, each file in `.idc`, `cohorts/`, a cohort, each file
-of a cohort. All have the same methods, and `FileSystem` picks the provider once per call, by the address.
+of a cohort. All have the same methods, and `FileSystem.find` picks the provider once per call, by the address.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -148,10 +148,12 @@ class MadeFile(Provider[FolderAddress]):
         self._permanent = permanent
 
     async def attributes(self, address: FolderAddress) -> Node:
+        """Return what is known of the file, with the size of the bytes that are made now."""
         content, modified_ns = await self._made(address)
         return Node(pack_folder(*address), False, 1, len(content), modified_ns, self._permanent)
 
     async def content(self, file: FolderAddress) -> OpenFile:
+        """Open the file with the bytes that are made now."""
         content, _ = await self._made(file)
 
         async def read(offset: int, length: int) -> Buffer:

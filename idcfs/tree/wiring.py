@@ -129,7 +129,7 @@ async def open_filesystem(
 def _providers(
     catalogue: Catalogue, cohorts: Cohorts, instances: Instances, status: Status
 ) -> dict[int, Provider[FolderAddress]]:
-    """The providers of all but instances, by facet."""
+    """Return the providers of all but instances, by facet."""
     attributes = Attributes(catalogue)
     cohorts_folder = CohortsFolder(cohorts, catalogue)
     views = Views(catalogue, instances, attributes, {COHORTS_NAME: cohorts_folder.node})
