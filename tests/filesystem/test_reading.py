@@ -384,8 +384,8 @@ async def test_numbers_mean_the_same_instances_when_a_series_gets_another(
         assert await opened.names(path_of(SMALL)) == names
         assert [await opened.node(file_of(SMALL, number)) for number in range(3)] == nodes
         for number in (1, 2):
-            handle = await opened.filesystem.open(nodes[number].inode)
-            assert bytes(await opened.filesystem.read(handle, 0, 10**6)) == instances(SMALL)[number].content
+            handle = await opened.open(nodes[number].inode)
+            assert bytes(await opened.filesystem.files[handle].read(0, 10**6)) == instances(SMALL)[number].content
 
 
 async def test_an_object_that_is_never_what_its_listing_says(cache: Path, index: Index, store: MemoryStore) -> None:
