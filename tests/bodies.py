@@ -1,7 +1,7 @@
 """What stores return, as bytes of a test's own: copied, and its lease released."""
 
 from idcfs.errors import ReadError
-from idcfs.store.base import Body, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, ObjectStore, ObjectVersion, Progress, Range
 
 
 def copied(body: Body) -> bytes:
@@ -27,4 +27,4 @@ async def read(
     progress: Progress | None = None,
 ) -> bytes:
     """The bytes that `ObjectStore.get` returns."""
-    return copied(await store.get(bucket, key, start, stop, version, progress))
+    return copied(await store.get(Range(bucket, key, start, stop, version), progress))

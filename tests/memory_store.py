@@ -10,7 +10,7 @@ import trio
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
 from idcfs.processes.arena import Arena
-from idcfs.store.base import Body, Finished, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, Finished, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress, Range
 
 _PAGE_LENGTH = 1000
 _ARRIVAL_BYTES = 100_000
@@ -53,25 +53,19 @@ class _Soon:
         nursery.cancel_scope.cancel()
         await stack.__aexit__(kind, error, trace)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         raise NotImplementedError  # each kind of store has its own
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         if not self._opened:
             return False
-        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, version, finished)
+        self._opened[-1][1].start_soon(self._get_and_tell, wanted, finished)
         return True
 
-    async def _get_and_tell(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> None:
+    async def _get_and_tell(self, wanted: Range, finished: Finished) -> None:
         outcome: Body | ReadError = Unreachable("the store has been closed")
         try:
-            outcome = await self.get(bucket, key, start, stop, version)
+            outcome = await self.get(wanted)
         except ReadError as error:
             outcome = error
         except Exception as error:
@@ -107,9 +101,8 @@ class MemoryStore(_Soon):
         ]
         return ListPage(described, page[-1] if len(keys) > len(page) else None)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        bucket, key, start, stop, version = wanted
         self.requests.append(Request("get", bucket, key, start, stop))
         await trio.lowlevel.checkpoint()
         stored = self._bucket(bucket).get(key)
@@ -163,11 +156,9 @@ class FailingStore(_Soon):
         await self._act()
         return await self._inner.list_page(bucket, prefix, token)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         await self._act()
-        return await self._inner.get(bucket, key, start, stop, version, progress)
+        return await self._inner.get(wanted, progress)
 
     async def _act(self) -> None:
         self.calls += 1

@@ -1,4 +1,4 @@
-"""The kernel's side of a mount: how many reads it lets wait, and how it is told to abort; synchronous."""
+"""The kernel's side of a mount: how many reads it lets wait, and how it aborts; synchronous."""
 
 import logging
 from pathlib import Path
@@ -18,41 +18,32 @@ and that a second connection can still answer when the first one has stalled."""
 class Connection:
     """The FUSE connection of the mount on *mountpoint*, made before the mount is.
 
-    Args:
-        timeout: seconds that a read may take where many may wait.
+    Attributes:
+        read_timeout: seconds that a read may take, whatever it waits for: *timeout*, where many may wait.
+        limits_failure: why the kernel lets few reads wait, and for how long they do; None if many may wait.
+        abort_file: the file to write to for the kernel to abort the connection; None before the mount is there.
     """
 
     def __init__(self, mountpoint: Path, timeout: float) -> None:
         self._mountpoint = mountpoint
-        self._timeout = timeout
-        self._failure: str | None = None
-        self._folder: Path | None = None
+        self.read_timeout = timeout
+        self.limits_failure: str | None = None
+        self.abort_file: Path | None = None
 
     def establish(self) -> None:
-        """The mount is there: let more requests wait; where this user may not say so, have them wait for less long."""
-        self._folder = mountpoints.daemon_limits(self._mountpoint)
-        if self._folder is None:
+        """Let more requests wait in the mount that is there now; where this user may not, reads get less time."""
+        folder = mountpoints.daemon_limits(self._mountpoint)
+        if folder is None:
             return
-        limit = self._folder / "max_background"
+        self.abort_file = folder / "abort"
+        limit = folder / "max_background"
         try:
             limit.write_text(str(MAX_BACKGROUND))
-            (self._folder / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
+            (folder / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
         except OSError as error:
-            self._timeout = min(self._timeout, SHORT_TIMEOUT)
-            self._failure = (
-                f"the kernel lets few reads wait, so none does for more than {self._timeout:g} seconds: "
+            self.read_timeout = min(self.read_timeout, SHORT_TIMEOUT)
+            self.limits_failure = (
+                f"the kernel lets few reads wait, so none does for more than {self.read_timeout:g} seconds: "
                 f"{limit}: {error.strerror}"
             )
-            log.info("%s", self._failure)
-
-    def abort_file(self) -> Path | None:
-        """The file in which the kernel takes the order to abort the connection; None before the mount is there."""
-        return None if self._folder is None else self._folder / "abort"
-
-    def read_timeout(self) -> float:
-        """The seconds that a read may take, whatever it waits for."""
-        return self._timeout
-
-    def limits_failure(self) -> str | None:
-        """Why the kernel lets few reads wait, and for how long they do; None if many may wait."""
-        return self._failure
+            log.info("%s", self.limits_failure)

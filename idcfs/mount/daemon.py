@@ -16,7 +16,6 @@ from typing import Any
 import pyfuse3
 import trio
 
-from idcfs.catalog.catalogue import Catalogue
 from idcfs.catalog.index import find_index
 from idcfs.config import Settings
 from idcfs.errors import MountFailed
@@ -26,7 +25,6 @@ from idcfs.mount.crawlers import Crawlers
 from idcfs.mount.fuse import Adapter
 from idcfs.mount.signals import SignalHandler
 from idcfs.mount.stacks import write_on_signal
-from idcfs.store.mirror import Mirror
 from idcfs.tree.wiring import open_filesystem
 
 MIN_TASKS = 64
@@ -84,20 +82,26 @@ async def _serve(
         settings,
         find_index(settings.index),
         bytes_folder=bytes_folder,
-        read_timeout=connection.read_timeout,
-        limits_failure=connection.limits_failure,
+        read_timeout=lambda: connection.read_timeout,
+        limits_failure=lambda: connection.limits_failure,
         report=lambda step: report({"step": step}),
     ) as opened:
 
         def be_ready() -> None:
             signals.ready()
             connection.establish()
-            report({"ready": _facts(opened.catalogue, opened.mirror)})
-            abort = connection.abort_file()
-            if abort is not None:
-                opened.pages.start(abort)
+            version = opened.catalogue.mount_version
+            facts = {
+                "version": version,
+                "released": opened.catalogue.contents["releases"][str(version)],
+                "mirror": opened.mirror.word,
+                "counts": dict(opened.catalogue.counts),
+            }
+            report({"ready": facts})
+            if connection.abort_file is not None:
+                opened.pages.start(connection.abort_file)
             # Not before the mount answers, which would then take longer.
-            opened.start_asking()
+            opened.stores.start()
 
         crawlers = Crawlers(filter(None, (name.strip() for name in settings.refuse.split(","))))
         adapter = Adapter(opened.filesystem, opened.metrics, settings.xattr, settings.allow_other_cohorts, crawlers)
@@ -113,17 +117,6 @@ async def _serve_demo(settings: Settings, signals: SignalHandler, mountpoint: Pa
         mirror = folder / "mirror"
         await trio.to_thread.run_sync(write_demo_mirror, mirror, index.tables["index"])
         await _serve(replace(settings, mirror=str(mirror)), folder / "cache", signals, mountpoint, report)
-
-
-def _facts(catalogue: Catalogue, mirror: Mirror) -> dict[str, Any]:
-    """What the user reads when the mount answers."""
-    version = catalogue.mount_version
-    return {
-        "version": version,
-        "released": catalogue.contents["releases"][str(version)],
-        "mirror": mirror.word,
-        "counts": dict(catalogue.counts),
-    }
 
 
 async def _mount(

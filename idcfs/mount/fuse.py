@@ -1,4 +1,4 @@
-"""The FUSE adapter: makes calls of the file system of pyfuse3's requests, and errnos of its errors; nothing else.
+"""The FUSE adapter: answers pyfuse3's requests from the providers of the tree, and turns errors into errnos.
 
 Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end the
 whole mount. `forget` gives no answer, so any exception would, and it catches them itself.
@@ -34,10 +34,9 @@ BLOCK_SIZE = 32 << 10
 The kernel makes 64 kB of a first read of so many, but 128 kB of a longer one. Tools that copy read more anyway.
 """
 
-ERRNOS: dict[type[errors.IdcfsError], int] = {
+ERRNOS: dict[type[BaseException], int] = {
+    errors.IdcfsError: errno.EIO,
     errors.NotFound: errno.ENOENT,
-    errors.NotThereNow: errno.ENOENT,
-    errors.SeriesMissing: errno.ENOENT,
     errors.NotAFolder: errno.ENOTDIR,
     errors.IsAFolder: errno.EISDIR,
     errors.ReadOnly: errno.EROFS,
@@ -45,37 +44,25 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.AccessDenied: errno.EACCES,
     errors.CrawlerRefused: errno.EACCES,
     errors.Unreachable: errno.EHOSTUNREACH,
-    errors.MirrorAway: errno.EHOSTUNREACH,
     errors.Stalled: errno.ETIMEDOUT,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
     errors.ObjectChanged: errno.ESTALE,
-    errors.Untrusted: errno.EIO,
     errors.AlreadyThere: errno.EEXIST,
     errors.NameRefused: errno.EINVAL,
     errors.NameTooLong: errno.ENAMETOOLONG,
     errors.NoSpace: errno.ENOSPC,
     errors.QueryRefused: errno.EINVAL,
     errors.QueryTooLong: errno.EFBIG,
-    errors.QueryTooCostly: errno.EINVAL,
-    errors.CohortsUnusable: errno.EIO,
-    # What has to be built first cannot be: a view, the attributes, a cohort.
-    errors.CacheUnusable: errno.EIO,
-    errors.CatalogueDamaged: errno.EIO,
-    errors.IndexUnusable: errno.EIO,
-    errors.ChildNotStarted: errno.EIO,
-    errors.ChildEnded: errno.EIO,
 }
+"""The errno of a class of errors, and of those of its subclasses that are not listed."""
 
-_ORDINARY = frozenset(
-    {
-        errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, pyfuse3.ENOATTR, errno.EEXIST, errno.EINVAL,
-        errno.ENAMETOOLONG, errno.EFBIG,
-    }
+_QUIET = (
+    errors.NotFound, errors.NotAFolder, errors.IsAFolder, errors.ReadOnly, errors.NoSuchAttribute, errors.AlreadyThere,
+    errors.NameRefused, errors.NameTooLong, errors.QueryRefused,
+    # Their reason is in the log already, in one line for all of them.
+    errors.CrawlerRefused, errors.MirrorAway,
 )  # fmt: skip
-"""Errors that tools, and the authors of queries, provoke all the time: they get the errno, and the log stays quiet."""
-
-_LOGGED_BEFORE = (errors.CrawlerRefused, errors.MirrorAway)
-"""Errors whose reason is in the log already, in one line for all of them."""
+"""Errors that are not logged, because tools and the authors of queries provoke them all the time."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -91,14 +78,10 @@ def answered(
     @functools.wraps(handler)
     async def wrapper(self: "Adapter", *arguments: P.args, **keywords: P.kwargs) -> T:
         try:
-            return await handler(self, *arguments, **keywords)
-        except FUSEError:
-            raise
-        except errors.CatalogueDamaged as error:
-            log.warning("%s; building the catalogue again", error)
-        except Exception as error:
-            self.fail(error)
-        try:
+            try:
+                return await handler(self, *arguments, **keywords)
+            except errors.CatalogueDamaged as error:
+                log.warning("%s; building the catalogue again", error)
             await self.filesystem.repair()
             return await handler(self, *arguments, **keywords)
         except FUSEError:
@@ -135,27 +118,24 @@ class Adapter(pyfuse3.Operations):
         self._xattr = xattr
         self._crawlers = crawlers or Crawlers(())
         self._refused: set[str] = set()
-        self._entry = EntryAttributes()
         self._owner = os.getuid(), os.getgid()
         self._write_mode = 0o222 if all_write else stat.S_IWUSR
 
     def fail(self, error: Exception) -> NoReturn:
         """Count an error, log it if a person should know, and raise the FUSEError for it."""
         error = errors.first_error(error)
-        number = ERRNOS.get(type(error), errno.EIO)  # type: ignore[arg-type]  # any other class is not in the table
+        number = next((ERRNOS[kind] for kind in type(error).__mro__ if kind in ERRNOS), errno.EIO)
         if type(error) is not errors.NotThereNow:
             self._metrics.errors[type(error).__name__] += 1
-        if type(error) not in ERRNOS:
+        if not isinstance(error, errors.IdcfsError):
             log.error("a request failed", exc_info=error)
-        elif number in _ORDINARY or isinstance(error, _LOGGED_BEFORE):
+        elif isinstance(error, _QUIET):
             log.debug("%s", error)
         else:
             log.warning("%s: %s", errno.errorcode[number], error)
         raise FUSEError(number) from None
 
-    def _refuse_crawlers(self, ctx: RequestContext, inode: int, name: bytes | None = None) -> None:
-        if not self.filesystem.is_of_mirror(inode, name):
-            return
+    def _refuse_crawlers(self, ctx: RequestContext) -> None:
         crawler = self._crawlers.find(ctx.pid)
         if crawler is None:
             return
@@ -181,9 +161,11 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Answer a look-up; the kernel also keeps that a name is missing, where no name is ever added."""
-        self._refuse_crawlers(ctx, parent_inode, name)
+        provider, folder = self.filesystem.find(parent_inode)
+        if provider.is_of_mirror(folder, name):
+            self._refuse_crawlers(ctx)
         try:
-            node = await self.filesystem.lookup(parent_inode, name)
+            node = await provider.lookup(folder, name)
         except errors.NotThereNow:
             raise
         except errors.NotFound as error:
@@ -198,14 +180,16 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Answer stat."""
-        return self._fill(EntryAttributes(), await self.filesystem.getattr(inode))
+        provider, address = self.filesystem.find(inode)
+        return self._fill(EntryAttributes(), await provider.attributes(address))
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         """Everything may be read by whoever may reach the mount; little may be written."""
         if not mode & (os.W_OK | os.X_OK):
             return True
-        node = await self.filesystem.getattr(inode)
+        provider, address = self.filesystem.find(inode)
+        node = await provider.attributes(address)
         if mode & os.W_OK and not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
         return node.is_folder or not mode & os.X_OK
@@ -213,17 +197,19 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """Open a folder."""
-        self._refuse_crawlers(ctx, inode)
-        return await self.filesystem.open_folder(inode)
+        provider, folder = self.filesystem.find(inode)
+        if provider.is_of_mirror(folder):
+            self._refuse_crawlers(ctx)
+        return self.filesystem.add_folder(await provider.entries(folder))
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Fill the kernel's buffer with entries and their attributes."""
-        entry = self._entry
+        entry, page = EntryAttributes(), self.filesystem.folders[fh].page
         folders_time: int | None = None
         first_id, last = start_id, fh
         while True:
-            entries = await self.filesystem.entries(fh, start_id)
+            entries = await page(start_id)
             for name, node in entries:
                 if node.is_folder and node.modified_ns == folders_time:
                     # Folders of one view differ in nothing else, and a listing can have many thousands.
@@ -248,56 +234,61 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; the pages of what never changes stay in the kernel's cache."""
+        provider, address = self.filesystem.find(inode)
         if flags & (_WRITES | os.O_TRUNC):
-            append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
-            handle = await self.filesystem.open_draft(inode, append, truncate)
+            file = await provider.draft(address, bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC))
         else:
-            self._refuse_crawlers(ctx, inode)
-            handle = await self.filesystem.open(inode)
-        permanent = self.filesystem.is_permanent(handle)
-        return FileInfo(fh=handle, keep_cache=permanent, direct_io=not permanent)
+            if provider.is_of_mirror(address):
+                self._refuse_crawlers(ctx)
+            file = await provider.content(address)
+        return FileInfo(fh=self.filesystem.add_file(file), keep_cache=file.permanent, direct_io=not file.permanent)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read from an open file."""
-        return await self.filesystem.read(fh, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        return await self.filesystem.files[fh].read(off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write into a query."""
-        return self.filesystem.write(fh, off, buf)
+        return self.filesystem.files[fh].write(off, buf)
 
     @answered
     async def flush(self, fh: int) -> None:
         """Answer close: what was written is kept and, if it does not work, refused."""
-        await self.filesystem.flush(fh)
+        await self.filesystem.files[fh].flush()
 
     @answered
     async def release(self, fh: int) -> None:
         """Close a file; no program gets an error any more."""
-        await self.filesystem.release(fh)
+        await self.filesystem.release_file(fh)
 
     @answered
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         """Cut a query. Its mode, owner and times stay: editors set them, and are content when that does not fail."""
-        node = await self.filesystem.getattr(inode)
+        provider, address = self.filesystem.find(inode)
+        node = await provider.attributes(address)
         if node.is_folder or not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
-        if fields.update_size:
-            await self.filesystem.resize(inode, fh, attr.st_size)
+        if fields.update_size and fh is not None:
+            self.filesystem.files[fh].resize(attr.st_size)
+        elif fields.update_size:
+            await provider.resize(address, attr.st_size)
         return await self.getattr(inode, ctx)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Make a cohort."""
-        return self._fill(EntryAttributes(), await self.filesystem.create(parent_inode, name))
+        provider, folder = self.filesystem.find(parent_inode)
+        return self._fill(EntryAttributes(), await provider.create(folder, name))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a cohort, although it shows folders."""
-        await self.filesystem.delete(parent_inode, name)
+        provider, folder = self.filesystem.find(parent_inode)
+        await provider.delete(folder, name)
 
     @answered
     async def rename(
@@ -305,12 +296,13 @@ class Adapter(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:  # fmt: skip
         """Give a cohort another name, never in the place of another one."""
-        await self.filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new)
+        provider, folder = self.filesystem.find(parent_inode_old)
+        await provider.rename(folder, name_old, self.filesystem.find(parent_inode_new)[1], name_new)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The totals of the index; nothing is free, because nothing can be written."""
-        counts = self.filesystem.counts()
+        counts = self.filesystem.catalogue.counts
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
         answer.f_blocks = counts["bytes"] // 4096

@@ -1,9 +1,8 @@
 """A process that puts bytes into the kernel's page cache of a mount, before anybody reads them; two threads.
 
-It answers the messages of `idcfs.pages.messages`. The kernel makes the writer wait while a reader waits for the same
-page; so this process answers no reads, and nothing that answers reads waits for it. It holds the mount's device: when
-the file system is gone it aborts the connection at once, because a read that is never answered would otherwise keep
-both in the kernel for ever.
+It answers the messages of `idcfs.pages.messages`, and no reads: those would wait with it (see `idcfs.pages`). It holds
+the mount's device: when the file system is gone it aborts the connection at once, because a read that is never
+answered would otherwise keep both in the kernel for ever.
 """
 
 import contextlib
@@ -30,32 +29,21 @@ _PR_SET_PDEATHSIG = 1
 _GONE = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED})
 
 
-def store(device: int, inode: int, offset: int, data: memoryview) -> bool:
-    """Put bytes of a file into its pages; returns whether the kernel knows the file, and took them.
-
-    Raises:
-        OSError: the mount is gone.
-    """
-    header = _HEADER.pack(_HEADER.size + len(data), _NOTIFY_STORE, 0, inode, offset, len(data), 0)
-    try:
-        os.writev(device, [header, data])
-    except OSError as error:
-        if error.errno in _GONE:
-            raise
-        return False
-    return True
-
-
 def _store_all(
     device: int, arena: memoryview, connection: Connection, requests: "queue.SimpleQueue[tuple[int, Store]]"
 ) -> None:
+    """Do what is requested, until the mount is gone."""
     while True:
-        number, request = requests.get()
-        data = arena[request.at : request.at + request.length]
+        number, (inode, offset, at, length) = requests.get()
+        header = _HEADER.pack(_HEADER.size + length, _NOTIFY_STORE, 0, inode, offset, length, 0)
         try:
-            is_taken = store(device, request.inode, request.offset, data)
-        except OSError:
-            return
+            os.writev(device, [header, arena[at : at + length]])
+            is_taken = True
+        except OSError as error:
+            if error.errno in _GONE:
+                return
+            # The kernel does not know the file.
+            is_taken = False
         connection.answer(number, Stored(is_taken))
 
 

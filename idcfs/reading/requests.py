@@ -10,7 +10,7 @@ from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Untrusted
 from idcfs.metrics import Metrics
 from idcfs.reading.listings import Listing, Listings
 from idcfs.reading.policy import Extent
-from idcfs.store.base import Body, Finished, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, Finished, ObjectStore, ObjectVersion, Progress, Range
 from idcfs.store.mirror import Mirror
 
 
@@ -53,7 +53,7 @@ class Requests:
                     outcome = ObjectChanged("the object came under another ETag")
             finished(outcome)  # type: ignore[arg-type]  # every exception that comes here is a ReadError
 
-        return self._store.get_soon(listing.bucket, *self._arguments(extent, listing), check)
+        return self._store.get_soon(self._range(listing.bucket, extent, listing), check)
 
     async def get(self, extent: Extent, progress: Progress | None = None) -> tuple[Body, Listing]:
         """The bytes of a range of an object, all of one version of it, and its listing; waits for the network.
@@ -103,13 +103,13 @@ class Requests:
         raise NotFound(f"{name} of series {self._listings.uuid(extent.series)} is gone from every bucket")
 
     async def _get_from(self, bucket: str, extent: Extent, listing: Listing, progress: Progress | None) -> Body:
-        return self._counted(await self._store.get(bucket, *self._arguments(extent, listing), progress))
+        return self._counted(await self._store.get(self._range(bucket, extent, listing), progress))
 
-    def _arguments(self, extent: Extent, listing: Listing) -> tuple[str, int, int, ObjectVersion]:
+    def _range(self, bucket: str, extent: Extent, listing: Listing) -> Range:
         at = extent.instance
         key = f"{self._listings.uuid(extent.series)}/{listing.names[at].decode()}"
         version = ObjectVersion(listing.etags[at].decode(), listing.sizes[at])
-        return key, extent.offset, extent.offset + extent.length, version
+        return Range(bucket, key, extent.offset, extent.offset + extent.length, version)
 
     def _counted(self, body: Body) -> Body:
         self._metrics.objects_fetched += 1

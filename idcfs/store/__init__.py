@@ -9,6 +9,7 @@ Wrappers are stores too, so the reader of a mount sees one `ObjectStore` and kno
     └── BreakerStore
         └── …
 
-The stores of a mount are built with its file system, and are open as long as it is; rooms below `store` in the list of
-`tests/test_layers.py` may import it. Each store owns its state (breaker, learned ETags, workers), in memory only.
+`opening` builds the stores of a mount with its file system, and they are open as long as it is. The rooms below `store`
+in the list of `tests/test_layers.py` may import it. Each store owns its state (breaker, learned ETags, workers), in
+memory only.
 """

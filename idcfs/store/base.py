@@ -35,8 +35,28 @@ class ObjectInfo(NamedTuple):
 
     @property
     def version(self) -> ObjectVersion:
-        """The version to pass to `ObjectStore.get`."""
+        """The version that a `Range` of this object is of."""
         return ObjectVersion(self.etag, self.size)
+
+
+class Range(NamedTuple):
+    """Bytes *start* to *stop* (exclusive, at least one) of an object that is listed as *version*."""
+
+    bucket: str
+    key: str
+    start: int
+    stop: int
+    version: ObjectVersion
+
+    @property
+    def length(self) -> int:
+        """The number of bytes."""
+        return self.stop - self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all bytes of the object."""
+        return (self.start, self.stop) == (0, self.version.size)
 
 
 class ListPage(NamedTuple):
@@ -73,13 +93,10 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
-        """Return bytes *start* to *stop* (exclusive, at least one) of the object, if it still has this *version*.
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        """Return the *wanted* bytes, if the object still has this version; waits for the network.
 
-        Waits for the network. *progress* may be called while bytes arrive; after a failed attempt it may start again at
-        the first byte.
+        *progress* may be called while bytes arrive; after a failed attempt it may start again at the first byte.
 
         Raises:
             NotFound: there is no such object.
@@ -89,9 +106,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """Start one attempt of `get` without waiting; *finished* is called later with its result or error.
 
         Returns False, and starts nothing, if the attempt cannot start now or this store cannot do it.
@@ -100,7 +115,7 @@ class ObjectStore(Protocol):
 
 
 class StoreWrapper:
-    """The base of stores that wrap *inner*, another store, which is open while the wrapper is."""
+    """The base of stores that ask *inner*, another store, which is open while the wrapper is."""
 
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner
@@ -111,3 +126,7 @@ class StoreWrapper:
 
     async def __aexit__(self, *error: Any) -> None:
         await self._inner.__aexit__(*error)
+
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
+        """See `ObjectStore.get_soon`."""
+        return self._inner.get_soon(wanted, finished)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from idcfs.errors import MirrorAway, ReadError, Unreachable
-from idcfs.store.base import Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, StoreWrapper
+from idcfs.store.base import Body, Finished, ListPage, ObjectStore, Progress, Range, StoreWrapper
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ LONGEST_PAUSE = 30.0
 """Seconds between probes, which double: the end of a short outage is seen soon, and a long one costs few requests."""
 
 _Answer = TypeVar("_Answer")
-_Outcome = Body | ReadError
 
 
 class _Kind(Enum):
@@ -59,7 +58,7 @@ class BreakerStore(StoreWrapper):
 
     def __init__(self, inner: ObjectStore, name: str) -> None:
         super().__init__(inner)
-        self._name = name
+        self.name = name
         self._failures: Counter[_Kind] = Counter()
         self._reason: str | None = None
         # The kinds of calls that do not pass.
@@ -70,11 +69,6 @@ class BreakerStore(StoreWrapper):
         self._opened = self._next_probe = 0.0
         self._pause = FIRST_PAUSE
         self._is_probing = False
-
-    @property
-    def name(self) -> str:
-        """The user's name of the mirror."""
-        return self._name
 
     @property
     def state(self) -> BreakerState:
@@ -88,15 +82,11 @@ class BreakerStore(StoreWrapper):
         """See `ObjectStore.list_page`; raises MirrorAway at once while the breaker is open."""
         return await self._ask(_Kind.LISTING, lambda: self._inner.list_page(bucket, prefix, token))
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         """See `ObjectStore.get`; raises MirrorAway at once while the breaker is open."""
-        return await self._ask(_Kind.BYTES, lambda: self._inner.get(bucket, key, start, stop, version, progress))
+        return await self._ask(_Kind.BYTES, lambda: self._inner.get(wanted, progress))
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`; starts nothing while the breaker is open.
 
         Its failure does not count, because it is a single attempt; its answer shows that the mirror is back.
@@ -104,68 +94,59 @@ class BreakerStore(StoreWrapper):
         if _Kind.BYTES in self._shut:
             return False
         if not self._failures:
-            return self._inner.get_soon(bucket, key, start, stop, version, finished)
+            return super().get_soon(wanted, finished)
 
-        def told(outcome: _Outcome) -> None:
+        def answered(outcome: Body | ReadError) -> None:
             if not isinstance(outcome, Unreachable):
                 self._note_answer(_Kind.BYTES)
             finished(outcome)
 
-        return self._inner.get_soon(bucket, key, start, stop, version, told)
+        return super().get_soon(wanted, answered)
 
     async def _ask(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        if kind in self._shut:
-            return await self._probe(kind, ask)
+        """Pass the call if its kind passes, or as a probe if the pause is over and no other call is one.
+
+        Raises:
+            MirrorAway: it does not pass.
+        """
+        is_probe = kind in self._shut
+        if is_probe:
+            wait = self._next_probe - trio.current_time()
+            if self._is_probing or wait > 0:
+                when = "it is being asked now" if self._is_probing else f"it is asked again in {wait:.0f} s"
+                raise MirrorAway(f"mirror {self.name} is away, {when}; last: {self._reason}")
+            self._is_probing = True
         try:
             answer = await ask()
         except Unreachable as error:
-            self._note_failure(kind, error)
+            self._note_failure(kind, error, is_probe)
             raise
         except ReadError:
             # A refusal or a garbled answer is an answer too.
             self._note_answer(kind)
             raise
+        finally:
+            if is_probe:
+                # A cancelled probe has no outcome; the next call may be the probe.
+                self._is_probing = False
         if self._failures:
             self._note_answer(kind)
         return answer
 
-    async def _probe(self, kind: _Kind, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Pass the call as a probe if the pause is over and no other call is one, else raise MirrorAway."""
-        wait = self._next_probe - trio.current_time()
-        if self._is_probing or wait > 0:
-            when = "it is being asked now" if self._is_probing else f"it is asked again in {wait:.0f} s"
-            raise MirrorAway(f"mirror {self._name} is away, {when}; last: {self._reason}")
-        self._is_probing = True
-        try:
-            answer = await ask()
-        except Unreachable as error:
-            self._reason = str(error)
-            self._failures[kind] += 1
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            self._next_probe = trio.current_time() + self._pause
-            log.debug("mirror %s is still away: %s", self._name, error)
-            raise
-        except ReadError:
-            self._note_answer(kind)
-            raise
-        finally:
-            # A cancelled probe has no outcome; the next call may be the probe.
-            self._is_probing = False
-        self._note_answer(kind)
-        return answer
-
-    def _note_failure(self, kind: _Kind, error: Unreachable) -> None:
-        """Count a call that passed and failed, and open the breaker if there were too many."""
+    def _note_failure(self, kind: _Kind, error: Unreachable, is_probe: bool) -> None:
+        """Count a call that failed; wait longer after a probe, open the breaker after too many other calls."""
         self._failures[kind] += 1
         self._reason = str(error)
-        if self._failures[kind] < FAILURES:
-            return
-        if not self._shut:
-            self._opened = trio.current_time()
-            self._pause = FIRST_PAUSE
-            self._next_probe = self._opened + self._pause
-            log.warning("mirror %s is away and is asked only once in a while: %s", self._name, error)
-        self._shut |= {kind} if kind in self._separate else set(_Kind)
+        now = trio.current_time()
+        if is_probe:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._next_probe = now + self._pause
+            log.debug("mirror %s is still away: %s", self.name, error)
+        elif self._failures[kind] >= FAILURES:
+            if not self._shut:
+                self._opened, self._pause, self._next_probe = now, FIRST_PAUSE, now + FIRST_PAUSE
+                log.warning("mirror %s is away and is asked only once in a while: %s", self.name, error)
+            self._shut |= {kind} if kind in self._separate else set(_Kind)
 
     def _note_answer(self, kind: _Kind) -> None:
         """Reset the count of an answered kind, and close the breaker but for kinds that fail separately."""
@@ -175,4 +156,4 @@ class BreakerStore(StoreWrapper):
         was_shut, self._shut = self._shut, (self._shut & self._separate) - {kind}
         self._separate = (self._separate | self._failures.keys()) - {kind}
         if was_shut and not self._shut:
-            log.info("mirror %s answers again, after %.0f s", self._name, trio.current_time() - self._opened)
+            log.info("mirror %s answers again, after %.0f s", self.name, trio.current_time() - self._opened)

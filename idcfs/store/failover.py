@@ -15,7 +15,7 @@ import trio
 from cachetools import LRUCache
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
-from idcfs.store.base import MD5_ETAG, Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import MD5_ETAG, Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, Range
 from idcfs.store.mirror import Mirror
 from idcfs.store.retry import REPORT_SECONDS
 
@@ -75,35 +75,30 @@ class FailoverStore:
 
         return await self._ask_each(ask, bucket, "" if position is None else position.word)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         """See `ObjectStore.get`; each mirror that is asked calls *progress* from the first byte again."""
 
         async def ask(member: Member, own_bucket: str) -> Body:
-            own, is_certain = self._own_version(member, key, version)
+            own, is_certain = self._own_range(member, own_bucket, wanted)
             try:
-                return await member.store.get(own_bucket, key, start, stop, own, progress)
+                return await member.store.get(own, progress)
             except ObjectChanged:
-                listed = await self._learn(member, own_bucket, key, version)
+                listed = await self._learn(member, own_bucket, wanted)
                 if is_certain and listed != own:
                     raise
             try:
-                return await member.store.get(own_bucket, key, start, stop, listed, progress)
+                return await member.store.get(listed, progress)
             except ObjectChanged as error:
                 # Another mirror may do better.
                 raise Untrusted(f"mirror {member.mirror.word} refuses what it lists: {error}") from error
 
-        return await self._ask_each(ask, bucket)
+        return await self._ask_each(ask, wanted.bucket)
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`: one attempt, with the first mirror that can be asked now."""
         for member in self._members:
-            own_bucket = self._own_buckets(member, bucket)[0]
-            own, _ = self._own_version(member, key, version)
-            if member.store.get_soon(own_bucket, key, start, stop, own, finished):
+            own, _ = self._own_range(member, self._own_buckets(member, wanted.bucket)[0], wanted)
+            if member.store.get_soon(own, finished):
                 return True
         return False
 
@@ -159,22 +154,24 @@ class FailoverStore:
         """The text before a mirror's ETags."""
         return "" if member is self._members[0] else f"{member.mirror.word}:"
 
-    def _own_version(self, member: Member, key: str, version: ObjectVersion) -> tuple[ObjectVersion, bool]:
-        """Return the version to ask a mirror for, and whether its ETag is known to be that mirror's.
+    def _own_range(self, member: Member, bucket: str, wanted: Range) -> tuple[Range, bool]:
+        """Return the range to ask a mirror's *bucket* for, and whether its ETag is known to be that mirror's.
 
         If it is not known, another mirror's ETag is tried: where ETags are MD5s, they are the same in both.
         """
-        owner = self._owner(version.etag)
-        learned = None if owner is member else self._etags.get((member.mirror.word, key, version.etag))
-        etag = version.etag.removeprefix(self._tag(owner)) if learned is None else learned
-        return version._replace(etag=etag), owner is member or learned is not None
+        etag, size = wanted.version
+        owner = self._owner(etag)
+        learned = None if owner is member else self._etags.get((member.mirror.word, wanted.key, etag))
+        own = ObjectVersion(etag.removeprefix(self._tag(owner)) if learned is None else learned, size)
+        return wanted._replace(bucket=bucket, version=own), owner is member or learned is not None
 
     def _owner(self, etag: str) -> Member:
         """The mirror that an ETag belongs to."""
         return next(member for member in reversed(self._members) if etag.startswith(self._tag(member)))
 
-    async def _learn(self, member: Member, bucket: str, key: str, version: ObjectVersion) -> ObjectVersion:
-        """Look up, and remember, a mirror's own version of an object that another mirror lists as *version*."""
+    async def _learn(self, member: Member, bucket: str, wanted: Range) -> Range:
+        """Look up, and remember, a mirror's own ETag; return the range with it."""
+        key, version = wanted.key, wanted.version
         page = await member.store.list_page(bucket, key)
         found = next((found for found in page.objects if found.key == key), None)
         if found is None:
@@ -184,7 +181,7 @@ class FailoverStore:
         if is_other or found.size != version.size:
             raise ObjectChanged(f"mirror {member.mirror.word}: {bucket}/{key} is not what was listed: {found.etag!r}")
         self._etags[member.mirror.word, key, version.etag] = found.etag
-        return found.version
+        return wanted._replace(bucket=bucket, version=found.version)
 
 
 def _tagged(page: ListPage, member: Member, bucket: str, tag: str) -> ListPage:

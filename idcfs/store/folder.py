@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ from typing import Any, Self
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Unreachable, Untrusted
-from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress
+from idcfs.store.base import Finished, ListPage, ObjectInfo, Progress, Range
 
 _PAGE_LENGTH = 1000
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO}
@@ -29,7 +30,8 @@ class FolderStore:
 
     def __init__(self, root: Path, *, max_threads: int = 16) -> None:
         self._root = root
-        self._limiter = trio.CapacityLimiter(max_threads)
+        limiter = trio.CapacityLimiter(max_threads)
+        self._in_thread = partial(trio.to_thread.run_sync, limiter=limiter, abandon_on_cancel=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -39,21 +41,13 @@ class FolderStore:
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits for the file system. The token is the page's last key."""
-        return await trio.to_thread.run_sync(
-            self._list_page, bucket, prefix, token, limiter=self._limiter, abandon_on_cancel=True
-        )
+        return await self._in_thread(self._list_page, bucket, prefix, token)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> bytes:
         """See `ObjectStore.get`; waits for the file system."""
-        return await trio.to_thread.run_sync(
-            self._get, bucket, key, start, stop, version, limiter=self._limiter, abandon_on_cancel=True
-        )
+        return await self._in_thread(self._get, wanted)
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """Returns False: reading a file takes a thread."""
         return False
 
@@ -69,24 +63,22 @@ class FolderStore:
             objects = [described for key in page if (described := _describe(folder, key)) is not None]
             return ListPage(objects, page[-1] if len(keys) > len(page) else None)
 
-    def _get(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion) -> bytes:
+    def _get(self, wanted: Range) -> bytes:
+        bucket, key, start, stop, version = wanted
         name = f"{bucket}/{key}"
         with self._errors_of(name):
-            # Without O_NONBLOCK, open() of a FIFO waits for a writer.
-            descriptor = os.open(self._path(bucket, key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            with open(self._path(bucket, key), "rb", opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise NotFound(f"{name} is not a regular file")
-                content = _read(descriptor, start, stop)
+                file.seek(start)
+                content = file.read(wanted.length)
                 # Checked after reading, so that a write meanwhile is noticed.
-                status = os.fstat(descriptor)
-                if _etag(status) != version.etag:
-                    raise ObjectChanged(f"{name} has changed since it was listed")
-                if status.st_size != version.size:
-                    raise Untrusted(f"{name} has {status.st_size} bytes, not {version.size}")
-            finally:
-                os.close(descriptor)
-        if len(content) != stop - start:
+                status = os.fstat(file.fileno())
+            if _etag(status) != version.etag:
+                raise ObjectChanged(f"{name} has changed since it was listed")
+            if status.st_size != version.size:
+                raise Untrusted(f"{name} has {status.st_size} bytes, not {version.size}")
+        if len(content) != wanted.length:
             raise Untrusted(f"{name} has no bytes {start} to {stop}")
         return content
 
@@ -152,13 +144,6 @@ def _etag(status: os.stat_result) -> str:
     return f'"{status.st_size}-{status.st_mtime_ns:x}"'
 
 
-def _read(descriptor: int, start: int, stop: int) -> bytes:
-    """Bytes *start* to *stop*, or fewer where the file ends."""
-    chunks = []
-    while start < stop:
-        chunk = os.pread(descriptor, stop - start, start)
-        if not chunk:
-            break
-        chunks.append(chunk)
-        start += len(chunk)
-    return b"".join(chunks)
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; without O_NONBLOCK, open() of a FIFO waits for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)

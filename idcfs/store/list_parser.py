@@ -37,7 +37,10 @@ def parse_listing(body: bytes, prefix: str | None = None) -> ListPage:
     if not found or root.tag != namespace + _ROOT:
         raise Untrusted(f"the answer to a listing is a {root.tag[:80]!r}")
     try:
-        decode = _decoder(root, namespace)
+        encoding = root.findtext(namespace + "EncodingType")
+        if encoding not in (None, "", "url"):
+            raise ValueError(f"unknown encoding {encoding!r}")
+        decode = _unquoted if encoding == "url" else _plain
         own_prefix = root.findtext(namespace + "Prefix")
         if prefix is not None and own_prefix and decode(own_prefix) != prefix:
             raise Untrusted(f"the listing is of {own_prefix[:80]!r}, not of {prefix!r}")
@@ -81,14 +84,6 @@ def _parse_xml(body: bytes) -> Element:
     except (ParseError, ValueError) as error:
         raise Untrusted(f"the listing is not XML: {error}") from error
     return root
-
-
-def _decoder(root: Element, namespace: str) -> Callable[[str | None], str]:
-    """The function that decodes keys as the listing's EncodingType says."""
-    encoding = root.findtext(namespace + "EncodingType")
-    if encoding not in (None, "", "url"):
-        raise ValueError(f"unknown encoding {encoding!r}")
-    return _unquoted if encoding == "url" else _plain
 
 
 def _objects(root: Element, namespace: str, decode: Callable[[str | None], str]) -> list[ObjectInfo]:

@@ -28,18 +28,13 @@ class Page(NamedTuple):
 
 
 class Get(NamedTuple):
-    """Ask for bytes *start* to *stop* of an object, to be put into the arena at `at`.
+    """Ask for the bytes of a `Range`, to be put into the arena at `at`; `wanted` is its fields.
 
-    `etag` and `size` are the object's version. With `wants_progress`, `Filled` comes now and then before the answer.
-    After the answer the process writes no more to that region.
+    With `wants_progress`, `Filled` comes now and then before the answer. After the answer the process writes no more to
+    that region.
     """
 
-    bucket: str
-    key: str
-    start: int
-    stop: int
-    etag: str
-    size: int
+    wanted: Sequence[Any]
     at: int
     wants_progress: bool
 

@@ -19,9 +19,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from idcfs.errors import UsageError
 
-_AWS_ENDPOINT = "https://s3.us-east-1.amazonaws.com"
-_GCS_ENDPOINT = "https://storage.googleapis.com"
-
 _SAME_NAMES = MappingProxyType(
     {
         "idc-open-data": "idc-open-data",
@@ -31,17 +28,6 @@ _SAME_NAMES = MappingProxyType(
         "public-datasets-idc": "idc-open-data",
     }
 )
-_GCS_NAMES = MappingProxyType(
-    {
-        **_SAME_NAMES,
-        "idc-open-data-two": "idc-open-idc1",
-        "idc-open-data-cr": "idc-open-cr",
-    }
-)
-
-_INTERCHANGEABLE = frozenset({"aws", "gcs"})
-"""Mirrors that hold the same objects under the same keys; folders and other endpoints may hold anything."""
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
 
@@ -89,9 +75,16 @@ class Mirror:
         """
         if self.folder is not None and not self.folder.is_dir():
             problem = "is not a folder" if self.folder.exists() else "does not exist"
-            raise UsageError(
-                f"mirror {self.word!r}: {self.folder} {problem}; name one that holds <bucket>/<series>/*.dcm"
-            )
+            way_out = "name one that holds <bucket>/<series>/*.dcm"
+            raise UsageError(f"mirror {self.word!r}: {self.folder} {problem}; {way_out}")
+
+
+_GCS_NAMES = MappingProxyType({**_SAME_NAMES, "idc-open-data-two": "idc-open-idc1", "idc-open-data-cr": "idc-open-cr"})
+_INTERCHANGEABLE = {
+    "aws": Mirror("aws", "https://s3.us-east-1.amazonaws.com", None, "idc", "aws", _SAME_NAMES),
+    "gcs": Mirror("gcs", "https://storage.googleapis.com", None, "idc", "gcs", _GCS_NAMES),
+}
+"""Mirrors that hold the same objects under the same keys; folders and other endpoints may hold anything."""
 
 
 def parse_mirror(word: str) -> Mirror:
@@ -101,12 +94,10 @@ def parse_mirror(word: str) -> Mirror:
         UsageError: it names none.
     """
     words = [part.strip() for part in word.split(",")]
-    if len(words) > 1 and not _INTERCHANGEABLE.isdisjoint(words):
+    if len(words) > 1 and not _INTERCHANGEABLE.keys().isdisjoint(words):
         return _several(word, words)
-    if word == "aws":
-        return Mirror(word, _AWS_ENDPOINT, None, "idc", "aws", _SAME_NAMES)
-    if word == "gcs":
-        return Mirror(word, _GCS_ENDPOINT, None, "idc", "gcs", _GCS_NAMES)
+    if word in _INTERCHANGEABLE:
+        return _INTERCHANGEABLE[word]
     if "://" in word:
         endpoint = _normalised_url(word)
         namespace = f"s3-{_digest(endpoint)}"
@@ -125,7 +116,7 @@ def _several(word: str, words: list[str]) -> Mirror:
             raise UsageError(f"mirror {word!r}: {problem}; only aws and gcs hold the same objects, so use aws,gcs")
     if len(set(words)) < len(words):
         raise UsageError(f"mirror {word!r} names a mirror twice; use aws,gcs or gcs,aws")
-    members = tuple(parse_mirror(part) for part in words)
+    members = tuple(_INTERCHANGEABLE[part] for part in words)
     name = ",".join(words)
     return replace(members[0], word=name, listing_namespace=name, members=members)
 
@@ -145,46 +136,36 @@ def _normalised_url(word: str) -> str:
     """*word* as ``scheme://host[:port]``, so that all spellings of one endpoint share cache entries."""
     try:
         url = urlsplit(word)
-        port = url.port
+        _check_url(word, url)
+        port = "" if url.port in (None, _DEFAULT_PORTS[url.scheme]) else f":{url.port}"
+        return f"{url.scheme}://{_normalised_host(url.hostname)}{port}"
     except ValueError as error:
-        raise _bad_url(word, str(error)) from error
+        raise UsageError(f"mirror {word!r}: {error}; use a URL such as https://host or http://host:9000") from error
+
+
+def _check_url(word: str, url: SplitResult) -> None:
+    """Raise ValueError if *word*, split into *url*, has parts that an endpoint may not have."""
     if url.scheme not in _DEFAULT_PORTS:
-        raise _bad_url(word, f"{url.scheme or 'its scheme'!r} is neither http nor https")
-    if problem := _surplus(word, url):
-        raise _bad_url(word, f"it has {problem}")
-    if port == 0 or url.netloc.endswith(":"):
-        raise _bad_url(word, "its port is not a number from 1 to 65535")
-    host = _normalised_host(word, url.hostname or "")
-    shown_port = "" if port in (None, _DEFAULT_PORTS[url.scheme]) else f":{port}"
-    return f"{url.scheme}://{host}{shown_port}"
-
-
-def _surplus(word: str, url: SplitResult) -> str | None:
-    """The part of *word*, split into *url*, that an endpoint may not have, if there is one."""
+        raise ValueError(f"{url.scheme or 'its scheme'!r} is neither http nor https")
     # Some checks search the word itself, because urlsplit drops line breaks, and the "?" and "#" of empty parts.
-    if " " in word or not word.isprintable():
-        return "a blank or a control character"
-    if "@" in url.netloc:
-        return "a user name"
-    if "?" in word or "#" in word:
-        return "a query"
-    if url.path not in ("", "/"):
-        return "a path"
-    return None
+    surplus = {
+        "a blank or a control character": " " in word or not word.isprintable(),
+        "a user name": "@" in url.netloc,
+        "a query": "?" in word or "#" in word,
+        "a path": url.path not in ("", "/"),
+    }
+    for part, is_there in surplus.items():
+        if is_there:
+            raise ValueError(f"it has {part}")
+    if url.port == 0 or url.netloc.endswith(":"):
+        raise ValueError("its port is not a number from 1 to 65535")
 
 
-def _normalised_host(word: str, host: str) -> str:
+def _normalised_host(host: str | None) -> str:
     if not host:
-        raise _bad_url(word, "it has no host")
-    if ":" not in host:
-        if not _HOST_NAME.fullmatch(host):
-            raise _bad_url(word, f"{host!r} is not a host name")
-        return host
-    try:
+        raise ValueError("it has no host")
+    if ":" in host:
         return f"[{ipaddress.IPv6Address(host).compressed}]"
-    except ValueError as error:
-        raise _bad_url(word, f"{host!r} is not an address") from error
-
-
-def _bad_url(word: str, problem: str) -> UsageError:
-    return UsageError(f"mirror {word!r}: {problem}; use a URL such as https://host or http://host:9000")
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{host!r} is not a host name")
+    return host

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, StoreWrapper
+from idcfs.store.base import Body, ListPage, ObjectStore, Progress, Range, StoreWrapper
 
 _Answer = TypeVar("_Answer")
 
@@ -24,7 +24,7 @@ REPORT_SECONDS = 0.1
 
 
 class RetryingStore(StoreWrapper):
-    """Wraps *inner*; each call makes up to *attempts* attempts.
+    """Each call makes up to *attempts* attempts; `get_soon` makes one.
 
     The wait before attempt n + 1 is a random part of ``base_delay * 2**n`` seconds, or of *max_delay* if that is less;
     no wait goes beyond the caller's deadline. The error of the last attempt is raised.
@@ -49,17 +49,9 @@ class RetryingStore(StoreWrapper):
         """See `ObjectStore.list_page`; waits between attempts too."""
         return await self._retry(lambda: self._inner.list_page(bucket, prefix, token))
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         """See `ObjectStore.get`; waits between attempts too."""
-        return await self._retry(lambda: self._inner.get(bucket, key, start, stop, version, progress))
-
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
-        """See `ObjectStore.get_soon`: one attempt."""
-        return self._inner.get_soon(bucket, key, start, stop, version, finished)
+        return await self._retry(lambda: self._inner.get(wanted, progress))
 
     async def _retry(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
         # Nearly all calls succeed here, so the first attempt does nothing more.

@@ -12,7 +12,7 @@ from idcfs.processes.child import Program
 from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
-from idcfs.store.base import Finished, ListPage, ObjectInfo, ObjectVersion, Progress
+from idcfs.store.base import Finished, ListPage, ObjectInfo, Progress, Range
 from idcfs.store.messages import Filled, Get, List, Mirror, Page
 
 PROCESSES = 2
@@ -56,30 +56,21 @@ class S3Store:
         page = await self._pool.child().ask(List(bucket, prefix, token), Page)
         return ListPage([ObjectInfo(*described) for described in page.objects], page.token)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Lease:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Lease:
         """See `ObjectStore.get`; waits for the network, and for memory."""
-        lease = await self._arena.take(stop - start, self._arena.reserve)
+        with await self._arena.take(wanted.length, self._arena.reserve) as lease:
 
-        def progressed(filled: Message) -> None:
-            assert isinstance(filled, Filled)
-            assert progress is not None
-            progress(lease, filled.length)
+            def progressed(filled: Message) -> None:
+                assert isinstance(filled, Filled)
+                assert progress is not None
+                progress(lease, filled.length)
 
-        request = Get(bucket, key, start, stop, *version, lease.start, progress is not None)
-        try:
-            await self._pool.child().ask(request, Done, lease, progressed)
-        except BaseException:
-            lease.release()
-            raise
-        return lease
+            await self._pool.child().ask(Get(wanted, lease.start, progress is not None), Done, lease, progressed)
+            return lease.hold()
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`."""
-        lease = self._arena.take_now(stop - start, self._arena.reserve)
+        lease = self._arena.take_now(wanted.length, self._arena.reserve)
         if lease is None:
             return False
 
@@ -92,7 +83,7 @@ class S3Store:
             finished(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
         try:
-            self._pool.child().post(Get(bucket, key, start, stop, *version, lease.start, False), answered, lease)
+            self._pool.child().post(Get(wanted, lease.start, False), answered, lease)
         except Unreachable:
             lease.release()
             return False

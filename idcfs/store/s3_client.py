@@ -12,12 +12,14 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ClientError, ClientPayloadError
+from aiohttp import ClientError, ClientPayloadError, ClientResponse
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ConnectionError as EndpointError
 from botocore.exceptions import HTTPClientError
@@ -25,7 +27,7 @@ from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.printable import printable
-from idcfs.store.base import MD5_ETAG, ListPage, ObjectVersion
+from idcfs.store.base import MD5_ETAG, ListPage, Range
 from idcfs.store.list_parser import check_keys, parse_listing
 from idcfs.store.watch import HEDGE_AFTER, RELEASE_AFTER, Watch
 
@@ -42,6 +44,17 @@ _PROGRESS_BYTES = 128 << 10
 
 _LISTING_BYTES = 16 << 20
 """The most bytes of a page; a thousand of the longest keys, each letter escaped, take 4 MB."""
+
+_REFUSALS: dict[int, type[ReadError]] = {
+    403: AccessDenied,
+    404: NotFound,
+    407: Unreachable,
+    408: Unreachable,
+    412: ObjectChanged,
+    416: ObjectChanged,
+    429: Unreachable,
+}
+"""Errors by HTTP status; others below 500 are `Untrusted`, and from 500 on `Unreachable`."""
 
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -89,32 +102,26 @@ class S3Client:
             check_keys(page.objects, prefix)
             return page
 
-    async def get_into(
-        self,
-        bucket: str,
-        key: str,
-        start: int,
-        stop: int,
-        version: ObjectVersion,
-        buffer: memoryview,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
+    async def get_into(self, wanted: Range, buffer: memoryview, progress: Callable[[int], None] | None = None) -> None:
         """See `ObjectStore.get`; the bytes go into *buffer*, which is as long as the range.
 
         *progress* is called with the number of bytes, from the first, that are right. If this raises, the others may be
         wrong.
         """
+        bucket, key, start, stop, version = wanted
         if not key:
             raise NotFound("an object's key is not empty")
         headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": version.etag}
         async with self._request(f"{bucket}/{key}") as watch:
             answer = await self._send(bucket, f"/{quote(key)}", headers, watch)
             async with answer.raw as body:
-                _check_head(answer.status_code, answer.headers, start, stop, version)
-                expected = _md5_of(answer.headers) if (start, stop) == (0, version.size) else None
+                _check_head(answer.status_code, answer.headers, wanted)
+                expected = _md5_of(answer.headers) if wanted.is_whole else None
                 watch.pause()
-                async with _Permit(self._bodies) as permit:
-                    watch.expect(RELEASE_AFTER, permit.release)
+                await self._bodies.acquire()
+                with ExitStack() as permit:
+                    permit.callback(self._bodies.release)
+                    watch.expect(RELEASE_AFTER, permit.close)
                     await _read(body.content, buffer, watch, progress, expected)
 
     @asynccontextmanager
@@ -179,46 +186,25 @@ def _discard(request: asyncio.Task[Any]) -> None:
         request.result().raw.close()
 
 
-class _Permit:
-    """One of the permits of *semaphore*, which may be released before the context ends."""
-
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self._semaphore = semaphore
-        self._is_held = False
-
-    async def __aenter__(self) -> Self:
-        await self._semaphore.acquire()
-        self._is_held = True
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        self.release()
-
-    def release(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._semaphore.release()
-
-
-def _check_head(status: int, headers: dict[str, str], start: int, stop: int, version: ObjectVersion) -> None:
-    """Make sure that the answer's head announces bytes *start* to *stop* of this version of the object."""
+def _check_head(status: int, headers: dict[str, str], wanted: Range) -> None:
+    """Make sure that the answer's head announces the *wanted* bytes."""
+    _, _, start, stop, version = wanted
     found = headers.get("etag")
     if not found:
         raise Untrusted("the answer has no ETag")
     if found != version.etag:
         raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {version.etag!r}")
     length = headers.get("content-length")
-    if length is not None and length != str(stop - start):
-        raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {stop - start}")
-    is_whole = (start, stop) == (0, version.size)
+    if length is not None and length != str(wanted.length):
+        raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {wanted.length}")
     if status == 206:
         # A server that sends a whole object knows its size; for a part it may leave the size open.
-        totals = (version.size,) if is_whole else (version.size, "*")
+        totals = (version.size,) if wanted.is_whole else (version.size, "*")
         came = headers.get("content-range", "")
         if came not in {f"bytes {start}-{stop - 1}/{total}" for total in totals}:
             raise Untrusted(f"range {came[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {version.size}")
     # A server without ranges sends the whole object, which may happen to be the requested range.
-    elif status != 200 or not is_whole:
+    elif status != 200 or not wanted.is_whole:
         raise Untrusted(f"status {status} came for bytes {start}-{stop - 1} of {version.size}")
 
 
@@ -274,45 +260,19 @@ async def _read_listing(body: Any, watch: Watch) -> bytes:
     return bytes(whole)
 
 
-class _Refused(Exception):
-    """An answer whose status is not 2xx."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP status {status}")
-        self.status = status
-
-
 def _translate(error: Exception, what: str) -> ReadError:
     """The `ReadError` for *error*, which aiobotocore raised for a request for *what*."""
-    if isinstance(error, ReadError):
-        return type(error)(f"{what}: {error}")
     reason = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
-    if isinstance(reason, _Refused):
-        return _refusal(reason, what)
-    if isinstance(reason or error, ClientPayloadError):
+    cause = reason or error
+    if isinstance(cause, ReadError):
+        return type(cause)(f"{what}: {cause}")
+    if isinstance(cause, ClientPayloadError):
         return Untrusted(f"{what}: the body ended early")
     # aiohttp quotes an answer that is not HTTP in full, in several lines, which do not belong in a log.
-    text = printable(" ".join(str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH].split()))
+    text = printable(" ".join(str(cause)[:_MESSAGE_LENGTH].split()))
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
         return Unreachable(f"{what}: {text}")
     return Untrusted(f"{what}: {type(error).__name__}: {text}")
-
-
-def _refusal(refused: _Refused, what: str) -> ReadError:
-    message = f"{what}: {refused}"
-    match refused.status:
-        case 404:
-            return NotFound(message)
-        case 403:
-            return AccessDenied(message)
-        case 412 | 416:
-            return ObjectChanged(message)
-        case 407 | 408 | 429:
-            return Unreachable(message)
-        case status if status >= 500:
-            return Unreachable(message)
-        case _:
-            return Untrusted(message)
 
 
 def _authorities() -> str | bool:
@@ -337,23 +297,19 @@ class _OneHostSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ship
         """Create the session for requests to *url*."""
         await self._get_session(self._proxy_config.proxy_url_for(url))
 
-    async def _get_session(self, proxy_url: str | None) -> "_Requests":
-        return _Requests(await super()._get_session(proxy_url))
+    async def _get_session(self, proxy_url: str | None) -> SimpleNamespace:
+        """Return what `send` calls: an aiohttp session's `request`, with options of ours."""
+        session = await super()._get_session(proxy_url)
+        options = {"allow_redirects": False, "read_bufsize": _BUFFER_BYTES, "raise_for_status": _check_status}
+        return SimpleNamespace(request=partial(session.request, **options))
 
 
-class _Requests:
-    """The one method of an aiohttp session that aiobotocore's session calls."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    async def request(self, method: str, **options: Any) -> Any:
-        response = await self._session.request(method, **options, allow_redirects=False, read_bufsize=_BUFFER_BYTES)
-        if response.status < 300:
-            return response
-        try:
-            # The connection can be used again once the answer has been read to its end.
-            await response.content.read(_ERROR_BODY_BYTES)
-        finally:
-            response.close()
-            raise _Refused(response.status)
+async def _check_status(response: ClientResponse) -> None:
+    """Raise the error that an answer without the requested bytes stands for."""
+    if response.status < 300:
+        return
+    with closing(response), suppress(ClientError):
+        # The connection can be used again once the answer has been read to its end.
+        await response.content.read(_ERROR_BODY_BYTES)
+    kind = _REFUSALS.get(response.status, Unreachable if response.status >= 500 else Untrusted)
+    raise kind(f"HTTP status {response.status}")

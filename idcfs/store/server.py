@@ -13,7 +13,7 @@ import signal
 from idcfs.errors import ReadError, Unreachable
 from idcfs.processes.messages import Cancel, Done, Envelope, Failed, Message
 from idcfs.processes.server import Connection, shared_arena
-from idcfs.store.base import ObjectVersion
+from idcfs.store.base import ObjectVersion, Range
 from idcfs.store.messages import Filled, Get, List, Mirror, Page
 from idcfs.store.s3_client import S3Client
 
@@ -59,12 +59,9 @@ class Server:
     def _answer(self, number: int, task: asyncio.Task[Message]) -> None:
         del self._tasks[number]
         error = asyncio.CancelledError("given up") if task.cancelled() else task.exception()
-        if error is None:
-            self._send(number, task.result())
-        elif isinstance(error, ReadError):
-            self._send(number, Failed.of(error))
-        else:
-            self._send(number, Failed.of(Unreachable(f"the process failed: {error!r}")))
+        if error is not None and not isinstance(error, ReadError):
+            error = Unreachable(f"the process failed: {error!r}")
+        self._send(number, task.result() if error is None else Failed.of(error))
 
     def _send(self, number: int, message: Message, is_last: bool = True) -> None:
         self._connection.add(number, message, is_last)
@@ -81,18 +78,17 @@ class Server:
         if self._client is None:
             raise Unreachable(self._why_not)
         if isinstance(request, List):
-            page = await self._client.list_page(*request)
-            return Page(page.objects, page.token)
+            return Page(*await self._client.list_page(*request))
         assert isinstance(request, Get)
-        length = request.stop - request.start
-        buffer = self._arena[request.at : request.at + length]
-        progress = functools.partial(self._report_filled, number) if request.wants_progress else None
-        version = ObjectVersion(request.etag, request.size)
-        await self._client.get_into(request.bucket, request.key, request.start, request.stop, version, buffer, progress)
-        return Done()
+        bucket, key, start, stop, version = request.wanted
+        wanted = Range(bucket, key, start, stop, ObjectVersion(*version))
+        buffer = self._arena[request.at : request.at + wanted.length]
 
-    def _report_filled(self, number: int, filled: int) -> None:
-        self._send(number, Filled(filled), is_last=False)
+        def progress(filled: int) -> None:
+            self._send(number, Filled(filled), is_last=False)
+
+        await self._client.get_into(wanted, buffer, progress if request.wants_progress else None)
+        return Done()
 
 
 async def run() -> None:

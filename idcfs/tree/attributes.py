@@ -3,27 +3,27 @@
 They are read from `attributes.parquet`, a row group at a time, in a thread.
 """
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import trio
+from cachetools import LRUCache
 
 from idcfs.catalog.catalogue import Catalogue
 from idcfs.catalog.view import View
 from idcfs.errors import CatalogueDamaged
 from idcfs.layout import Column, parse_template
 
-LEVELS = ("collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
-"""The identifiers of DICOM's levels (PS3.3 §A.1.2), the collection above them."""
-
 LEVEL_COLUMNS: dict[str, tuple[str, ...]] = {
     "collection_id": ("collection_id",),
     "PatientID": ("PatientID", "PatientSex"),
     "StudyInstanceUID": ("StudyInstanceUID", "StudyDate", "StudyDescription", "PatientAge"),
+    "SeriesInstanceUID": (),
 }
-"""The index's columns that are of a level above the series; a series has all columns."""
+"""The columns of collections and of DICOM's levels (PS3.3 §A.1.2), by the identifier of each; a series has all."""
+
+LEVELS = tuple(LEVEL_COLUMNS)
 
 GROUPS = 4
 """Row groups that stay in memory, a few megabytes each."""
@@ -35,7 +35,7 @@ class Attributes:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._file: pq.ParquetFile | None = None
-        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._groups = LRUCache[int, Any](GROUPS)
         # A parquet file is not for two threads at a time.
         self._reading = trio.Lock()
 
@@ -53,7 +53,7 @@ class Attributes:
         # A folder is of the deepest level that its path names, and of those above it.
         deepest = deepest_level(named)
         above = LEVELS[: LEVELS.index(deepest) + 1] if deepest else ()
-        wanted = [*named, *(column for each in above for column in LEVEL_COLUMNS.get(each, ()))]
+        wanted = [*named, *(column for each in above for column in LEVEL_COLUMNS[each])]
         return {name: row[name] for name in dict.fromkeys(wanted) if row.get(name) is not None}
 
     async def _row(self, number: int) -> dict[str, Any]:
@@ -72,9 +72,6 @@ class Attributes:
         number, at = divmod(row, self._file.metadata.row_group(0).num_rows)
         if number not in self._groups:
             self._groups[number] = self._file.read_row_group(number)
-            while len(self._groups) > GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(number)
         return dict(self._groups[number].slice(at, 1).to_pylist()[0])
 
 

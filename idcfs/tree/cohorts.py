@@ -10,7 +10,7 @@ permanent: the kernel asks again each time. What is deeper belongs to a view, as
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from idcfs import layout
@@ -75,28 +75,26 @@ class CohortsFolder(Provider[FolderAddress]):
 class CohortFolder(Provider[FolderAddress]):
     """The provider of the folder of a cohort, whose number is the address's group.
 
-    Args:
+    Attributes:
         files: the names, facets and providers of the files in it.
     """
 
-    def __init__(
-        self,
-        cohorts: Cohorts,
-        catalogue: Catalogue,
-        views: Views,
-        files: Mapping[bytes, tuple[Facet, Provider[FolderAddress]]],
-    ) -> None:
+    def __init__(self, cohorts: Cohorts, catalogue: Catalogue, views: Views) -> None:
         self._cohorts = cohorts
         self._catalogue = catalogue
         self._views = views
-        self._files = files
+        self.files: dict[bytes, tuple[Facet, Provider[FolderAddress]]] = {
+            b".query": (Facet.QUERY, Query(cohorts)),
+            b".error": (Facet.ERROR, MadeFile(partial(_made, cohorts, cohorts.remarks))),
+            b".summary": (Facet.SUMMARY, MadeFile(partial(_made, cohorts, cohorts.summary))),
+        }
 
     async def attributes(self, address: FolderAddress) -> Node:
         return _node(self._catalogue, await self._cohorts.get(address.group))
 
     async def lookup(self, folder: FolderAddress, name: bytes) -> Node:
-        if name in self._files:
-            facet, file = self._files[name]
+        if name in self.files:
+            facet, file = self.files[name]
             return await file.attributes(folder._replace(facet=facet))
         shown = await self._shown(folder)
         if shown is None:
@@ -133,9 +131,7 @@ class Query(MadeFile):
         return node if draft is None else node._replace(size=draft.size)
 
     async def draft(self, file: FolderAddress, append: bool, truncate: bool) -> OpenFile:
-        draft = Draft(self._cohorts, await self._cohorts.get(file.group), append, truncate, self._drafts.remove)
-        self._drafts.append(draft)
-        return draft
+        return Draft(self._cohorts, await self._cohorts.get(file.group), append, truncate, self._drafts)
 
     async def resize(self, file: FolderAddress, size: int) -> None:
         cohort = await self._cohorts.get(file.group)
@@ -148,21 +144,21 @@ class Draft(OpenFile):
     Args:
         append: whether all that is written goes to the end.
         truncate: whether it begins empty.
-        closed: called with this at its end.
+        drafts: those that are open, of all queries; this is added to them, and removed when it is closed.
     """
 
-    def __init__(
-        self, cohorts: Cohorts, cohort: Cohort, append: bool, truncate: bool, closed: Callable[["Draft"], None]
-    ) -> None:
+    def __init__(self, cohorts: Cohorts, cohort: Cohort, append: bool, truncate: bool, drafts: list["Draft"]) -> None:
+        super().__init__(self._read)
         self.number = cohort.number
         self._cohorts = cohorts
-        self._closed = closed
+        self._drafts = drafts
+        drafts.append(self)
         self._text = bytearray(b"" if truncate else cohort.text or b"")
-        self._appending = append
-        self._appended = bytearray()
+        self._append = append
+        # Where what was appended and is not kept yet begins; None if the text is kept as a whole.
+        self._appended_from = len(self._text) if append and not truncate else None
         # Cut, and not written to since. That counts when the file is closed for good: shells close a copy first.
         self._cut = truncate
-        self._only_appended = append and not truncate
         self._written = False
         self._too_long = False
 
@@ -176,28 +172,24 @@ class Draft(OpenFile):
         """Bytes of the text as it is written now."""
         return len(self._text)
 
-    async def read(self, offset: int, length: int) -> bytes:
-        return bytes(self._text[offset : offset + length])
-
     def write(self, offset: int, data: bytes) -> int:
-        if self._appending:
+        if self._append:
             # The kernel may remember an older end.
             offset = len(self._text)
         if max(offset + len(data), len(self._text)) > MAX_TEXT:
             # A part of the new text is worse than the old one.
             self._too_long = True
             self._text.clear()
-        self._check_length()
+        if self._too_long:
+            raise _too_long()
         self._text.extend(bytes(max(0, offset - len(self._text))))
         self._text[offset : offset + len(data)] = data
-        if self._only_appended:
-            self._appended += data
         self._written = True
         return len(data)
 
     def resize(self, size: int) -> None:
         self._text = bytearray(_resized(bytes(self._text), size))
-        self._cut, self._only_appended = True, False
+        self._cut, self._appended_from = True, None
 
     async def flush(self) -> None:
         """Keep and evaluate what was written since the last time; waits until it is known to be sound.
@@ -207,46 +199,32 @@ class Draft(OpenFile):
             QueryTooLong: some of it did not fit, so nothing of it is kept.
             NoSpace, NotThereNow: it cannot be kept.
         """
-        self._check_length()
+        if self._too_long:
+            raise _too_long()
         if self._written:
             await self._keep()
 
     async def close(self) -> None:
         """Keep the text if all that was done is to cut it; waits and raises as `flush`."""
-        self._closed(self)
+        self._drafts.remove(self)
         if self.is_changed:
             await self._keep()
 
-    def _check_length(self) -> None:
-        if self._too_long:
-            raise _too_long()
-
     async def _keep(self) -> None:
         self._written = self._cut = False
-        if self._only_appended:
-            appended, self._appended = bytes(self._appended), bytearray()
-            await self._cohorts.write(self.number, appended, append=True)
-        else:
-            await self._cohorts.write(self.number, bytes(self._text))
+        first = self._appended_from
+        if first is not None:
+            self._appended_from = len(self._text)
+        await self._cohorts.write(self.number, bytes(self._text[first:]), append=first is not None)
 
-
-def cohort_providers(
-    cohorts: Cohorts, catalogue: Catalogue, views: Views, folder: CohortsFolder
-) -> dict[int, Provider[FolderAddress]]:
-    """The providers of `cohorts/`, which is *folder*, and of what is directly in it, by facet."""
-    files: dict[bytes, tuple[Facet, Provider[FolderAddress]]] = {
-        b".query": (Facet.QUERY, Query(cohorts)),
-        b".error": (Facet.ERROR, MadeFile(partial(_made, cohorts, cohorts.remarks))),
-        b".summary": (Facet.SUMMARY, MadeFile(partial(_made, cohorts, cohorts.summary))),
-    }
-    cohort = CohortFolder(cohorts, catalogue, views, files)
-    return {Facet.COHORTS: folder, Facet.COHORT: cohort, **dict(files.values())}
+    async def _read(self, offset: int, length: int) -> bytes:
+        return bytes(self._text[offset : offset + length])
 
 
 async def _made(
     cohorts: Cohorts, content: Callable[[Cohort], Awaitable[bytes | None]], file: FolderAddress
 ) -> tuple[bytes | None, int]:
-    """What *content* makes for the cohort that *file* is of, and the time of its text."""
+    """Return what *content* makes for the cohort that *file* is of, and the time of its text; for `MadeFile`."""
     cohort = await cohorts.get(file.group)
     return await content(cohort), cohort.stamp.modified_ns
 

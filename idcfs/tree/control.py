@@ -50,7 +50,6 @@ Where = Callable[[Folder], bool]
 Names = Mapping[bytes, FolderAddress]
 """The names in a folder, each with the address of a file or folder, of whatever provider."""
 
-MakeProvider = Callable[["Control"], Provider[FolderAddress]]
 MakeContent = Callable[[Folder], Awaitable[bytes | None]]
 MakeNames = Callable[[Folder], Awaitable[Names]]
 
@@ -69,8 +68,8 @@ class ControlTable:
     def __init__(self) -> None:
         self.entries: dict[bytes, tuple[Where, Callable[[FolderAddress], FolderAddress]]] = {}
         """Where an entry is, and its address in the `.idc` with an address."""
-        self.providers: dict[int, MakeProvider] = {}
-        """The makers of the providers of facets."""
+        self.providers: dict[int, Callable[[Control], Provider[FolderAddress]]] = {}
+        """What makes the provider of a facet."""
 
     def file(
         self, name: str, facet: int, where: Where = everywhere, permanent: bool = False
@@ -81,7 +80,8 @@ class ControlTable:
         """
 
         def add(make: MakeContent) -> MakeContent:
-            self.add(name, facet, where, lambda control: MadeFile(partial(control.make, make), permanent))
+            self._add(name, facet, where)
+            self.providers[facet] = lambda control: MadeFile(partial(control.make, make), permanent)
             return make
 
         return add
@@ -90,7 +90,8 @@ class ControlTable:
         """Add a folder: the decorated function returns the names in it."""
 
         def add(names: MakeNames) -> MakeNames:
-            self.add(name, facet, where, lambda control: _ControlFolder(control, names))
+            self._add(name, facet, where)
+            self.providers[facet] = lambda control: _ControlFolder(control, names)
             return names
 
         return add
@@ -99,11 +100,9 @@ class ControlTable:
         """Add the root of a view."""
         self.entries[name.encode()] = where, lambda control: FolderAddress(generation, 0, 0)
 
-    def add(self, name: str, facet: int, where: Where, provider: MakeProvider) -> None:
-        """Add a file or folder with a provider of its own."""
+    def _add(self, name: str, facet: int, where: Where) -> None:
         if name.encode() in self.entries or facet in (*Facet, *self.providers) or not 0 <= facet <= MAX_FACET:
             raise ValueError(f"the name {name} or the facet {facet} is taken")
-        self.providers[facet] = provider
         self.entries[name.encode()] = where, lambda control: control._replace(facet=facet)
 
 
@@ -123,17 +122,12 @@ class Control:
         }
 
     async def folder(self, address: FolderAddress) -> Folder:
-        """The folder whose `.idc`, or an entry of that, has an address; its view is built first if it has to be.
-
-        Raises:
-            NotFound: there is no such folder.
-            IndexUnusable, CacheUnusable: the view cannot be built.
-        """
+        """Return the folder whose `.idc`, or an entry of that, has an address; waits and raises as `Views.open`."""
         address = address._replace(facet=Facet.FOLDER)
         return Folder(address, await self.views.open(address), *self._sources)
 
     async def make(self, content: MakeContent, file: FolderAddress) -> tuple[bytes | None, int]:
-        """What *content* makes for the folder that *file* is about, and the time of that."""
+        """Return what *content* makes for the folder that *file* is about, and the time of that; for `MadeFile`."""
         return await content(await self.folder(file)), self.views.release_time(MAIN_GENERATION)
 
     async def _names(self, folder: Folder) -> Names:

@@ -1,7 +1,7 @@
 """What is in the `.idc` folders: each entry is one function, or one line, in here; belongs to the event loop.
 
 To add a file, write a function that makes its bytes of a `Folder`, and decorate it with its name and a facet that no
-other entry has. By default every folder has it; `where` says which folders have it otherwise:
+other entry has. Every folder has it, or those for which `where` returns True:
 
     @IDC.file("example.txt", facet=12, where=Folder.is_series)
     async def example(folder: Folder) -> bytes: ...
@@ -20,7 +20,7 @@ IDC = ControlTable()
 
 @IDC.file("info.json", facet=2)
 async def info(folder: Folder) -> bytes:
-    """What the index says of a folder; takes seconds the first time of all."""
+    """What the index has of a folder; takes seconds the first time of all."""
     address, view, catalogue = folder.address, folder.view, folder.catalogue
     facts: dict[str, Any] = {
         "path": b"/".join(view.path(address.level, address.group)).decode(),

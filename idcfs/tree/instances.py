@@ -6,7 +6,6 @@ What is in a series comes from its listing, and the bytes of an instance from a 
 import functools
 from collections.abc import Sequence
 
-from idcfs.cache.format import Buffer
 from idcfs.catalog.catalogue import Catalogue
 from idcfs.errors import NotFound
 from idcfs.inode import FileAddress, FolderAddress, pack_file, pack_folder
@@ -17,22 +16,11 @@ from idcfs.reading.series_order import SeriesOrder
 from idcfs.tree.provider import ENTRIES_AT_ONCE, Entries, Entry, OpenFile, Provider
 
 
-class _OpenInstance(OpenFile):
-    permanent = True
-
-    def __init__(self, reader: Reader, address: FileAddress) -> None:
-        self._reader = reader
-        self._address = address
-
-    async def read(self, offset: int, length: int) -> Buffer:
-        return await self._reader.read(*self._address, offset, length)
-
-
 class Instances(Provider[FileAddress]):
-    """The provider of instances; `Views` asks it for what is in the folder of a series, too.
+    """The provider of instances; `Views` has the folder of a series answered by it, too.
 
     Args:
-        order: told in which order series are met, for what is listed and fetched ahead.
+        order: notes in which order series are met, for what is listed and fetched ahead.
     """
 
     def __init__(self, catalogue: Catalogue, listings: Listings, reader: Reader, order: SeriesOrder) -> None:
@@ -51,7 +39,7 @@ class Instances(Provider[FileAddress]):
 
     async def content(self, file: FileAddress) -> OpenFile:
         self._reader.open(*file)
-        return _OpenInstance(self._reader, file)
+        return OpenFile(functools.partial(self._reader.read, *file), permanent=True)
 
     async def extended(self, address: FileAddress) -> dict[str, object]:
         listing = await self._listings.get(address.series)

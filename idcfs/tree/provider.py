@@ -1,7 +1,7 @@
 """`Provider`: what answers for a part of the tree; belongs to the event loop.
 
 Each part has a provider: the folders of views, instances, `.idc`, each file in `.idc`, `cohorts/`, a cohort, each file
-of a cohort. All have the same methods, and `FileSystem` picks the provider once per call, by the address.
+of a cohort. All have the same methods, and `FileSystem.find` picks the provider once per call, by the address.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,6 +14,8 @@ from idcfs.node import Node
 
 ENTRIES_AT_ONCE = 32
 """Entries made for one answer to a listing: the kernel's buffer of one page holds 15 to 25."""
+
+READ_ONLY = "idcfs is read-only but for cohorts and their queries"
 
 A = TypeVar("A", FolderAddress, FileAddress)
 
@@ -41,21 +43,20 @@ def fixed(inode: int, entries: Sequence[Entry]) -> Entries:
 
 
 class OpenFile:
-    """An open file. This one can be read only; what is written into another is kept by `flush` and `close`."""
+    """An open file, which can be read only; `idcfs.tree.cohorts.Draft` can be written.
 
-    permanent = False
-    """Whether its bytes never change, so that the kernel may keep them."""
+    Args:
+        read: returns up to a number of bytes from an offset on; fewer at the file's end only. May wait for the network.
+            Raises ReadError if the bytes cannot be had.
+        permanent: whether its bytes never change, so that the kernel may keep them.
+    """
 
-    async def read(self, offset: int, length: int) -> Buffer:
-        """Up to *length* bytes from *offset* on; fewer at the file's end only. May wait for the network.
-
-        Raises:
-            ReadError: the bytes cannot be had.
-        """
-        raise NotImplementedError
+    def __init__(self, read: Callable[[int, int], Awaitable[Buffer]], permanent: bool = False) -> None:
+        self.read = read
+        self.permanent = permanent
 
     def write(self, offset: int, data: bytes) -> int:
-        """Write *data*; returns how many bytes were written. Raises ReadOnly or QueryTooLong."""
+        """Write *data*; returns the number of bytes written. Raises ReadOnly or QueryTooLong."""
         raise ReadOnly("opened to be read only")
 
     def resize(self, size: int) -> None:
@@ -67,17 +68,6 @@ class OpenFile:
 
     async def close(self) -> None:
         """Keep what is not kept yet, and end."""
-
-
-class Made(OpenFile):
-    """An open file whose bytes were made when it was opened."""
-
-    def __init__(self, content: bytes, permanent: bool) -> None:
-        self._content = content
-        self.permanent = permanent
-
-    async def read(self, offset: int, length: int) -> Buffer:
-        return self._content[offset : offset + length]
 
 
 class Provider(Generic[A]):
@@ -120,34 +110,34 @@ class Provider(Generic[A]):
         """Whether a mirror may have to be asked for what is in a folder, or has *name* there, or for a file's bytes."""
         return False
 
-    # What only cohorts take; elsewhere it is refused with ReadOnly.
+    # The following work in `cohorts/` and on its queries only.
 
     async def draft(self, file: A, append: bool, truncate: bool) -> OpenFile:
-        """A query, opened to be written."""
-        raise ReadOnly("idcfs is read-only but for the queries of cohorts")
+        """Open a query to be written; with *append*, all goes to its end; with *truncate*, it begins empty."""
+        raise ReadOnly(READ_ONLY)
 
     async def resize(self, file: A, size: int) -> None:
         """Cut or lengthen a query to *size* bytes. Raises QueryTooLong, or QueryRefused if the rest does not work."""
-        raise ReadOnly("idcfs is read-only but for the queries of cohorts")
+        raise ReadOnly(READ_ONLY)
 
     async def create(self, folder: A, name: bytes) -> Node:
         """Make a cohort with an empty query. Raises NameRefused, NameTooLong, AlreadyThere or NoSpace."""
-        raise ReadOnly("idcfs is read-only but for cohorts")
+        raise ReadOnly(READ_ONLY)
 
     async def delete(self, folder: A, name: bytes) -> None:
         """Remove a cohort. Raises NotThereNow."""
-        raise ReadOnly("idcfs is read-only but for cohorts")
+        raise ReadOnly(READ_ONLY)
 
     async def rename(self, folder: A, old: bytes, new_folder: FolderAddress | FileAddress, new: bytes) -> None:
         """Give a cohort another name. Raises NotThereNow, and as `create`."""
-        raise ReadOnly("idcfs is read-only but for cohorts")
+        raise ReadOnly(READ_ONLY)
 
 
 class MadeFile(Provider[FolderAddress]):
-    """A file whose bytes, however many, are made each time that somebody asks for its size or opens it.
+    """A file whose bytes are made each time that its size is asked for or it is opened.
 
     Args:
-        make: gives the bytes, or None where the file is not there, and the time of their last change in nanoseconds.
+        make: returns the bytes, or None if there is no such file, and the time of their last change in nanoseconds.
         permanent: whether they are the same every time, so that the kernel may keep them.
     """
 
@@ -158,11 +148,18 @@ class MadeFile(Provider[FolderAddress]):
         self._permanent = permanent
 
     async def attributes(self, address: FolderAddress) -> Node:
+        """Return what is known of the file, with the size of the bytes that are made now."""
         content, modified_ns = await self._made(address)
         return Node(pack_folder(*address), False, 1, len(content), modified_ns, self._permanent)
 
     async def content(self, file: FolderAddress) -> OpenFile:
-        return Made((await self._made(file))[0], self._permanent)
+        """Open the file with the bytes that are made now."""
+        content, _ = await self._made(file)
+
+        async def read(offset: int, length: int) -> Buffer:
+            return content[offset : offset + length]
+
+        return OpenFile(read, self._permanent)
 
     async def _made(self, file: FolderAddress) -> tuple[bytes, int]:
         content, modified_ns = await self._make(file)

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from idcfs import __version__
@@ -14,36 +15,27 @@ from idcfs.store.breaker import BreakerStore
 from idcfs.store.mirror import Mirror
 
 
+@dataclass(frozen=True)
 class Status:
     """The state of a mount.
 
-    Args:
+    Attributes:
         caches: the caches, by what they hold.
         breakers: the mirrors.
         limits_failure: why the kernel lets few reads wait, and what follows from that, or None.
     """
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        mirror: Mirror,
-        caches: Mapping[str, Cache],
-        metrics: Metrics,
-        breakers: Sequence[BreakerStore],
-        limits_failure: Callable[[], str | None],
-    ) -> None:
-        self._catalogue = catalogue
-        self._mirror = mirror
-        self._caches = caches
-        self._metrics = metrics
-        self._breakers = breakers
-        self._limits_failure = limits_failure
+    catalogue: Catalogue
+    mirror: Mirror
+    caches: Mapping[str, Cache]
+    metrics: Metrics
+    breakers: Sequence[BreakerStore]
+    limits_failure: Callable[[], str | None]
 
     async def facts(self) -> dict[str, Any]:
         """The state as JSON's types; waits for the disks of the caches, for seconds at most."""
-        metrics = self._metrics
-        caches = {}
-        for name, cache in self._caches.items():
+        metrics, caches = self.metrics, {}
+        for name, cache in self.caches.items():
             entries, used = await cache.usage()
             caches[name] = {
                 "folder": str(cache.folder), "entries": entries, "bytes": used, "limit": cache.limit,
@@ -52,12 +44,12 @@ class Status:
         return {
             "idcfs_version": __version__,
             "pid": os.getpid(),
-            "idc_version": self._catalogue.version,
-            "mirror": self._mirror.word,
-            "mirrors": {breaker.name: breaker.state._asdict() for breaker in self._breakers},
-            "limits_failure": self._limits_failure(),
+            "idc_version": self.catalogue.version,
+            "mirror": self.mirror.word,
+            "mirrors": {breaker.name: breaker.state._asdict() for breaker in self.breakers},
+            "limits_failure": self.limits_failure(),
             "uptime_seconds": round(time.time() - metrics.started, 1),
-            "counts": dict(self._catalogue.counts),
+            "counts": dict(self.catalogue.counts),
             "cache": caches,
             "hit_rate": metrics.hit_rate,
             "bytes_fetched": metrics.bytes_fetched,

@@ -102,8 +102,7 @@ class Views(Provider[FolderAddress]):
     def release_time(self, generation: int) -> int:
         """When the IDC version that a view shows was released, in nanoseconds since the epoch."""
         if generation not in self._released:
-            day = datetime.date.fromisoformat(self._catalogue.release_date(generation))
-            midnight = datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC)
+            midnight = datetime.datetime.fromisoformat(f"{self._catalogue.release_date(generation)}T00:00Z")
             self._released[generation] = int(midnight.timestamp()) * 10**9
         return self._released[generation]
 
@@ -138,8 +137,7 @@ class Views(Provider[FolderAddress]):
         inside = len(view.children(level, group))
         if (generation, level) == (MAIN_GENERATION, 0):
             inside += sum(node().is_folder for node in self._in_root.values())
-        permanent = _is_permanent(generation, level)
-        number = pack_folder(generation, level, group)
+        number, permanent = pack_folder(generation, level, group), _is_permanent(generation, level)
         return Node(number, True, 2 + inside, 0, self.release_time(generation), permanent)
 
 

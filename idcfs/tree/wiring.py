@@ -5,23 +5,21 @@ order. All tasks run in one nursery, which ends before what they use is closed.
 """
 
 import contextlib
-import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import trio
 
 from idcfs.cache.client import Cache, open_caches
 from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
-from idcfs.cohorts.folder import CohortFolder
+from idcfs.cohorts import folder as cohort_files
 from idcfs.cohorts.registry import Cohorts
 from idcfs.cohorts.results import Results
 from idcfs.config import Settings
-from idcfs.inode import FolderAddress
+from idcfs.inode import Facet, FolderAddress
 from idcfs.metrics import Metrics
 from idcfs.pages.client import PageCache, open_page_cache
 from idcfs.processes.arena import Arena
@@ -30,14 +28,10 @@ from idcfs.reading.listings import Listings
 from idcfs.reading.reader import Reader
 from idcfs.reading.series_order import SeriesOrder
 from idcfs.store.base import ObjectStore
-from idcfs.store.breaker import BreakerStore
-from idcfs.store.failover import FailoverStore, Member
-from idcfs.store.folder import FolderStore
-from idcfs.store.mirror import Mirror, parse_mirror
-from idcfs.store.retry import ATTEMPTS, RetryingStore
-from idcfs.store.s3 import S3Store
+from idcfs.store.mirror import Mirror
+from idcfs.store.opening import Stores, build_stores, find_mirror
 from idcfs.tree.attributes import Attributes
-from idcfs.tree.cohorts import COHORTS_NAME, CohortsFolder, cohort_providers
+from idcfs.tree.cohorts import COHORTS_NAME, CohortFolder, CohortsFolder
 from idcfs.tree.control import Control
 from idcfs.tree.control_files import IDC
 from idcfs.tree.filesystem import FileSystem
@@ -53,14 +47,6 @@ LAST_WRITES_TIMEOUT = 5.0
 """Seconds that the cache is given at the end to write what was fetched."""
 
 
-class Mirrors(NamedTuple):
-    """What asks mirrors: `store` all as one, each of `breakers` one in several attempts, each of `sources` one once."""
-
-    store: ObjectStore
-    breakers: Sequence[BreakerStore] = ()
-    sources: Sequence[ObjectStore] = ()
-
-
 @dataclass
 class Parts:
     """A file system, and what it is made of."""
@@ -74,13 +60,7 @@ class Parts:
     pages: PageCache
     arena: Arena
     metrics: Metrics
-    mirrors: Mirrors
-
-    def start_asking(self) -> None:
-        """Start the processes that ask the first mirror now: the first request would wait for half a second."""
-        for source in self.mirrors.sources[:1]:
-            if isinstance(source, S3Store):
-                source.start()
+    stores: Stores
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +88,7 @@ async def open_filesystem(
     Raises:
         UsageError, IndexUnusable, CacheUnusable: it cannot be opened.
     """
-    mirror, metrics, timeout = _told_apart(parse_mirror(settings.mirror)), Metrics(), settings.timeout
+    mirror, metrics, timeout = find_mirror(settings.mirror), Metrics(), settings.timeout
     read_timeout = read_timeout or (lambda: timeout)
     if store is None:
         mirror.check()
@@ -118,15 +98,12 @@ async def open_filesystem(
         )
         arena = stack.enter_context(Arena(settings.memory))
         kept = bytes_folder or settings.cache_dir
-        folders = {
-            "objects": (kept / "objects", settings.cache_limit),
-            "listings": (kept / "listings", LISTING_CACHE_BYTES),
-        }
+        limits = {"objects": settings.cache_limit, "listings": LISTING_CACHE_BYTES}
+        folders = {name: (kept / name, limit) for name, limit in limits.items()}
         caches = await stack.enter_async_context(open_caches(folders, arena))
         pages = await stack.enter_async_context(open_page_cache(arena))
-        mirrors = Mirrors(store) if store is not None else _mirrors(mirror, arena, timeout)
-        store = mirrors.store
-        await stack.enter_async_context(store)
+        stores = build_stores(mirror, arena, timeout) if store is None else Stores(store)
+        store = await stack.enter_async_context(stores.outermost)
         nursery = await stack.enter_async_context(trio.open_nursery())
         objects = caches["objects"]
         listings = Listings(store, mirror, caches["listings"], catalogue.series, metrics, nursery, timeout)
@@ -134,16 +111,16 @@ async def open_filesystem(
         fetcher = Fetcher(store, mirror, objects, listings, pages, metrics, nursery, read_timeout, arena)
         reader = Reader(fetcher, listings, metrics, nursery, read_timeout, arena.size, order.following)
         cohorts = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, timeout)
-        tidy = CohortFolder(settings.cohort_dir).remove_leftovers
+        tidy = cohort_files.CohortFolder(settings.cohort_dir).remove_leftovers
         nursery.start_soon(partial(trio.to_thread.run_sync, tidy, abandon_on_cancel=True))
         instances = Instances(catalogue, listings, reader, order)
-        status = Status(catalogue, mirror, caches, metrics, mirrors.breakers, limits_failure)
+        status = Status(catalogue, mirror, caches, metrics, stores.breakers, limits_failure)
         providers = _providers(catalogue, cohorts, instances, status)
         filesystem = FileSystem(catalogue, cohorts, instances, providers, metrics)
         if settings.xattr:
             report("preparing extended attributes")
             await catalogue.attributes_file()
-        yield Parts(filesystem, mirror, catalogue, listings, fetcher, objects, pages, arena, metrics, mirrors)
+        yield Parts(filesystem, mirror, catalogue, listings, fetcher, objects, pages, arena, metrics, stores)
         with trio.move_on_after(LAST_WRITES_TIMEOUT, shield=True):
             await objects.finish()
         nursery.cancel_scope.cancel()
@@ -152,48 +129,15 @@ async def open_filesystem(
 def _providers(
     catalogue: Catalogue, cohorts: Cohorts, instances: Instances, status: Status
 ) -> dict[int, Provider[FolderAddress]]:
-    """The providers of all but instances, by facet."""
+    """Return the providers of all but instances, by facet."""
     attributes = Attributes(catalogue)
     cohorts_folder = CohortsFolder(cohorts, catalogue)
     views = Views(catalogue, instances, attributes, {COHORTS_NAME: cohorts_folder.node})
     control = Control(IDC, views, catalogue, attributes, status)
-    return control.providers | cohort_providers(cohorts, catalogue, views, cohorts_folder)
-
-
-def _told_apart(mirror: Mirror) -> Mirror:
-    """A folder that says what it holds in a README, as the sample does, has cache entries of its own for that.
-
-    Real objects that take the sample's place in a folder must not meet what was cached of the sample.
-    """
-    if mirror.folder is None:
-        return mirror
-    try:
-        label = hashlib.sha256((mirror.folder / "README.txt").read_bytes()).hexdigest()[:8]
-    except OSError:
-        return mirror
-    namespace = f"{mirror.bytes_namespace}-{label}"
-    return replace(mirror, bytes_namespace=namespace, listing_namespace=namespace)
-
-
-def _mirrors(mirror: Mirror, arena: Arena, timeout: float) -> Mirrors:
-    """What asks a mirror: each member, or the one that it is, with attempts and a breaker of its own."""
-    members = mirror.members or [mirror]
-    sources = [_source(member, arena, timeout) for member in members]
-    # Where another can be asked instead, that is tried sooner.
-    attempts = max(2, ATTEMPTS // len(sources))
-    breakers = [
-        BreakerStore(RetryingStore(source, attempts=attempts), member.word)
-        for source, member in zip(sources, members, strict=True)
-    ]
-    if not mirror.members:
-        return Mirrors(breakers[0], breakers, sources)
-    store = FailoverStore([Member(*pair) for pair in zip(members, breakers, strict=True)])
-    return Mirrors(store, breakers, sources)
-
-
-def _source(mirror: Mirror, arena: Arena, timeout: float) -> ObjectStore:
-    """What asks one mirror, once."""
-    if mirror.folder is not None:
-        return FolderStore(mirror.folder)
-    assert mirror.endpoint is not None
-    return S3Store(mirror.endpoint, arena, timeout=timeout)
+    cohort = CohortFolder(cohorts, catalogue, views)
+    return {
+        **control.providers,
+        Facet.COHORTS: cohorts_folder,
+        Facet.COHORT: cohort,
+        **dict(cohort.files.values()),
+    }

@@ -11,7 +11,7 @@ import trio.testing
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.processes.arena import Arena
 from idcfs.processes.lease import Lease
-from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion
+from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress, Range
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.mirror import parse_mirror
@@ -50,9 +50,9 @@ class Mirror(MemoryStore):
             raise self.error
         return page
 
-    async def get(self, bucket: str, *arguments: object, **keywords: object) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         await trio.sleep(self.seconds)
-        body = await super().get(bucket, *arguments, **keywords)  # type: ignore[arg-type]
+        body = await super().get(wanted, progress)
         error = self.error or self.error_of_get
         if error is not None:
             copied(body)
@@ -259,7 +259,9 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
         before = trio.current_time()
         assert await read(store, AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         assert trio.current_time() == pytest.approx(before, abs=0.01)
-        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, IN_AWS, lambda outcome: outcomes.append(outcome_of(outcome)))
+        assert store.get_soon(
+            Range(AWS_BUCKET, KEY, 0, 9, IN_AWS), lambda outcome: outcomes.append(outcome_of(outcome))
+        )
         await trio.testing.wait_all_tasks_blocked()
     assert outcomes == [CONTENT[:9]]
 

@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
 from idcfs.processes.arena import Arena
 from idcfs.processes.lease import Lease
-from idcfs.store.base import Body, ObjectInfo, ObjectStore, ObjectVersion
+from idcfs.store.base import Body, ObjectInfo, ObjectStore, ObjectVersion, Range
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.folder import FolderStore
@@ -269,7 +269,7 @@ async def test_a_large_object_is_complete(mirror: Mirror) -> None:
 async def test_bytes_beyond_the_end_are_an_error(mirror: Mirror, start: int, stop: int) -> None:
     mirror.put(KEY, b"12345")
     with pytest.raises((Untrusted, ObjectChanged)):
-        await mirror.store.get(BUCKET, KEY, start, stop, await mirror.version_of(KEY))
+        await mirror.store.get(Range(BUCKET, KEY, start, stop, await mirror.version_of(KEY)))
     assert mirror.arena.leased == 0
 
 
@@ -278,7 +278,7 @@ async def test_another_etag_is_a_changed_object(mirror: Mirror) -> None:
     version = await mirror.version_of(KEY)
     mirror.put(KEY, b"after it")
     with pytest.raises(ObjectChanged):
-        await mirror.store.get(BUCKET, KEY, 0, 6, version)
+        await mirror.store.get(Range(BUCKET, KEY, 0, 6, version))
     assert mirror.arena.leased == 0
     assert await mirror.read(0, 5, await mirror.version_of(KEY)) == b"after"
 
@@ -288,14 +288,14 @@ async def test_another_size_with_the_same_etag_is_untrusted(mirror: Mirror) -> N
     version = await mirror.version_of(KEY)
     for size in (4, 6):
         with pytest.raises(Untrusted):
-            await mirror.store.get(BUCKET, KEY, 0, 4, version._replace(size=size))
+            await mirror.store.get(Range(BUCKET, KEY, 0, 4, version._replace(size=size)))
 
 
 @pytest.mark.parametrize("key", [f"{SERIES}/missing.dcm", "no-series/1.dcm", f"{KEY}/below", SERIES])
 async def test_a_missing_object_is_not_found(mirror: Mirror, key: str) -> None:
     mirror.put(KEY, b"x")
     with pytest.raises(NotFound):
-        await mirror.store.get(BUCKET, key, 0, 1, NONE)
+        await mirror.store.get(Range(BUCKET, key, 0, 1, NONE))
 
 
 @pytest.mark.parametrize("bucket", ["no-such-bucket", "", "..", "arn:aws:s3:::idc-open-data"])
@@ -304,14 +304,14 @@ async def test_a_missing_bucket_is_not_found(mirror: Mirror, bucket: str) -> Non
     with pytest.raises(NotFound):
         await mirror.store.list_page(bucket, f"{SERIES}/")
     with pytest.raises(NotFound):
-        await mirror.store.get(bucket, KEY, 0, 1, NONE)
+        await mirror.store.get(Range(bucket, KEY, 0, 1, NONE))
 
 
 @pytest.mark.parametrize("key", ["", f"../{BUCKET}/{KEY}", f"{SERIES}/../{KEY}", f"/{KEY}", f"{SERIES}/./x"])
 async def test_a_key_cannot_lead_out_of_its_bucket(mirror: Mirror, key: str) -> None:
     mirror.put(KEY, b"x")
     with pytest.raises(NotFound):
-        await mirror.store.get(BUCKET, key, 0, 1, await mirror.version_of(KEY))
+        await mirror.store.get(Range(BUCKET, key, 0, 1, await mirror.version_of(KEY)))
 
 
 async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
@@ -322,7 +322,7 @@ async def test_concurrent_calls_get_their_own_answers(mirror: Mirror) -> None:
     answers: dict[int, Body] = {}
 
     async def get(start: int) -> None:
-        answers[start] = await mirror.store.get(BUCKET, KEY, start, start + 100, version)
+        answers[start] = await mirror.store.get(Range(BUCKET, KEY, start, start + 100, version))
 
     async with trio.open_nursery() as nursery:
         for start in range(0, 10_000, 100):
@@ -344,7 +344,7 @@ async def got_soon(
         has_come.set()
 
     has_returned: list[bool] = []
-    is_under_way = store.get_soon(bucket, key, start, stop, version, finished)
+    is_under_way = store.get_soon(Range(bucket, key, start, stop, version), finished)
     has_returned.append(True)
     with trio.fail_after(PATIENCE):
         if is_under_way:
@@ -419,7 +419,7 @@ async def test_many_that_come_soon_are_each_the_right_one(mirror: Mirror, opener
     asked = [
         start
         for start in range(0, 10_000, 100)
-        if mirror.store.get_soon(BUCKET, KEY, start, start + 100, version, partial(done_with, start))
+        if mirror.store.get_soon(Range(BUCKET, KEY, start, start + 100, version), partial(done_with, start))
     ]
     if opener is folder_mirror:
         assert not asked
@@ -446,10 +446,10 @@ async def test_a_request_made_with_get_soon_is_answered_when_the_store_is_left(
     async with opened(opener, tmp_path, moto_url) as mirror:
         mirror.put(KEY, b"12345")
         version = await mirror.version_of(KEY)
-        started = [mirror.store.get_soon(BUCKET, KEY, 0, 5, version, finished) for _ in range(20)]
+        started = [mirror.store.get_soon(Range(BUCKET, KEY, 0, 5, version), finished) for _ in range(20)]
     assert len(outcomes) == sum(started)
     assert all(isinstance(outcome, ReadError) or outcome == b"12345" for outcome in outcomes)
-    assert not mirror.store.get_soon(BUCKET, KEY, 0, 5, version, finished), "it is not open"
+    assert not mirror.store.get_soon(Range(BUCKET, KEY, 0, 5, version), finished), "it is not open"
     assert mirror.arena.leased == 0
 
 
@@ -459,7 +459,9 @@ async def test_the_first_request_is_answered_even_if_the_store_is_left_at_once(
     outcomes: list[Outcome] = []
     async with opened(opener, tmp_path, moto_url) as mirror:
         mirror.put(KEY, b"12345")
-        started = mirror.store.get_soon(BUCKET, KEY, 0, 5, NONE, lambda outcome: outcomes.append(outcome_of(outcome)))
+        started = mirror.store.get_soon(
+            Range(BUCKET, KEY, 0, 5, NONE), lambda outcome: outcomes.append(outcome_of(outcome))
+        )
     assert len(outcomes) == started
     assert all(isinstance(outcome, ReadError) for outcome in outcomes)
 
@@ -523,13 +525,13 @@ async def test_a_folder_has_only_regular_files(tmp_path: Path) -> None:
         assert [found.key for found in await mirror.all_of(f"{SERIES}/")] == [f"{SERIES}/1.dcm"]
         for name in ("fifo", "dangling", "folder"):
             with pytest.raises(NotFound):
-                await mirror.store.get(BUCKET, f"{SERIES}/{name}", 0, 1, NONE)
+                await mirror.store.get(Range(BUCKET, f"{SERIES}/{name}", 0, 1, NONE))
 
 
 async def test_a_missing_folder_is_unreachable(tmp_path: Path) -> None:
     async with FolderStore(tmp_path / "unmounted") as store:
         with pytest.raises(Unreachable, match="unmounted"):
-            await store.get(BUCKET, KEY, 0, 1, NONE)
+            await store.get(Range(BUCKET, KEY, 0, 1, NONE))
         with pytest.raises(Unreachable, match="unmounted"):
             await store.list_page(BUCKET, f"{SERIES}/")
 
@@ -537,7 +539,7 @@ async def test_a_missing_folder_is_unreachable(tmp_path: Path) -> None:
 async def test_retrying_ends_with_the_last_error(autojump_clock: trio.testing.MockClock) -> None:
     failing = FailingStore(MemoryStore(), [Unreachable("1"), Untrusted("2"), Unreachable("3"), Untrusted("4")])
     with pytest.raises(Untrusted, match="4"):
-        await RetryingStore(failing, source=Random(0)).get(BUCKET, KEY, 0, 1, NONE)
+        await RetryingStore(failing, source=Random(0)).get(Range(BUCKET, KEY, 0, 1, NONE))
     assert failing.calls == 4
     # The longest waits are 0.1, 0.2 and 0.4 s.
     assert 0 < trio.current_time() - autojump_clock.autojump_threshold < 0.7
@@ -565,7 +567,7 @@ async def test_the_error_of_the_attempt_before_is_raised_if_the_deadline_ends_an
 ) -> None:
     failing = FailingStore(MemoryStore(), [Unreachable("away"), 1000.0])
     with trio.fail_after(3), pytest.raises(Unreachable, match="away"):
-        await RetryingStore(failing).get(BUCKET, KEY, 0, 1, NONE)
+        await RetryingStore(failing).get(Range(BUCKET, KEY, 0, 1, NONE))
     assert failing.calls == 2
     assert 2.8 < trio.current_time() < 3
 
@@ -574,7 +576,7 @@ async def test_the_first_attempt_has_the_whole_time(autojump_clock: trio.testing
     store = MemoryStore()
     version = store.put(BUCKET, KEY, b"x")
     with trio.fail_after(3):
-        assert await RetryingStore(FailingStore(store, [2.99])).get(BUCKET, KEY, 0, 1, version) == b"x"
+        assert await RetryingStore(FailingStore(store, [2.99])).get(Range(BUCKET, KEY, 0, 1, version)) == b"x"
     with trio.move_on_after(3) as scope:
-        await RetryingStore(FailingStore(store, [1000.0])).get(BUCKET, KEY, 0, 1, version)
+        await RetryingStore(FailingStore(store, [1000.0])).get(Range(BUCKET, KEY, 0, 1, version))
     assert scope.cancelled_caught

@@ -11,7 +11,7 @@ import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
 from idcfs.processes.lease import Lease
-from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion
+from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion, Range
 from idcfs.store.s3 import S3Store
 from tests.bodies import read
 from tests.certificates import server_with, write_certificate
@@ -106,7 +106,7 @@ async def test_status_200_is_accepted_for_a_whole_object() -> None:
         assert await read(store, "bucket", "k", 0, 5, ObjectVersion(ETAG, 5)) == b"12345"
         for start, stop, size in ((0, 4, 5), (1, 6, 6), (0, 5, 100)):
             with pytest.raises(Untrusted):
-                await store.get("bucket", "k", start, stop, ObjectVersion(ETAG, size))
+                await store.get(Range("bucket", "k", start, stop, ObjectVersion(ETAG, size)))
 
 
 UNTRUSTED_PARTS = {
@@ -328,7 +328,7 @@ async def test_progress_is_reported_before_the_body_is_complete() -> None:
     async with served(half(body)) as (server, store):
         server.stalls = True
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.get, "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), progress)
+            nursery.start_soon(store.get, Range("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG)), progress)
             with trio.fail_after(20):
                 await has_half.wait()
             nursery.cancel_scope.cancel()
@@ -344,7 +344,7 @@ async def test_progress_is_reported_for_a_body_that_ends_early() -> None:
     async with served(half(body)) as (_, store):
         with pytest.raises(ReadError):
             await store.get(
-                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda lease, filled: reported.append(filled)
+                Range("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG)), lambda lease, filled: reported.append(filled)
             )
         assert reported
         assert max(reported) <= LONG // 2
@@ -367,7 +367,7 @@ async def test_no_progress_is_reported_for_an_answer_with_a_wrong_head(headers: 
             raise AssertionError("these may be the bytes of something else")
 
         with pytest.raises(ReadError) as raised:
-            await store.get("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), progress)
+            await store.get(Range("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG)), progress)
         assert len(str(raised.value)) < 1000, "a log is no place for what a server has sent"
 
 
@@ -395,7 +395,9 @@ async def test_a_whole_object_must_have_the_md5_in_its_etag() -> None:
         for answer in (whole(WRONG), no_ranges, whole(WRONG, x_amz_server_side_encryption="AES256")):
             server.answer = answer
             with pytest.raises(Untrusted, match=MD5):
-                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda lease, filled: reported.append(filled))
+                await store.get(
+                    Range("bucket", "k", 0, len(WHOLE), STORED), lambda lease, filled: reported.append(filled)
+                )
         assert not reported, "these may be wrong bytes"
 
 

@@ -20,7 +20,7 @@ from idcfs.processes.arena import Arena
 from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Envelope, Failed, encode
 from idcfs.processes.server import Connection
-from idcfs.store.base import Body, ObjectVersion
+from idcfs.store.base import Body, ObjectVersion, Range
 from idcfs.store.messages import Get, List, Mirror, Page
 from idcfs.store.s3 import S3Store
 from idcfs.store.server import Server
@@ -34,14 +34,14 @@ ETAG = '"e"'
 
 PARENT = """
 import sys, trio
-from idcfs.store.base import ObjectVersion
+from idcfs.store.base import ObjectVersion, Range
 from tests.s3_stores import s3_store
 
 async def main():
     async with s3_store(sys.argv[1], processes=2) as store:
         store.start()
         try:
-            await store.get("bucket", "k", 0, 5, ObjectVersion('"e"', 5))
+            await store.get(Range("bucket", "k", 0, 5, ObjectVersion('"e"', 5)))
         except Exception as error:
             print(error, flush=True)
         print("asked", flush=True)
@@ -269,7 +269,7 @@ async def test_a_body_that_is_too_long_or_too_short_leaves_other_bytes_alone(mor
         kept: dict[str, Body] = {}
 
         async def good(key: str) -> None:
-            kept[key] = await store.get("bucket", key, 0, 20_000, ObjectVersion(ETAG, 20_000))
+            kept[key] = await store.get(Range("bucket", key, 0, 20_000, ObjectVersion(ETAG, 20_000)))
 
         async def bad() -> None:
             with pytest.raises(Untrusted):
@@ -331,7 +331,7 @@ async def test_a_callback_that_fails_is_logged_and_takes_nothing_from_others(
         assert await get(store) == b"aaaaa"
         processes = processes_of(os.getpid())
         server.stalls = True
-        assert store.get_soon("bucket", "a", 0, 5, ObjectVersion(ETAG, 5), stumble)
+        assert store.get_soon(Range("bucket", "a", 0, 5, ObjectVersion(ETAG, 5)), stumble)
         await until(lambda: stumbled)
         assert warnings_logged.take("could not be taken")
         version = ObjectVersion(ETAG, 300_000)
@@ -344,8 +344,8 @@ async def test_a_callback_that_fails_is_logged_and_takes_nothing_from_others(
         server.more = -1
         before = len(server.requests)
         outcomes: list[object] = []
-        assert store.get_soon("bucket", "x", 0, 5, ObjectVersion(ETAG, 5), stumble)
-        assert store.get_soon("bucket", "x", 0, 5, ObjectVersion(ETAG, 5), outcomes.append)
+        assert store.get_soon(Range("bucket", "x", 0, 5, ObjectVersion(ETAG, 5)), stumble)
+        assert store.get_soon(Range("bucket", "x", 0, 5, ObjectVersion(ETAG, 5)), outcomes.append)
         await until(lambda: len(server.requests) == before + 2)
         os.kill(processes[0], signal.SIGKILL)
         await until(lambda: outcomes)
@@ -372,7 +372,7 @@ async def test_an_error_of_any_kind_gives_no_bytes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "executable", str(program))
     outcomes: list[object] = []
     async with s3_store("http://127.0.0.1:1", processes=1) as store:
-        assert store.get_soon("bucket", "a", 0, 5, ObjectVersion(ETAG, 5), outcomes.append)
+        assert store.get_soon(Range("bucket", "a", 0, 5, ObjectVersion(ETAG, 5)), outcomes.append)
         await until(lambda: outcomes)
     (outcome,) = outcomes
     assert isinstance(outcome, Unreachable)

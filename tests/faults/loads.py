@@ -4,6 +4,7 @@ Each runs in its own process, so that none waits for another's interpreter lock.
 """
 
 import contextlib
+import itertools
 import os
 import random
 import subprocess
@@ -39,9 +40,12 @@ class Place(NamedTuple):
     rows: Sequence[Row]
     until: float
 
-    def lasts(self) -> bool:
-        """Whether there is time left."""
-        return time.monotonic() < self.until
+    def rounds(self) -> Iterator[int]:
+        """Numbers from 1 on for as long as there is time; at least one, however long the start took."""
+        for number in itertools.count(1):
+            yield number
+            if time.monotonic() >= self.until:
+                return
 
     def folder(self, row: Row) -> Path:
         """The folder of a series."""
@@ -83,7 +87,7 @@ def many_readers(place: Place, seed: int) -> Done:
     files = place.files()
 
     def read(chance: random.Random) -> None:
-        while place.lasts():
+        for _ in place.rounds():
             path, wanted = chance.choice(files)
             with done.trying("files read"):
                 if chance.random() < 0.7:
@@ -110,7 +114,7 @@ def many_open_files(place: Place, seed: int) -> Done:
     files = place.files()
     opened = [(os.open(path, os.O_RDONLY), wanted) for path, wanted in chance.choices(files, k=OPEN_FILES)]
     done.counts["files open at once"] = len(opened)
-    while place.lasts():
+    for _ in place.rounds():
         at = chance.randrange(len(opened))
         descriptor, wanted = opened[at]
         with done.trying("parts read of open files"):
@@ -130,9 +134,8 @@ def look_ups(place: Place, seed: int) -> Done:
     done = Done(Counter(), [])
     folders = [path for row in place.rows for path in [place.folder(row), *place.folder(row).parents[:3]]]
     files = place.files()
-    began, number = time.monotonic(), 0
-    while place.lasts():
-        number += 1
+    began = time.monotonic()
+    for number in place.rounds():
         with done.trying("look-ups"):
             if number % 10 == 0:
                 path, wanted = files[number // 10 % len(files)]
@@ -152,7 +155,7 @@ def vanishing(place: Place, seed: int) -> Done:
     done = Done(Counter(), [])
     chance = random.Random(seed)
     files = [path for path, _ in place.files()]
-    while place.lasts():
+    for _ in place.rounds():
         paths = chance.sample(files, 20)
         for path in paths:
             drop_pages(path)
@@ -169,9 +172,7 @@ def cohorts(place: Place, seed: int) -> Done:
     done = Done(Counter(), [])
     chance = random.Random(seed)
     folder = place.point / "cohorts"
-    number = 0
-    while place.lasts():
-        number += 1
+    for number in place.rounds():
         collection = chance.choice(place.rows).collection
         cohort, renamed = folder / f"{seed}-{number}", folder / f"{seed}-{number}-renamed"
         with done.trying("cohorts made and removed"):

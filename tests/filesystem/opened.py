@@ -12,7 +12,7 @@ from idcfs.config import Settings
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
 from idcfs.node import Node
-from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import Body, ListPage, ObjectStore, Progress, Range
 from idcfs.tree import wiring
 from idcfs.tree.provider import ENTRIES_AT_ONCE
 from idcfs.tree.wiring import Parts
@@ -30,16 +30,61 @@ class Opened(Parts):
 
     async def node(self, path: str) -> Node:
         """What has a path below the root."""
-        node = await self.filesystem.getattr(ROOT)
+        node = await self.getattr(ROOT)
         for name in path.split("/") if path else []:
-            node = await self.filesystem.lookup(node.inode, name.encode())
+            node = await self.lookup(node.inode, name.encode())
         return node
+
+    async def getattr(self, inode: int) -> Node:
+        """What is known of a file or folder."""
+        provider, address = self.filesystem.find(inode)
+        return await provider.attributes(address)
+
+    async def lookup(self, parent: int, name: bytes) -> Node:
+        """What has a name in a folder."""
+        provider, folder = self.filesystem.find(parent)
+        return await provider.lookup(folder, name)
+
+    async def open_folder(self, inode: int) -> int:
+        """A handle of a folder."""
+        provider, folder = self.filesystem.find(inode)
+        return self.filesystem.add_folder(await provider.entries(folder))
+
+    async def open(self, inode: int) -> int:
+        """A handle of a file that is opened to be read."""
+        provider, file = self.filesystem.find(inode)
+        return self.filesystem.add_file(await provider.content(file))
+
+    async def open_draft(self, inode: int, append: bool, truncate: bool) -> int:
+        """A handle of a query that is opened to be written."""
+        provider, file = self.filesystem.find(inode)
+        return self.filesystem.add_file(await provider.draft(file, append, truncate))
+
+    async def resize(self, inode: int, size: int) -> None:
+        """Cut or lengthen a query."""
+        provider, file = self.filesystem.find(inode)
+        await provider.resize(file, size)
+
+    async def create(self, parent: int, name: bytes) -> Node:
+        """Make a cohort."""
+        provider, folder = self.filesystem.find(parent)
+        return await provider.create(folder, name)
+
+    async def delete(self, parent: int, name: bytes) -> None:
+        """Remove a cohort."""
+        provider, folder = self.filesystem.find(parent)
+        await provider.delete(folder, name)
+
+    async def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes) -> None:
+        """Give a cohort another name."""
+        provider, folder = self.filesystem.find(old_parent)
+        await provider.rename(folder, old, self.filesystem.find(new_parent)[1], new)
 
     async def entries(self, inode: int) -> dict[bytes, Node]:
         """The whole content of a folder, asked as the kernel does."""
-        handle = await self.filesystem.open_folder(inode)
+        handle = await self.open_folder(inode)
         found: list[tuple[bytes, Node]] = []
-        while some := await self.filesystem.entries(handle, len(found)):
+        while some := await self.filesystem.folders[handle].page(len(found)):
             assert len(some) <= ENTRIES_AT_ONCE
             found += some
         self.filesystem.release_folder(handle)
@@ -53,11 +98,11 @@ class Opened(Parts):
 
     async def read(self, path: str, offset: int = 0, length: int = 1 << 40) -> bytes:
         """Bytes of the file with a path."""
-        handle = await self.filesystem.open((await self.node(path)).inode)
+        handle = await self.open((await self.node(path)).inode)
         try:
-            return bytes(await self.filesystem.read(handle, offset, length))
+            return bytes(await self.filesystem.files[handle].read(offset, length))
         finally:
-            await self.filesystem.release(handle)
+            await self.filesystem.release_file(handle)
 
     async def kept(self, entries: int) -> None:
         """Wait until the cache of objects has that many entries."""
@@ -131,9 +176,7 @@ class GatedStore(MemoryStore):
         await self.gate.wait()
         return page
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
-        data = await super().get(bucket, key, start, stop, version, progress)
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        data = await super().get(wanted, progress)
         await self.gate.wait()
         return data

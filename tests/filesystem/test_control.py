@@ -50,22 +50,22 @@ async def test_a_file_is_one_entry_and_then_in_every_folder(
 
     inodes = set()
     async with open_filesystem(cache, index, store) as opened:
-        await opened.filesystem.create((await opened.node("cohorts")).inode, b"mine")
+        await opened.create((await opened.node("cohorts")).inode, b"mine")
         (cache / "cohorts" / "mine.sql").write_bytes(b"SELECT SeriesInstanceUID FROM index")
         for path, path_in_view in EVERYWHERE.items():
             file = f"{path}/.idc/example.txt".lstrip("/")
             assert "example.txt" in await names(opened, path)
             node = await opened.node(file)
-            assert await opened.filesystem.getattr(node.inode) == node
+            assert await opened.getattr(node.inode) == node
             content = await opened.read(file)
             assert (node.is_folder, node.size, node.permanent) == (False, len(content), False)
             assert content.startswith(b"this is <%s>\n" % path_in_view.encode())
             assert await opened.read(file, 100_000, 7) == content[100_000:100_007]
             inodes.add(node.inode)
             with pytest.raises(NotAFolder):
-                await opened.filesystem.lookup(node.inode, b"x")
+                await opened.lookup(node.inode, b"x")
             with pytest.raises(ReadOnly):
-                await opened.filesystem.open_draft(node.inode, append=False, truncate=True)
+                await opened.open_draft(node.inode, append=False, truncate=True)
     assert len(inodes) == len(EVERYWHERE)
     assert {address.facet for address in map(unpack, inodes) if isinstance(address, FolderAddress)} == {FACET}
 
@@ -112,7 +112,7 @@ async def test_a_file_that_a_folder_does_not_have_after_all_is_not_there(
         assert isinstance(missing.value, NotThereNow) != permanent, "the kernel keeps that a name is missing for good"
         node = await opened.node(f"{path_of(SMALL)}/.idc/example.txt")
         assert node.permanent == permanent
-        assert opened.filesystem.is_permanent(await opened.filesystem.open(node.inode)) == permanent
+        assert opened.filesystem.files[await opened.open(node.inode)].permanent == permanent
 
 
 async def test_a_folder_is_one_entry_too(cache: Path, index: Index, store: MemoryStore, table: ControlTable) -> None:
@@ -128,7 +128,7 @@ async def test_a_folder_is_one_entry_too(cache: Path, index: Index, store: Memor
         with pytest.raises(NotFound):
             await opened.node(f"{series}/.idc/same/two")
         with pytest.raises(IsAFolder):
-            await opened.filesystem.open((await opened.node(f"{series}/.idc/same")).inode)
+            await opened.open((await opened.node(f"{series}/.idc/same")).inode)
 
 
 @pytest.mark.parametrize(("name", "facet"), [("new", 2), ("new", Facet.QUERY), ("new", 64), ("info.json", FACET)])

@@ -241,7 +241,7 @@ async def test_who_opens_one_series_after_the_other_has_a_few_listed_ahead(cache
 
         async def open_at_gate(number: int) -> None:
             with contextlib.suppress(NotFound):
-                await opened.filesystem.open_folder(folders[number].inode)
+                await opened.open_folder(folders[number].inode)
 
         def listed() -> int:
             return len({request.key[:36] for request in store.requests})

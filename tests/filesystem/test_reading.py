@@ -15,7 +15,7 @@ from idcfs.errors import AccessDenied, DeadlineExceeded, NotFound, ObjectChanged
 from idcfs.inode import FileAddress, unpack
 from idcfs.reading import listings
 from idcfs.reading.policy import BLOCK, Extent
-from idcfs.store.base import Body, Finished, ListPage, ObjectVersion, Progress
+from idcfs.store.base import Body, Finished, ListPage, Progress, Range
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import GatedStore, open_filesystem, path_of, until_asked
 from tests.filesystem.rows import ALL, LARGE, MANY, MISSING, SLIDE, SMALL, SPACES
@@ -384,8 +384,8 @@ async def test_numbers_mean_the_same_instances_when_a_series_gets_another(
         assert await opened.names(path_of(SMALL)) == names
         assert [await opened.node(file_of(SMALL, number)) for number in range(3)] == nodes
         for number in (1, 2):
-            handle = await opened.filesystem.open(nodes[number].inode)
-            assert bytes(await opened.filesystem.read(handle, 0, 10**6)) == instances(SMALL)[number].content
+            handle = await opened.open(nodes[number].inode)
+            assert bytes(await opened.filesystem.files[handle].read(0, 10**6)) == instances(SMALL)[number].content
 
 
 async def test_an_object_that_is_never_what_its_listing_says(cache: Path, index: Index, store: MemoryStore) -> None:
@@ -480,17 +480,13 @@ class PickyStore(MemoryStore):
         errors = [Unreachable("away"), ZeroDivisionError("a bug")]
         self._errors = itertools.chain(errors, itertools.repeat(errors[0]))
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
-        data = await super().get(bucket, key, start, stop, version, progress)
-        if key != self._key:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        data = await super().get(wanted, progress)
+        if wanted.key != self._key:
             raise next(self._errors)
         return data
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         # A bug in a store is met by a task.
         return False
 

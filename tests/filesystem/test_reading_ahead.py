@@ -14,7 +14,7 @@ from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.reading.policy import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
 from idcfs.reading.window import FIRST_REQUESTS
-from idcfs.store.base import Body, Finished, ObjectVersion, Progress
+from idcfs.store.base import Body, Finished, Progress, Range
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.index_factory import Row, build_catalogue, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -243,9 +243,7 @@ class LateStore(MemoryStore):
         self.waiting: list[Finished] = []
         self.is_left = False
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         if not self.is_left:
             self.waiting.append(finished)
         return not self.is_left
@@ -284,9 +282,7 @@ class BusyStore(MemoryStore):
         self.under_way = 0
         self.answers: list[bool] = []
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         self.answers.append(self.under_way < self.MOST)
         if not self.answers[-1]:
             await trio.sleep(0.01)
@@ -294,13 +290,11 @@ class BusyStore(MemoryStore):
         self.under_way += 1
         try:
             await trio.sleep(0.01)
-            return await super().get(bucket, key, start, stop, version, progress)
+            return await super().get(wanted, progress)
         finally:
             self.under_way -= 1
 
-    def get_soon(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, finished: Finished
-    ) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         return False
 
 
@@ -353,10 +347,9 @@ class HalfStore(MemoryStore):
         self.stalled: list[tuple[int, int]] = []
         self.may_end = trio.Event()
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
-        data = await super().get(bucket, key, start, stop, version)
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        start, stop = wanted.start, wanted.stop
+        data = await super().get(wanted)
         if progress is None or stop - start < 4 * BLOCK:
             return data
         assert isinstance(data, bytes)

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ObjectVersion
+from idcfs.store.base import ObjectVersion, Range
 from idcfs.store.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, BreakerStore
 from tests.bodies import read
 from tests.conftest import WarningsLogged
@@ -43,7 +43,7 @@ async def list_page(store: BreakerStore) -> None:
 
 
 async def get_bytes(store: BreakerStore) -> None:
-    await store.get(BUCKET, "k", 0, 7, STORING)
+    await store.get(Range(BUCKET, "k", 0, 7, STORING))
 
 
 Ask = Callable[[BreakerStore], Awaitable[None]]
@@ -74,8 +74,8 @@ async def test_a_mirror_that_is_away_is_not_asked_after_several_failures(
     with pytest.raises(Unreachable) as raised:
         await get(store)
     with pytest.raises(Unreachable):
-        await store.get(BUCKET, "k", 0, 7, STORING)
-    assert not store.get_soon(BUCKET, "k", 0, 7, STORING, lambda outcome: None)
+        await store.get(Range(BUCKET, "k", 0, 7, STORING))
+    assert not store.get_soon(Range(BUCKET, "k", 0, 7, STORING), lambda outcome: None)
     # The error is raised at once, and says what is known.
     assert trio.current_time() == pytest.approx(before, abs=0.01)
     assert failing.calls == FAILURES
@@ -105,7 +105,7 @@ async def test_one_call_probes_whether_the_mirror_is_back(
         await trio.sleep(1)
         assert store.state.state == "probing"
         await fail(store, 3, "it is being asked now")
-        assert not store.get_soon(BUCKET, "k", 0, 7, STORING, lambda outcome: None)
+        assert not store.get_soon(Range(BUCKET, "k", 0, 7, STORING), lambda outcome: None)
         assert failing.calls == FAILURES + 1
     assert store.state == ("closed", 0, None, None)
     assert await get(store) == b"content"
@@ -227,7 +227,7 @@ async def test_get_soon_resets_the_number_of_failures_and_does_not_add_to_it(inn
         await fail(store, FAILURES - 1, ask=get_bytes)
         outcomes: list[object] = []
         for number in (1, 2):
-            assert store.get_soon(BUCKET, "k", 0, 7, found.version, outcomes.append)
+            assert store.get_soon(Range(BUCKET, "k", 0, 7, found.version), outcomes.append)
             await trio.testing.wait_all_tasks_blocked()
             assert store.state.failures == (FAILURES - 1 if number == 1 else 0)
         assert isinstance(outcomes[0], Unreachable)

@@ -13,7 +13,7 @@ from idcfs.processes.lease import Lease
 from idcfs.reading.listings import Listing
 from idcfs.reading.policy import Extent
 from idcfs.reading.requests import Requests
-from idcfs.store.base import Body, ObjectVersion, Progress
+from idcfs.store.base import Body, Progress, Range
 from tests.bodies import copied
 from tests.memory_store import MemoryStore
 from tests.processes import until_true
@@ -33,12 +33,10 @@ class LeasingStore(MemoryStore):
         self.refused: dict[str, Exception] = {}
         """What is raised for the objects of a bucket."""
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> Body:
-        if bucket in self.refused:
-            raise self.refused[bucket]
-        body = await super().get(bucket, key, start, stop, version)
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        if wanted.bucket in self.refused:
+            raise self.refused[wanted.bucket]
+        body = await super().get(wanted)
         assert isinstance(body, bytes)
         assert self.arena is not None
         with await self.arena.take(len(body)) as lease:
