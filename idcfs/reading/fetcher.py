@@ -276,7 +276,7 @@ class Fetcher:
             with body:
                 progress(body, whole.length)
         except Exception as failure:
-            # For those who wait; other runs go on.
+            # For the callers that wait; other runs go on.
             error = failure
         for flight in coming:
             self._flights.fail(flight, first_error(error))
