@@ -104,7 +104,7 @@ class ControlTable:
         if name.encode() in self.entries:
             raise ValueError(f"the name {name} is taken")
         if facet in (*Facet, *self.providers) or not 0 <= facet <= MAX_FACET:
-            raise ValueError(f"the facet {facet} is taken, or not from 0 to {MAX_FACET}")
+            raise ValueError(f"the facet {facet} of {name} is taken, or not from 0 to {MAX_FACET}")
         self.entries[name.encode()] = where, lambda control: control._replace(facet=facet)
 
 
