@@ -30,8 +30,6 @@ WAITING = ("stall", "byte a second", "never ends", "without end", "resolve", "TL
 QUICK = [case for case in cases() if not any(word in case.name for word in WAITING)]
 SLOW = [case for case in cases() if any(word in case.name for word in WAITING[:4]) and "TLS" not in case.name]
 
-SLOW_WRITE = 5
-"""Seconds, fewer than writing a query waits for its evaluation."""
 
 OPEN_FILES = 20
 """The most files that are open at a time."""
@@ -245,13 +243,14 @@ class Mount:
         shown = sorted(self._place.folders[Path()])[part % 3 :: 3]
         names = ", ".join(f"'{collection}'" for collection in shown)
         text = f"SELECT SeriesInstanceUID FROM index WHERE {'collection_id' if right else 'colour'} IN ({names})"
-        write = (self._cohort(name) / ".query").write_text
-        began = time.monotonic()
-        if self._write(f"write {name}: {text}", lambda: write(text), RIGHT if right else "EINVAL"):
+
+        def write() -> None:
+            (self._cohort(name) / ".query").write_text(text)
+            # Until the query is evaluated, the one that worked last is another; reading this waits for that.
+            (self._cohort(name) / ".summary").read_bytes()
+
+        if self._write(f"write {name}: {text}", write, RIGHT if right else "EINVAL"):
             self._cohorts[name] = shown
-            if time.monotonic() - began > SLOW_WRITE:
-                # On a busy machine it may not be evaluated yet, and what worked last is another.
-                self.ls_cohort(name)
 
     def ls_cohort(self, name: str) -> None:
         """List a cohort, if there is one of the name, and what is in `cohorts`."""
