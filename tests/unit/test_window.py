@@ -74,7 +74,7 @@ def test_after_any_failures_some_requests_may_begin_and_more_when_they_are_answe
 
 
 @given(st.lists(st.tuples(st.sampled_from(["begin", "answer", "fail"]), st.integers(0, 1000)), max_size=200))
-def test_whatever_happens_the_window_is_between_its_bounds(steps: list[tuple[str, int]]) -> None:
+def test_the_window_is_between_its_bounds_whatever_happens(steps: list[tuple[str, int]]) -> None:
     window = Window()
     under_way: list[int] = []
     for step, which in steps:
