@@ -22,6 +22,6 @@ class Metrics:
 
     @property
     def hit_rate(self) -> float | None:
-        """The share of extents that were found in memory or in the disk cache; None before the first."""
+        """Of the extents that were not in memory, the share that the disk cache had; None before the first."""
         asked = self.cache_hits + self.cache_misses
         return self.cache_hits / asked if asked else None

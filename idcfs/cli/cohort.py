@@ -14,7 +14,7 @@ from rich import filesize
 
 from idcfs import errors
 from idcfs.cli.group import Command, SqlCommand, check_folders, counted, index_option, json_flag, main, option, run_trio
-from idcfs.cohorts.folder import CohortFolder, check_name
+from idcfs.cohorts.folder import CohortTexts, check_name
 from idcfs.config import Settings, load_settings
 from idcfs.private import UMASK
 
@@ -238,8 +238,8 @@ def _settings(flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _folder(settings: Settings) -> CohortFolder:
-    return CohortFolder(settings.cohort_dir)
+def _folder(settings: Settings) -> CohortTexts:
+    return CohortTexts(settings.cohort_dir)
 
 
 def _read(settings: Settings, name: str) -> bytes:

@@ -74,7 +74,7 @@ def check_name(name: bytes) -> str:
     return text
 
 
-class CohortFolder:
+class CohortTexts:
     """The files of a folder of cohorts; the folder is made when the first is written.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import trio
 
 from idcfs.catalog.catalogue import Catalogue
-from idcfs.cohorts.folder import CohortFolder, Stamp
+from idcfs.cohorts.folder import CohortTexts, Stamp
 from idcfs.cohorts.results import Result, Results
 from idcfs.errors import (
     CatalogueDamaged,
@@ -87,7 +87,7 @@ class Cohorts:
     def __init__(
         self, folder: Path, catalogue: Catalogue, results: Results, nursery: trio.Nursery, timeout: float
     ) -> None:
-        self._folder = CohortFolder(folder)
+        self._folder = CohortTexts(folder)
         self._catalogue = catalogue
         self._results = results
         self._nursery = nursery

@@ -101,7 +101,7 @@ async def open_page_cache(arena: Arena) -> AsyncIterator[PageCache]:
 
 
 def _device() -> int | None:
-    """The descriptor of the mount's device, which pyfuse3 does not tell."""
+    """The descriptor of the mount's device, which pyfuse3 does not expose."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":

@@ -6,7 +6,7 @@
          └─▶ ReadAhead.read (pure) ──▶ Fetcher.want(extents, urgent=False): nobody waits
 
     Fetcher    extent ─▶ in memory, or a flight under way? ─▶ nothing to do
-               urgent ─▶ begins now      ahead ─▶ queue ─▶ begins when the Window has room
+               urgent ─▶ begins now      ahead ─▶ queue ─▶ begins when the RequestLimit has room
                begins ─▶ cannot be on disk ─▶ posted to the mirror, without a task ──┐
                       └▶ task: OnDisk.get ─▶ there ───────────────────────────────┐  │
                                        └▶ Requests.get, one for each run ──────┐  │  │
@@ -16,17 +16,17 @@
 A *hit* is answered from memory without a task, or from a file of the disk cache that is open (`Fetcher.peek_part`).
 On a *miss* the extents are wanted urgently, then what the policy expects next is wanted, and the reader waits for the
 flights. *Ahead* of a reader the same flights are begun by the queue; a reader who comes to one of them joins it, so
-nothing is asked for twice; bytes that nobody waits for go on into the kernel's pages. On a *failure* the stores have
-already tried again (`idcfs.store`): a posted request that fails leaves the window and is tried by a task if somebody
-waits, else it is dropped. A task that fails hands its error to whoever waits; an error that took long is repeated from
-memory for three seconds (`Failures`), because the kernel asks for a page that failed a second time. An object that came
-under another ETag, or moved to another bucket, is the business of `Requests`.
+nothing is asked for twice; bytes that nobody waits for go on into the kernel's pages. On a *failure* of a posted
+request, which is one attempt, a task asks at once if somebody waits; otherwise the flight fails. For a task the stores
+try again (`idcfs.store`), and then the error goes to whoever waits. An error that took long is repeated from memory for
+three seconds (`Failures`), because the kernel asks for a page that failed a second time. An object that came under
+another ETag, or moved to another bucket, is the business of `Requests`.
 
     reader        ranges of bytes: their extents, and what comes next
     policy        what to fetch ahead, from what was read; pure
     fetcher       extents: the queue, the flights, and landing
     flights       work under way that several callers wait for
-    window        how many requests may be ahead; pure
+    request_limit how many requests may be ahead; pure
     on_disk       extents in the disk cache: keys, and what may be there
     requests      requests to the mirror: changed and moved objects
     filled        what the kernel was given before anybody read it

@@ -25,8 +25,8 @@ from idcfs.reading.flights import Flight, Flights
 from idcfs.reading.listings import Listing, Listings
 from idcfs.reading.on_disk import OnDisk
 from idcfs.reading.policy import HEAD, SMALL_OBJECT, Extent, blocks
+from idcfs.reading.request_limit import RequestLimit
 from idcfs.reading.requests import Requests
-from idcfs.reading.window import Window
 from idcfs.store.base import Body, ObjectStore
 from idcfs.store.mirror import Mirror
 
@@ -73,7 +73,7 @@ class Fetcher:
         self._requests = Requests(store, mirror, listings, metrics, self._forget_object)
         self._flights = Flights[Extent, Lease](nursery, timeout, Lease.hold, Lease.release)
         self._failures = Failures[tuple[int, int, int]]()
-        self._window = Window()
+        self._limit = RequestLimit()
         self._ahead: deque[Extent] = deque()
         self._goes_on = False
         self.filled = FilledFiles(pages, arena)
@@ -113,7 +113,7 @@ class Fetcher:
             return
         self._ahead += extents
         self._begin_some()
-        if self._ahead and self._window.has_room and not self._goes_on:
+        if self._ahead and self._limit.has_room and not self._goes_on:
             try:
                 self._nursery.start_soon(self._begin_rest)
                 self._goes_on = True
@@ -162,8 +162,8 @@ class Fetcher:
 
     def _begin_some(self) -> None:
         """Begin some of what is ahead, as far as the window goes."""
-        most = self._window.under_way + BURST
-        while self._ahead and self._window.has_room and self._window.under_way < most:
+        most = self._limit.under_way + BURST
+        while self._ahead and self._limit.has_room and self._limit.under_way < most:
             extent = self._ahead.popleft()
             listing = self._listings.peek(extent.series)
             if listing is None:
@@ -174,17 +174,17 @@ class Fetcher:
             parts = [extent] if size <= SMALL_OBJECT else blocks(extent, size)
             parts = [part for part in parts if not self.has(part)]
             if parts:
-                self._begin(parts, partial(self._end, self._window.begin()))
+                self._begin(parts, partial(self._end, self._limit.begin()))
 
     async def _begin_rest(self) -> None:
-        while self._ahead and self._window.has_room:
+        while self._ahead and self._limit.has_room:
             # Requests of the kernel's come between.
             await trio.lowlevel.checkpoint()
             self._begin_some()
         self._goes_on = False
 
     def _end(self, number: int, is_answered: bool) -> None:
-        self._window.end(number, is_answered)
+        self._limit.end(number, is_answered)
         self.want((), urgent=False)
 
     # Flights.
@@ -276,7 +276,7 @@ class Fetcher:
             with body:
                 progress(body, whole.length)
         except Exception as failure:
-            # For those who wait; other runs go on.
+            # For the callers that wait; other runs go on.
             error = failure
         for flight in coming:
             self._flights.fail(flight, first_error(error))

@@ -12,7 +12,7 @@ from idcfs.errors import DeadlineExceeded, IdcfsError, again, first_error
 log = logging.getLogger(__name__)
 
 _GRACE = 0.5
-"""Seconds more that those who wait give to work that bounds itself, so that they get its own error."""
+"""Seconds more that a caller waits for work that bounds itself, so that the error of the work gets there."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -79,14 +79,14 @@ class Flights(Generic[K, V]):
         return flight
 
     def land(self, flight: Flight[V], value: V) -> None:
-        """The work is done; those who wait get its value."""
+        """The work is done; callers that wait get its value."""
         if flight.is_over:
             return
         flight.value = self._hold(value)
         self._end(flight)
 
     def fail(self, flight: Flight[V], error: Exception) -> None:
-        """The work has failed; those who wait get the error."""
+        """The work has failed; callers that wait get the error."""
         if flight.is_over:
             return
         if not flight.waiting and not isinstance(error, IdcfsError):
@@ -143,7 +143,7 @@ class Flights(Generic[K, V]):
         return await self.wait(key)
 
     async def fly(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
-        """Do the work under *key* in this task, unless it is under way; what it raises is for those who wait."""
+        """Do the work under *key* in this task, unless it is under way; what it raises is for callers that wait."""
         if key not in self:
             self.begin(key)
             await self._fly(key, work)
@@ -173,7 +173,7 @@ class Flights(Generic[K, V]):
         except trio.TooSlowError:
             error = DeadlineExceeded(f"no answer within {timeout:g} seconds")
         except Exception as failure:
-            # Not only ours: what is unexpected goes to those who wait, and does not end the mount.
+            # Not only ours: what is unexpected goes to callers that wait, and does not end the mount.
             error = first_error(failure)
         finally:
             for flight in flights:

@@ -1,6 +1,6 @@
 """Requests to the mirror for ranges of instances: moved buckets and changed ETags; belongs to the event loop.
 
-What the stores around it have tried again already (`RetryingStore` and the others) is not tried again here.
+The store that is asked tries again by itself (`RetryingStore`); nothing else is tried again here.
 """
 
 import contextlib

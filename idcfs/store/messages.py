@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
-class Mirror(NamedTuple):
+class ClientOptions(NamedTuple):
     """The options of a process: the arguments of `S3Client`."""
 
     endpoint: str

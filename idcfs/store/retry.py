@@ -26,8 +26,8 @@ REPORT_SECONDS = 0.1
 class RetryingStore(StoreWrapper):
     """Each call makes up to *attempts* attempts; `get_soon` makes one.
 
-    The wait before attempt n + 1 is a random part of ``base_delay * 2**n`` seconds, or of *max_delay* if that is less;
-    no wait goes beyond the caller's deadline. The error of the last attempt is raised.
+    The wait after failure n, counted from 1, is a random part of ``base_delay * 2**(n - 1)`` seconds, or of *max_delay*
+    if that is less; no wait goes beyond the caller's deadline. The error of the last attempt is raised.
     """
 
     def __init__(

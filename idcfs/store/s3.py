@@ -13,7 +13,7 @@ from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Done, Failed, Message
 from idcfs.processes.pool import Pool
 from idcfs.store.base import Finished, ListPage, ObjectInfo, Progress, Range
-from idcfs.store.messages import Filled, Get, List, Mirror, Page
+from idcfs.store.messages import ClientOptions, Filled, Get, List, Page
 
 PROCESSES = 2
 """Measured: three were no faster on four cores; each takes 25 to 40 MB."""
@@ -36,7 +36,7 @@ class S3Store:
         processes: int = PROCESSES,
     ) -> None:
         self._arena = arena
-        options = Mirror(endpoint, timeout, max(1, max_connections // processes))
+        options = ClientOptions(endpoint, timeout, max(1, max_connections // processes))
         program = Program("idcfs.store.server", [Page, Filled], options, arena=arena, subject=endpoint)
         self._pool = Pool(processes, program)
 

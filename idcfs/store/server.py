@@ -14,7 +14,7 @@ from idcfs.errors import ReadError, Unreachable
 from idcfs.processes.messages import Cancel, Done, Envelope, Failed, Message
 from idcfs.processes.server import Connection, shared_arena
 from idcfs.store.base import ObjectVersion, Range
-from idcfs.store.messages import Filled, Get, List, Mirror, Page
+from idcfs.store.messages import ClientOptions, Filled, Get, List, Page
 from idcfs.store.s3_client import S3Client
 
 NICENESS = 5
@@ -93,8 +93,8 @@ class Server:
 
 async def run() -> None:
     """Serve the connection of this process."""
-    connection = Connection.of_this_process([Mirror, List, Get])
-    _, options = connection.first(Mirror)
+    connection = Connection.of_this_process([ClientOptions, List, Get])
+    _, options = connection.first(ClientOptions)
     async with contextlib.AsyncExitStack() as stack:
         why_not = ""
         client: S3Client | None = None

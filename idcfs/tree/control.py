@@ -101,8 +101,10 @@ class ControlTable:
         self.entries[name.encode()] = where, lambda control: FolderAddress(generation, 0, 0)
 
     def _add(self, name: str, facet: int, where: Where) -> None:
-        if name.encode() in self.entries or facet in (*Facet, *self.providers) or not 0 <= facet <= MAX_FACET:
-            raise ValueError(f"the name {name} or the facet {facet} is taken")
+        if name.encode() in self.entries:
+            raise ValueError(f"the name {name} is taken")
+        if facet in (*Facet, *self.providers) or not 0 <= facet <= MAX_FACET:
+            raise ValueError(f"the facet {facet} of {name} is taken, or not from 0 to {MAX_FACET}")
         self.entries[name.encode()] = where, lambda control: control._replace(facet=facet)
 
 

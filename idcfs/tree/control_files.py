@@ -3,8 +3,8 @@
 To add a file, write a function that makes its bytes of a `Folder`, and decorate it with its name and a facet that no
 other entry has. Every folder has it, or those for which `where` returns True:
 
-    @IDC.file("example.txt", facet=12, where=Folder.is_series)
-    async def example(folder: Folder) -> bytes: ...
+    @CONTROL_FILES.file("NAME", facet=N, where=Folder.is_series)
+    async def name(folder: Folder) -> bytes: ...
 """
 
 import json
@@ -15,10 +15,10 @@ from idcfs.inode import FolderAddress
 from idcfs.layout import escape
 from idcfs.tree.control import ControlTable, Folder, Names
 
-IDC = ControlTable()
+CONTROL_FILES = ControlTable()
 
 
-@IDC.file("info.json", facet=2)
+@CONTROL_FILES.file("info.json", facet=2)
 async def info(folder: Folder) -> bytes:
     """What the index has of a folder; takes seconds the first time of all."""
     address, view, catalogue = folder.address, folder.view, folder.catalogue
@@ -38,26 +38,26 @@ async def info(folder: Folder) -> bytes:
     return _json(facts)
 
 
-@IDC.file("status.json", facet=3, where=Folder.is_root)
+@CONTROL_FILES.file("status.json", facet=3, where=Folder.is_root)
 async def status(folder: Folder) -> bytes:
     """The state of the mount."""
     return _json(await folder.status.facts())
 
 
-@IDC.file("metrics", facet=4, where=Folder.is_root)
+@CONTROL_FILES.file("metrics", facet=4, where=Folder.is_root)
 async def metrics(folder: Folder) -> bytes:
     """The counters of the mount, for Prometheus."""
     return await folder.status.prometheus()
 
 
-@IDC.folder("versions", facet=5, where=Folder.is_root)
+@CONTROL_FILES.folder("versions", facet=5, where=Folder.is_root)
 async def versions(folder: Folder) -> Names:
     """The trees of all IDC versions."""
     numbers = folder.catalogue.versions
     return {b"v%d" % number: FolderAddress(VERSION_GENERATIONS + number, 0, 0) for number in numbers}
 
 
-@IDC.folder("analysis_results", facet=6, where=Folder.is_root)
+@CONTROL_FILES.folder("analysis_results", facet=6, where=Folder.is_root)
 async def analysis_results(folder: Folder) -> Names:
     """The trees of all analysis results."""
     names = folder.catalogue.analysis_results
@@ -67,7 +67,7 @@ async def analysis_results(folder: Folder) -> Names:
     }
 
 
-IDC.view("by-uuid", BY_UUID_GENERATION, where=Folder.is_root)
+CONTROL_FILES.view("by-uuid", BY_UUID_GENERATION, where=Folder.is_root)
 
 
 def _json(value: Any) -> bytes:

@@ -33,7 +33,7 @@ from idcfs.store.opening import Stores, build_stores, find_mirror
 from idcfs.tree.attributes import Attributes
 from idcfs.tree.cohorts import COHORTS_NAME, CohortFolder, CohortsFolder
 from idcfs.tree.control import Control
-from idcfs.tree.control_files import IDC
+from idcfs.tree.control_files import CONTROL_FILES
 from idcfs.tree.filesystem import FileSystem
 from idcfs.tree.instances import Instances
 from idcfs.tree.provider import Provider
@@ -111,7 +111,7 @@ async def open_filesystem(
         fetcher = Fetcher(store, mirror, objects, listings, pages, metrics, nursery, read_timeout, arena)
         reader = Reader(fetcher, listings, metrics, nursery, read_timeout, arena.size, order.following)
         cohorts = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, timeout)
-        tidy = cohort_files.CohortFolder(settings.cohort_dir).remove_leftovers
+        tidy = cohort_files.CohortTexts(settings.cohort_dir).remove_leftovers
         nursery.start_soon(partial(trio.to_thread.run_sync, tidy, abandon_on_cancel=True))
         instances = Instances(catalogue, listings, reader, order)
         status = Status(catalogue, mirror, caches, metrics, stores.breakers, limits_failure)
@@ -133,7 +133,7 @@ def _providers(
     attributes = Attributes(catalogue)
     cohorts_folder = CohortsFolder(cohorts, catalogue)
     views = Views(catalogue, instances, attributes, {COHORTS_NAME: cohorts_folder.node})
-    control = Control(IDC, views, catalogue, attributes, status)
+    control = Control(CONTROL_FILES, views, catalogue, attributes, status)
     cohort = CohortFolder(cohorts, catalogue, views)
     return {
         **control.providers,

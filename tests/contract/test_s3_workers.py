@@ -21,7 +21,7 @@ from idcfs.processes.lease import Lease
 from idcfs.processes.messages import Cancel, Decoder, Envelope, Failed, encode
 from idcfs.processes.server import Connection
 from idcfs.store.base import Body, ObjectVersion, Range
-from idcfs.store.messages import Get, List, Mirror, Page
+from idcfs.store.messages import ClientOptions, Get, List, Page
 from idcfs.store.s3 import S3Store
 from idcfs.store.server import Server
 from tests.bodies import copied, outcome_of, read
@@ -383,7 +383,7 @@ async def test_one_connection_for_several_processes_is_not_without_bound() -> No
     with Arena(1) as arena:
         store = S3Store("http://127.0.0.1:1", arena, processes=2, max_connections=1)
     options = store._pool._program.options
-    assert isinstance(options, Mirror)
+    assert isinstance(options, ClientOptions)
     assert options.max_connections == 1
 
 

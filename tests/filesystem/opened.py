@@ -117,7 +117,7 @@ class Opened(Parts):
                 await trio.testing.wait_all_tasks_blocked()
                 await self.objects.finish()
                 flights = self.listings._flights, self.fetcher._flights, self.fetcher._disk._learning
-                if not any(len(each) for each in flights) and not self.fetcher._window.under_way:
+                if not any(len(each) for each in flights) and not self.fetcher._limit.under_way:
                     return
                 await trio.sleep(0.005)
 

@@ -9,7 +9,7 @@ from idcfs.catalog.index import Index
 from idcfs.errors import IsAFolder, NotAFolder, NotFound, NotThereNow, ReadOnly
 from idcfs.inode import Facet, FolderAddress, unpack
 from idcfs.tree.control import ControlTable, Folder, Names, Where
-from idcfs.tree.control_files import IDC
+from idcfs.tree.control_files import CONTROL_FILES
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import SMALL
 from tests.memory_store import MemoryStore
@@ -32,8 +32,8 @@ EVERYWHERE = {
 def table(monkeypatch: pytest.MonkeyPatch) -> ControlTable:
     """The table of mounts, which is what it was when the test ends."""
     for name in ("entries", "providers"):
-        monkeypatch.setattr(IDC, name, dict(getattr(IDC, name)))
-    return IDC
+        monkeypatch.setattr(CONTROL_FILES, name, dict(getattr(CONTROL_FILES, name)))
+    return CONTROL_FILES
 
 
 async def names(opened: Opened, path: str) -> list[str]:

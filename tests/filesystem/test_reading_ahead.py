@@ -13,7 +13,7 @@ import trio.testing
 from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.reading.policy import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
-from idcfs.reading.window import FIRST_REQUESTS
+from idcfs.reading.request_limit import FIRST_REQUESTS
 from idcfs.store.base import Body, Finished, Progress, Range
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.index_factory import Row, build_catalogue, fill_store, instances, make_index

@@ -11,7 +11,7 @@ from idcfs.errors import CatalogueDamaged, IsAFolder, NoSuchAttribute, NotAFolde
 from idcfs.inode import MAX_GROUP, ROOT, Facet, FolderAddress, pack_file, pack_folder
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
 from idcfs.reading import listings as listing
-from idcfs.tree.control_files import IDC
+from idcfs.tree.control_files import CONTROL_FILES
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, MISSING, PRIOR, REPORT, SHORT, SLIDE, SMALL, SPACES
@@ -334,12 +334,14 @@ async def test_a_series_that_is_nowhere_and_one_that_lacks_instances(
 
 
 def test_numbers_of_control_files_are_none_of_folders() -> None:
-    facets = [*Facet, *IDC.providers]
+    facets = [*Facet, *CONTROL_FILES.providers]
     assert len({pack_folder(0, 0, 0, facet) for facet in facets}) == len(facets)
     assert pack_folder(0, 0, 0) == ROOT
 
 
 def test_numbers_of_control_files_stay_what_they_are() -> None:
-    numbers = {name: address(FolderAddress(0, 0, 0, Facet.CONTROL)) for name, (_, address) in IDC.entries.items()}
+    numbers = {
+        name: address(FolderAddress(0, 0, 0, Facet.CONTROL)) for name, (_, address) in CONTROL_FILES.entries.items()
+    }
     known = {b"info.json": 2, b"status.json": 3, b"metrics": 4, b"versions": 5, b"analysis_results": 6}
     assert {name: numbers[name].facet for name in known} == known

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idcfs.reading.window import FEWEST_REQUESTS, FIRST_REQUESTS, MOST_REQUESTS, Window
+from idcfs.reading.request_limit import FEWEST_REQUESTS, FIRST_REQUESTS, MOST_REQUESTS, RequestLimit
 
 
-def size(window: Window) -> int:
+def size(window: RequestLimit) -> int:
     """How many requests may be under way at a time, or how many are if those are more."""
     tried = copy.copy(window)
     while tried.has_room:
@@ -17,7 +17,7 @@ def size(window: Window) -> int:
     return tried.under_way
 
 
-def fill(window: Window) -> list[int]:
+def fill(window: RequestLimit) -> list[int]:
     """Begin as many requests as may be under way."""
     begun = []
     while window.has_room:
@@ -25,13 +25,13 @@ def fill(window: Window) -> list[int]:
     return begun
 
 
-def end(window: Window, numbers: list[int], is_answered: bool) -> None:
+def end(window: RequestLimit, numbers: list[int], is_answered: bool) -> None:
     for number in numbers:
         window.end(number, is_answered)
 
 
 def test_requests_begin_until_the_window_is_full_and_again_when_one_ends() -> None:
-    window = Window()
+    window = RequestLimit()
     begun = fill(window)
     assert len(begun) == len(set(begun)) == window.under_way == FIRST_REQUESTS
     assert not window.has_room
@@ -41,7 +41,7 @@ def test_requests_begin_until_the_window_is_full_and_again_when_one_ends() -> No
 
 
 def test_one_more_may_begin_after_each_round_trip_up_to_a_bound() -> None:
-    window = Window()
+    window = RequestLimit()
     for expected in range(FIRST_REQUESTS, MOST_REQUESTS + 1):
         assert size(window) == expected
         end(window, fill(window), is_answered=True)
@@ -52,7 +52,7 @@ def test_one_more_may_begin_after_each_round_trip_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize("failed", [1, 2, FIRST_REQUESTS])
 def test_failures_of_one_round_trip_halve_the_window_once(failed: int) -> None:
-    window = Window()
+    window = RequestLimit()
     begun = fill(window)
     end(window, begun[:failed], is_answered=False)
     assert size(window) == max(FIRST_REQUESTS // 2, len(begun) - failed)
@@ -64,7 +64,7 @@ def test_failures_of_one_round_trip_halve_the_window_once(failed: int) -> None:
 
 
 def test_after_any_failures_some_requests_may_begin_and_more_when_they_are_answered() -> None:
-    window = Window()
+    window = RequestLimit()
     for _ in range(20):
         end(window, fill(window), is_answered=False)
     assert size(window) == FEWEST_REQUESTS
@@ -74,8 +74,8 @@ def test_after_any_failures_some_requests_may_begin_and_more_when_they_are_answe
 
 
 @given(st.lists(st.tuples(st.sampled_from(["begin", "answer", "fail"]), st.integers(0, 1000)), max_size=200))
-def test_the_window_is_between_its_bounds_whatever_happens(steps: list[tuple[str, int]]) -> None:
-    window = Window()
+def test_whatever_happens_the_window_is_between_its_bounds(steps: list[tuple[str, int]]) -> None:
+    window = RequestLimit()
     under_way: list[int] = []
     for step, which in steps:
         if step == "begin" and window.has_room:

@@ -10,7 +10,7 @@ MOST_REQUESTS = 256
 """Requests ahead: at the start, and the bounds."""
 
 
-class Window:
+class RequestLimit:
     """Counts the requests ahead."""
 
     def __init__(self) -> None:
