@@ -80,7 +80,11 @@ def until_at_rest(*processes: int) -> None:
 
 def _tasks(process: int) -> list[Path]:
     own = threading.get_native_id()
-    return [task for task in sorted(Path(f"/proc/{process}/task").iterdir()) if task.name != str(own)]
+    try:
+        return [task for task in sorted(Path(f"/proc/{process}/task").iterdir()) if task.name != str(own)]
+    except FileNotFoundError:
+        # The process has ended since it was found.
+        return []
 
 
 def _activity(task: Path) -> tuple[str, ...]:

@@ -295,9 +295,7 @@ async def test_no_more_than_a_part_of_the_arena_waits_for_a_stopped_page_worker(
     assert not taken, "no file was filled"
 
 
-async def test_what_waits_for_a_page_worker_that_is_killed_is_given_up(
-    arena: Arena, pages: PageCache, worker: int
-) -> None:
+async def test_leases_are_released_when_the_page_worker_is_killed(arena: Arena, pages: PageCache, worker: int) -> None:
     with stopped(worker):
         with await arena.take(2 * PAGE) as lease:
             pages.fill(7, 0, lease, False, lambda: None)

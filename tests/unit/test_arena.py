@@ -150,7 +150,7 @@ async def test_each_lease_keeps_its_bytes(contents: list[bytes]) -> None:
         assert [bytes(lease.view) for lease in leases] == contents
 
 
-async def test_whoever_maps_the_descriptor_sees_the_bytes_where_they_are(arena: Arena) -> None:
+async def test_a_process_that_maps_the_descriptor_sees_the_bytes_in_their_place(arena: Arena) -> None:
     first, second = await arena.take(100), await arena.take(5)
     first.view[:] = b"x" * 100
     second.view[:] = b"12345"
@@ -169,7 +169,7 @@ async def test_a_region_is_free_when_it_was_released_as_often_as_it_was_held(are
     assert place(await arena.take(SIZE)) == range(SIZE)
 
 
-async def test_the_end_of_a_block_releases_one_hold_also_after_an_error(arena: Arena) -> None:
+async def test_a_with_statement_releases_one_hold_also_after_an_error(arena: Arena) -> None:
     lease = await arena.take(SIZE)
     with lease.hold():
         pass
@@ -179,7 +179,7 @@ async def test_the_end_of_a_block_releases_one_hold_also_after_an_error(arena: A
     assert arena.leased == 0
 
 
-async def test_whoever_releases_too_often_is_stopped_before_another_ones_region_is_free(arena: Arena) -> None:
+async def test_a_release_too_many_is_an_error_and_frees_no_other_region(arena: Arena) -> None:
     lease = await arena.take(10)
     lease.release()
     other = await arena.take(10)
@@ -190,7 +190,7 @@ async def test_whoever_releases_too_often_is_stopped_before_another_ones_region_
     assert arena.leased == len(other)
 
 
-async def test_whoever_finds_no_room_waits_until_there_is_some(arena: Arena) -> None:
+async def test_a_taker_waits_until_there_is_room(arena: Arena) -> None:
     halves = [await arena.take(SIZE // 2), await arena.take(SIZE // 2)]
     assert arena.take_now(1) is None
     found: list[range] = []
@@ -208,7 +208,7 @@ async def test_whoever_finds_no_room_waits_until_there_is_some(arena: Arena) -> 
     assert found == [range(SIZE)]
 
 
-async def test_whoever_gives_up_waiting_takes_nothing(arena: Arena) -> None:
+async def test_a_taker_that_is_cancelled_takes_nothing(arena: Arena) -> None:
     lease = await arena.take(SIZE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(arena.take, 1)
@@ -219,7 +219,7 @@ async def test_whoever_gives_up_waiting_takes_nothing(arena: Arena) -> None:
     assert arena.leased == 0
 
 
-async def test_all_who_wait_are_served_one_after_the_other(arena: Arena) -> None:
+async def test_all_takers_that_wait_get_room_one_after_the_other(arena: Arena) -> None:
     lease = await arena.take(SIZE)
     served: list[int] = []
 
@@ -238,7 +238,7 @@ async def test_all_who_wait_are_served_one_after_the_other(arena: Arena) -> None
 
 
 @pytest.mark.parametrize("when", ["before", "while somebody waits"])
-async def test_whoever_finds_no_room_takes_what_is_kept_only_in_case_it_is_useful(arena: Arena, when: str) -> None:
+async def test_kept_leases_make_room_for_a_taker(arena: Arena, when: str) -> None:
     used, kept = await arena.take(SIZE - 100), await arena.take(100)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -255,7 +255,7 @@ async def test_whoever_finds_no_room_takes_what_is_kept_only_in_case_it_is_usefu
     used.release()
 
 
-async def test_what_is_kept_and_in_use_is_not_taken_from_its_user(arena: Arena) -> None:
+async def test_a_kept_lease_that_is_in_use_is_not_free(arena: Arena) -> None:
     with await arena.take(SIZE // 4) as lease:
         arena.kept.add("key", lease)
     rest = await arena.take(SIZE - SIZE // 4)
@@ -275,7 +275,7 @@ async def test_what_is_kept_and_in_use_is_not_taken_from_its_user(arena: Arena) 
     rest.release()
 
 
-async def test_the_least_recently_used_is_let_go_of_first(arena: Arena) -> None:
+async def test_the_least_recently_used_lease_is_released_first(arena: Arena) -> None:
     def keep(key: str) -> None:
         with taken(arena, int(SIZE * KEPT_PART) // 3) as lease:
             arena.kept.add(key, lease)
@@ -295,14 +295,14 @@ async def test_the_least_recently_used_is_let_go_of_first(arena: Arena) -> None:
     assert arena.leased == 0
 
 
-async def test_what_is_kept_anew_takes_the_place_of_what_was_kept_under_its_key(arena: Arena) -> None:
+async def test_a_kept_lease_takes_the_place_of_the_one_under_its_key(arena: Arena) -> None:
     one, other = await arena.take(10), await arena.take(20)
     arena.kept.add("key", one)
     one.release()
     arena.kept.add("key", other)
     other.release()
     assert arena.leased == 20
-    # It is let go of and held again in one call.
+    # The lease that is kept already is released and held again in one call.
     held = arena.kept.get("key")
     assert held is not None
     arena.kept.add("key", held)
@@ -314,20 +314,20 @@ async def test_what_is_kept_anew_takes_the_place_of_what_was_kept_under_its_key(
     assert arena.leased == 0
 
 
-async def test_what_is_larger_than_all_that_may_be_kept_is_not_kept(arena: Arena) -> None:
+async def test_a_lease_that_is_larger_than_the_limit_is_not_kept(arena: Arena) -> None:
     with await arena.take(int(SIZE * KEPT_PART) + 1) as lease:
         arena.kept.add("key", lease)
         assert "key" not in arena.kept
     assert arena.leased == 0
 
 
-async def test_what_never_fits_is_refused(arena: Arena) -> None:
+async def test_a_length_that_never_fits_is_refused(arena: Arena) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         await arena.take(SIZE + 1)
     assert arena.take_now(SIZE + 1) is None
 
 
-async def test_what_is_to_end_before_a_place_leaves_the_rest_to_others(arena: Arena) -> None:
+async def test_leases_that_end_before_the_reserve_leave_it_to_others(arena: Arena) -> None:
     leases = [await arena.take(300, arena.reserve) for _ in range(arena.reserve // 300)]
     assert arena.take_now(300, arena.reserve) is None
     below = arena.take_now(arena.reserve % 300, arena.reserve)
@@ -351,7 +351,7 @@ async def test_what_is_to_end_before_a_place_leaves_the_rest_to_others(arena: Ar
         await arena.take(arena.reserve + 1, arena.reserve)
 
 
-async def test_nothing_is_left_open_at_the_end() -> None:
+async def test_the_descriptor_is_closed_and_the_bytes_stay() -> None:
     with Arena(SIZE) as arena:
         descriptor = arena.descriptor
         lease = await arena.take(5)

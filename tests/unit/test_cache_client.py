@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,6 +80,14 @@ def stop(process: int) -> None:
     os.kill(process, signal.SIGSTOP)
 
 
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Have callers wait for answers for a moment only."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
+        yield
+
+
 async def value(cache: Cache, key: str, length: int = len(LARGE)) -> bytes | None:
     lease = await cache.get(key, length)
     if lease is None:
@@ -117,7 +125,7 @@ async def is_found_again(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("content", [b"x", SMALL, LARGE])
-async def test_what_is_put_is_found_when_it_is_written_and_later(tmp_path: Path, arena: Arena, content: bytes) -> None:
+async def test_a_value_is_found_when_it_is_written_and_later(tmp_path: Path, arena: Arena, content: bytes) -> None:
     folder = tmp_path / "a" / "b"
     async with open_in(folder, arena) as caches:
         cache = caches["objects"]
@@ -228,7 +236,7 @@ async def test_a_cache_that_fails_does_not_make_the_other_fail(tmp_path: Path, c
     assert listings.failure is None
 
 
-async def test_parts_of_what_was_read_are_read_by_themselves(tmp_path: Path, cache: Cache) -> None:
+async def test_parts_of_a_value_that_was_read_are_read_by_themselves(tmp_path: Path, cache: Cache) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.put_bytes("inline", SMALL)
     await cache.finish()
@@ -247,7 +255,7 @@ async def test_parts_of_what_was_read_are_read_by_themselves(tmp_path: Path, cac
     assert await value(cache, "key") is None, "so it is fetched again"
 
 
-async def test_what_is_dropped_has_no_parts(cache: Cache) -> None:
+async def test_a_value_that_is_dropped_has_no_parts(cache: Cache) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.finish()
     await noted(cache, "key", len(LARGE))
@@ -256,7 +264,7 @@ async def test_what_is_dropped_has_no_parts(cache: Cache) -> None:
     assert await part(cache, "key", 0, 10, seconds=1) is None
 
 
-def test_what_was_to_be_kept_is_kept_when_nobody_takes_the_answers(tmp_path: Path) -> None:
+def test_values_are_kept_although_nobody_takes_the_answers(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     entries = Entries(tmp_path, LIMIT)
     with theirs, ThreadPoolExecutor(1) as threads:
@@ -272,7 +280,7 @@ def test_what_was_to_be_kept_is_kept_when_nobody_takes_the_answers(tmp_path: Pat
     entries.close()
 
 
-def test_what_is_put_and_dropped_in_turns_is_done_in_this_order(tmp_path: Path) -> None:
+def test_puts_and_deletes_are_done_in_their_order(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     caches = {name: Entries(tmp_path / name, LIMIT) for name in NAMES}
     asked = b"".join(
@@ -368,7 +376,7 @@ async def test_a_corrupt_entry_is_a_miss_and_dropped(tmp_path: Path, cache: Cach
     assert cache.failure is None
 
 
-async def test_whether_anything_has_a_prefix(cache: Cache) -> None:
+async def test_keys_are_found_by_their_prefix(cache: Cache) -> None:
     assert not await cache.has_any("a/")
     await cache.put_bytes("a/b", SMALL)
     await cache.finish()
@@ -376,11 +384,11 @@ async def test_whether_anything_has_a_prefix(cache: Cache) -> None:
     assert not await cache.has_any("b/")
     with contextlib.closing(sqlite3.connect(cache.folder / "cache.db")) as sql, sql:
         sql.execute("DROP TABLE Cache")
-    assert await cache.has_any("b/"), "nobody can tell, so it is worth a look"
+    assert await cache.has_any("b/"), "the answer is not known, so the disk is asked"
     assert not await cache.has_any("b/"), "there is a new database"
 
 
-async def test_no_more_than_a_bound_waits_to_be_written(cache: Cache, arena: Arena) -> None:
+async def test_no_more_than_a_part_of_the_arena_waits_to_be_written(cache: Cache, arena: Arena) -> None:
     put: list[int] = []
 
     async def put_when_there_is_room() -> None:
@@ -406,7 +414,7 @@ async def test_no_more_than_a_bound_waits_to_be_written(cache: Cache, arena: Are
     assert await kept(cache, range(len(put))) == put
 
 
-async def test_what_is_deleted_is_not_written_later(cache: Cache) -> None:
+async def test_a_value_that_is_deleted_is_not_written_later(cache: Cache) -> None:
     for number in range(40):
         await cache.put_bytes(f"key{number}", LARGE)
     await cache.delete({f"key{number}" for number in range(0, 40, 2)})
@@ -450,7 +458,7 @@ async def test_a_cache_that_fails_holds_nobody_up_and_reports_why(cache: Cache) 
     assert await value(cache, "key0") == LARGE
 
 
-async def test_what_cannot_be_read_is_reported_until_something_is_read(cache: Cache) -> None:
+async def test_a_failure_of_reading_is_reported_until_something_is_read(cache: Cache) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.finish()
     with contextlib.closing(sqlite3.connect(cache.folder / "cache.db")) as sql, sql:
@@ -496,25 +504,25 @@ async def test_a_server_that_is_killed_makes_misses_and_is_replaced(cache: Cache
         await cache.finish()
     assert await kept(cache, range(10)) == list(range(10))
     assert cache.failure is None
-    assert arena.leased == 0, "whoever was waiting has let go of the memory"
+    assert arena.leased == 0, "those who waited have released the memory"
 
 
 async def test_a_server_that_does_not_answer_holds_nobody_up_and_is_replaced(
-    caches: dict[str, Cache], arena: Arena, monkeypatch: pytest.MonkeyPatch
+    caches: dict[str, Cache], arena: Arena
 ) -> None:
     cache, other = caches["objects"], caches["listings"]
     await cache.put_bytes("key", LARGE)
     await cache.finish()
-    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
     first = server()
     stop(first)
     with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            for number in range(40):
-                # More than there is room for.
-                await cache.put_bytes(f"key{number}", LARGE)
-                nursery.start_soon(cache.room)
-                nursery.start_soon(value, cache, "key")
+        with impatient():
+            async with trio.open_nursery() as nursery:
+                for number in range(40):
+                    # More than there is room for.
+                    await cache.put_bytes(f"key{number}", LARGE)
+                    nursery.start_soon(cache.room)
+                    nursery.start_soon(value, cache, "key")
         for one in (cache, other):
             assert one.failure is not None
             assert "no answer" in one.failure
@@ -528,30 +536,26 @@ async def test_a_server_that_does_not_answer_holds_nobody_up_and_is_replaced(
         await cache.finish()
         assert [one.failure for one in (cache, other)] == [None, None]
         assert await other.get_bytes("key") is None
-    assert arena.leased == 0, "those who waited have let go of the memory"
+    assert arena.leased == 0, "those who waited have released the memory"
 
 
-async def test_whoever_only_reads_from_a_server_that_does_not_answer_is_not_held_up(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_is_not_held_up_by_a_server_that_does_not_answer(cache: Cache) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.finish()
-    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
     with stopped(server()), trio.fail_after(PATIENCE):
-        assert await value(cache, "key") is None
+        with impatient():
+            assert await value(cache, "key") is None
         await is_found_again(cache)
     assert cache.failure is None
 
 
-async def test_whoever_only_writes_to_a_server_that_does_not_answer_is_not_held_up(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
+async def test_a_writer_is_not_held_up_by_a_server_that_does_not_answer(cache: Cache) -> None:
     first = server()
     with stopped(first), trio.fail_after(PATIENCE):
         while cache.has_room():
             await cache.put_bytes("key", LARGE)
-        await cache.room()
+        with impatient():
+            await cache.room()
         assert cache.failure is not None
         assert "no answer" in cache.failure
         await until_true(lambda: cache.failure is None)
@@ -560,32 +564,31 @@ async def test_whoever_only_writes_to_a_server_that_does_not_answer_is_not_held_
         await is_found_again(cache)
 
 
-async def test_while_no_server_gets_an_answer_of_the_disk_nobody_is_held_up(
+async def test_callers_are_not_held_up_while_the_disk_answers_no_server(
     cache: Cache, arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.finish()
     first = server()
-    monkeypatch.setattr("idcfs.cache.client.ANSWER_SECONDS", 0.3)
     monkeypatch.setattr("idcfs.processes.child.END_SECONDS", 0.1)
-    with monkeypatch.context() as patched:
-        patched.setattr("idcfs.cache.client.TRY_SECONDS", 0.1)
+    with impatient(), monkeypatch.context() as patched, trio.fail_after(PATIENCE):
+        patched.setattr("idcfs.cache.client.TRY_SECONDS", 1.0)
         stop(first)
-        with trio.fail_after(PATIENCE):
+        assert await value(cache, "key") is None
+        await until_true(lambda: len({first, *servers()}) > 1)
+        # Before it can answer.
+        second = server()
+        stop(second)
+        # The first server has the memory of one request until it is reaped.
+        await until_true(lambda: arena.leased == 0)
+        for _ in range(100):
             assert await value(cache, "key") is None
-            # A server takes longer to start than it has.
-            await until_true(lambda: len({first, *servers()}) > 1)
-            second = server()
-            # That of the first one, when it is reaped.
-            await until_true(lambda: arena.leased == 0)
-            for _ in range(100):
-                assert await value(cache, "key") is None
-                with await arena.take(len(LARGE)) as lease:
-                    cache.put("other", lease)
-                assert arena.leased == 0
-            assert cache.failure is not None
-            assert "no answer" in cache.failure
-            await until_true(lambda: not is_running(second))
+            with await arena.take(len(LARGE)) as lease:
+                cache.put("other", lease)
+            assert arena.leased == 0
+        assert cache.failure is not None
+        assert "no answer" in cache.failure
+        await until_true(lambda: not is_running(second))
     await is_found_again(cache)
     assert server() not in (first, second)
     assert await value(cache, "other") is None
@@ -611,9 +614,7 @@ async def test_a_disk_that_does_not_answer_at_the_start_holds_nobody_up(
             assert cache.failure is None
 
 
-async def test_a_caller_who_gives_up_leaves_the_memory_to_the_server_until_it_answers(
-    cache: Cache, arena: Arena
-) -> None:
+async def test_the_server_has_the_memory_of_a_caller_who_gives_up_until_it_answers(cache: Cache, arena: Arena) -> None:
     await cache.put_bytes("key", LARGE)
     await cache.finish()
     with stopped(server()):
@@ -631,7 +632,7 @@ async def test_a_caller_who_gives_up_leaves_the_memory_to_the_server_until_it_an
     await until_true(lambda: arena.leased == 0)
 
 
-async def test_what_a_killed_server_may_use_is_not_used_by_others_before_it_is_reaped(
+async def test_a_lease_of_a_killed_server_is_not_free_before_the_server_is_reaped(
     cache: Cache, arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cache.put_bytes("key", LARGE)
@@ -644,7 +645,8 @@ async def test_what_a_killed_server_may_use_is_not_used_by_others_before_it_is_r
         patched.setattr("idcfs.processes.child.END_SECONDS", 0.1)
         stop(first)
         await cache.put_bytes("put", LARGE[::-1])
-        assert await value(cache, "key") is None
+        with impatient():
+            assert await value(cache, "key") is None
         with trio.fail_after(PATIENCE):
             await cache.finish()
         # Another one answers, while the first is there.
@@ -731,7 +733,7 @@ async def test_a_server_that_cannot_start_makes_misses(
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_server_ignores_what_is_for_the_mount(cache: Cache, signal_number: int) -> None:
+async def test_a_server_ignores_the_signals_that_end_a_mount(cache: Cache, signal_number: int) -> None:
     before = server()
     os.kill(before, signal_number)
     await cache.put_bytes("key", LARGE)
@@ -740,7 +742,7 @@ async def test_a_server_ignores_what_is_for_the_mount(cache: Cache, signal_numbe
     assert server() == before
 
 
-async def test_what_was_put_is_kept_although_its_owner_closes_at_once(tmp_path: Path, arena: Arena) -> None:
+async def test_values_are_kept_although_the_cache_is_closed_at_once(tmp_path: Path, arena: Arena) -> None:
     async with open_in(tmp_path, arena) as caches:
         process = server()
         for number in range(50):
@@ -767,7 +769,7 @@ async def test_a_cache_that_is_closed_makes_misses(tmp_path: Path, arena: Arena)
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_what_is_no_folder_is_refused_in_one_line(
+async def test_a_file_in_place_of_the_folder_is_an_error_of_one_line(
     tmp_path: Path, arena: Arena, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / name).touch()
@@ -780,7 +782,7 @@ async def test_what_is_no_folder_is_refused_in_one_line(
     assert servers() == []
 
 
-async def test_what_is_no_database_is_renamed_and_logged(
+async def test_a_file_that_is_not_a_database_is_renamed_and_logged(
     tmp_path: Path, arena: Arena, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "objects").mkdir()

@@ -21,20 +21,20 @@ async def test_a_failure_that_took_long_is_raised_again_for_some_seconds(
     failures.raise_again("k")
 
 
-async def test_what_failed_at_once_may_be_asked_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failure_that_came_at_once_is_not_repeated(autojump_clock: trio.testing.MockClock) -> None:
     failures = Failures[str]()
     failures.note("k", Unreachable("refused"), trio.current_time())
     failures.raise_again("k")
 
 
-async def test_what_can_be_had_after_all_is_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failure_is_forgotten_when_the_bytes_come_after_all(autojump_clock: trio.testing.MockClock) -> None:
     failures = Failures[str]()
     failures.note("k", DeadlineExceeded("no answer"), trio.current_time() - SLOW)
     failures.forget("k")
     failures.raise_again("k")
 
 
-async def test_what_is_over_takes_no_memory(autojump_clock: trio.testing.MockClock) -> None:
+async def test_failures_that_are_over_take_no_memory(autojump_clock: trio.testing.MockClock) -> None:
     failures = Failures[int]()
     for number in range(100):
         failures.note(number, DeadlineExceeded("no answer"), trio.current_time() - SLOW)

@@ -1,4 +1,4 @@
-"""What the kernel was given ahead of readers: who is observed, and what is let go of in memory."""
+"""Files that the kernel was given ahead of readers: which are observed, and which leases are released."""
 
 from array import array
 from collections.abc import AsyncIterator, Callable
@@ -118,7 +118,7 @@ async def test_a_head_is_not_handed_on(world: World) -> None:
     assert whole(1)._replace(length=HEAD) in world.arena.kept
 
 
-async def test_of_a_run_of_blocks_that_the_kernel_has_only_the_observed_one_takes_memory(world: World) -> None:
+async def test_only_the_observed_block_of_a_run_that_the_kernel_has_takes_memory(world: World) -> None:
     given = world.land(*map(block, range(4, 8)))
     assert [each[:4] for each in given] == [
         (pack_file(SERIES, LARGE), number * BLOCK, BLOCK, number == 4) for number in range(4, 8)
@@ -135,7 +135,7 @@ async def test_of_a_run_of_blocks_that_the_kernel_has_only_the_observed_one_take
     assert world.files.is_observed(SERIES, LARGE) is None
 
 
-async def test_an_observed_block_that_was_let_go_of_meanwhile_is_not_kept(world: World) -> None:
+async def test_an_observed_block_that_was_released_meanwhile_is_not_kept(world: World) -> None:
     (given,) = world.land(block(4))
     world.arena.kept.forget(block(4))
     given.taken()
@@ -143,7 +143,7 @@ async def test_an_observed_block_that_was_let_go_of_meanwhile_is_not_kept(world:
     assert world.arena.leased == 0
 
 
-async def test_without_memory_for_an_observed_block_by_itself_it_is_let_go_of(world: World) -> None:
+async def test_an_observed_block_is_released_if_there_is_no_memory_for_it_alone(world: World) -> None:
     given = world.land(*map(block, range(4, 8)))
     rest = world.arena.take_now(world.arena.reserve - world.arena.leased)
     assert rest is not None
@@ -154,7 +154,7 @@ async def test_without_memory_for_an_observed_block_by_itself_it_is_let_go_of(wo
     rest.release()
 
 
-async def test_whoever_reads_what_the_kernel_was_given_has_seen_it_thrown_out(world: World) -> None:
+async def test_a_read_of_a_file_that_the_kernel_was_given_means_that_it_dropped_the_pages(world: World) -> None:
     for instance in range(3):
         (given,) = world.land(whole(instance))
         given.taken()

@@ -1,4 +1,4 @@
-"""Callers who want the same thing at the same time share one flight, which ends for all of them."""
+"""Callers that want the same thing at the same time share one flight, which ends for all of them."""
 
 import contextlib
 
@@ -215,7 +215,7 @@ async def expect(flights: Flights[int, str], key: int, error: type[Exception]) -
         await flights.wait(key)
 
 
-async def test_what_fails_in_the_callers_task_is_for_those_who_wait(nursery: trio.Nursery) -> None:
+async def test_an_error_in_the_callers_task_goes_to_the_waiters(nursery: trio.Nursery) -> None:
     flights = flights_in(nursery)
     work = Work(NotFound("gone"))
     async with trio.open_nursery() as callers:
@@ -227,7 +227,7 @@ async def test_what_fails_in_the_callers_task_is_for_those_who_wait(nursery: tri
     assert 1 not in flights
 
 
-async def test_what_was_begun_lands_for_all_who_wait(nursery: trio.Nursery) -> None:
+async def test_a_flight_lands_for_all_waiters(nursery: trio.Nursery) -> None:
     flights = flights_in(nursery)
     work = Work()
     found: list[str] = []
@@ -258,7 +258,7 @@ async def test_what_was_begun_lands_for_all_who_wait(nursery: trio.Nursery) -> N
 
 
 @pytest.mark.parametrize("error", [NotFound("gone"), ZeroDivisionError("a bug")])
-async def test_what_was_begun_fails_for_all_who_wait(nursery: trio.Nursery, error: Exception) -> None:
+async def test_a_flight_fails_for_all_waiters(nursery: trio.Nursery, error: Exception) -> None:
     flights = flights_in(nursery)
     flight = flights.begin(1)
     async with trio.open_nursery() as callers:
@@ -272,12 +272,12 @@ async def test_what_was_begun_fails_for_all_who_wait(nursery: trio.Nursery, erro
 
 async def test_a_bug_that_nobody_waits_for_is_logged(nursery: trio.Nursery, warnings_logged: WarningsLogged) -> None:
     flights = flights_in(nursery)
-    flights.fail(flights.begin(1), Untrusted("which only says that it could not be had"))
+    flights.fail(flights.begin(1), Untrusted("an error that is expected"))
     flights.fail(flights.begin(1), ZeroDivisionError("a bug"))
     assert "a bug" in warnings_logged.take("nobody waits for")
 
 
-async def test_what_was_begun_is_ended_by_a_task_for_those_who_wait(nursery: trio.Nursery) -> None:
+async def test_a_task_may_end_a_flight_for_its_waiters(nursery: trio.Nursery) -> None:
     flights = flights_in(nursery)
     found: list[str] = []
     may_end = trio.Event()
@@ -303,7 +303,7 @@ async def test_what_was_begun_is_ended_by_a_task_for_those_who_wait(nursery: tri
     assert 1 not in flights
 
 
-async def test_what_a_task_does_not_land_fails_with_its_error_and_the_rest_has_landed(nursery: trio.Nursery) -> None:
+async def test_flights_that_a_task_has_not_landed_fail_with_its_error(nursery: trio.Nursery) -> None:
     flights = flights_in(nursery)
     one, other = flights.begin(1), flights.begin(2)
     async with trio.open_nursery() as callers:
@@ -317,7 +317,7 @@ async def test_what_a_task_does_not_land_fails_with_its_error_and_the_rest_has_l
     assert len(flights) == 0
 
 
-async def test_what_a_task_does_not_land_in_time_fails(
+async def test_flights_that_a_task_does_not_land_in_time_fail(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     flights = flights_in(nursery, 30)
@@ -328,7 +328,7 @@ async def test_what_a_task_does_not_land_in_time_fails(
     assert isinstance(flight.error, DeadlineExceeded)
 
 
-async def test_work_that_is_to_be_started_after_the_mount_has_ended_is_given_up() -> None:
+async def test_work_is_not_started_after_the_end_of_the_mount() -> None:
     async with trio.open_nursery() as mount:
         flights = flights_in(mount)
     work = Work()
@@ -352,7 +352,7 @@ class LeaseFlights:
         self.flight = self.flights.begin(1)
 
     def land(self) -> None:
-        """Land, and let go of the lease as whoever lands it does."""
+        """Land the flight, and release the lease as the fetcher does."""
         lease = self.arena.take_now(5)
         assert lease is not None
         with lease:
@@ -360,7 +360,7 @@ class LeaseFlights:
             self.flights.land(self.flight, lease)
 
     async def take(self, release: trio.Event | None = None) -> None:
-        """Wait for the lease, use it, and release it when told to."""
+        """Wait for the lease, use it, and release it, after *release* if that is given."""
         with await self.flights.wait(1) as lease:
             assert bytes(lease.view) == b"bytes"
             if release is not None:
@@ -368,7 +368,7 @@ class LeaseFlights:
             assert bytes(lease.view) == b"bytes"
 
 
-async def test_what_landed_is_held_until_the_last_who_waited_has_released_it(nursery: trio.Nursery) -> None:
+async def test_a_lease_is_held_until_the_last_waiter_has_released_it(nursery: trio.Nursery) -> None:
     with Arena(100) as arena:
         leases = LeaseFlights(nursery, arena)
         may_release = [trio.Event() for _ in range(3)]
@@ -385,7 +385,7 @@ async def test_what_landed_is_held_until_the_last_who_waited_has_released_it(nur
         assert arena.leased == 0
 
 
-async def test_what_landed_and_nobody_waits_for_is_not_held(nursery: trio.Nursery) -> None:
+async def test_a_lease_without_waiters_is_not_held(nursery: trio.Nursery) -> None:
     with Arena(100) as arena:
         leases = LeaseFlights(nursery, arena)
         leases.land()
@@ -399,7 +399,7 @@ async def test_what_landed_and_nobody_waits_for_is_not_held(nursery: trio.Nurser
         assert arena.leased == 0
 
 
-async def test_whoever_gives_up_before_the_landing_holds_nothing(nursery: trio.Nursery) -> None:
+async def test_a_waiter_that_is_cancelled_before_the_landing_holds_nothing(nursery: trio.Nursery) -> None:
     with Arena(100) as arena:
         leases = LeaseFlights(nursery, arena)
         with trio.move_on_after(0):
@@ -410,7 +410,7 @@ async def test_whoever_gives_up_before_the_landing_holds_nothing(nursery: trio.N
 
 
 @pytest.mark.parametrize("others", [0, 2])
-async def test_whoever_is_cancelled_between_landing_and_waking_holds_nothing(
+async def test_a_waiter_that_is_cancelled_between_landing_and_waking_holds_nothing(
     nursery: trio.Nursery, others: int
 ) -> None:
     with Arena(100) as arena:
@@ -432,7 +432,7 @@ async def test_whoever_is_cancelled_between_landing_and_waking_holds_nothing(
 
 
 @given(st.lists(st.sampled_from(["wait", "cancel", "land", "fail", "begin", "turn"])))
-async def test_whatever_happens_to_flights_nothing_stays_leased(steps: list[str]) -> None:
+async def test_no_lease_is_left_whatever_happens_to_flights(steps: list[str]) -> None:
     async with trio.open_nursery() as nursery:
         with Arena(1000) as arena:
             leases = LeaseFlights(nursery, arena)

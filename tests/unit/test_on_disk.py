@@ -104,7 +104,9 @@ async def test_blocks_of_an_object_of_another_size_are_not_found(
     assert await find(listed, on_disk(listed), first_block(LARGE)) == content_of(first_block(LARGE))
 
 
-async def test_of_a_series_of_which_nothing_is_kept_nothing_is_asked_for(listed: Listed, disk: OnDisk) -> None:
+async def test_only_what_was_kept_since_is_asked_for_of_a_series_that_the_disk_had_nothing_of(
+    listed: Listed, disk: OnDisk
+) -> None:
     assert disk.may_have(SMALL), "nobody has asked yet"
     assert await find(listed, disk, SMALL) is None
     assert not disk.may_have(SMALL)
@@ -122,7 +124,7 @@ async def test_of_a_series_of_which_nothing_is_kept_nothing_is_asked_for(listed:
     assert await find(listed, on_disk(listed), OTHER) == content_of(OTHER)
 
 
-async def test_of_a_series_of_which_something_is_kept_anything_may_be(listed: Listed, disk: OnDisk) -> None:
+async def test_the_disk_may_have_anything_of_a_series_that_it_has_something_of(listed: Listed, disk: OnDisk) -> None:
     await keep(listed, disk, SMALL)
     await listed.objects.finish()
     later = on_disk(listed)
@@ -179,7 +181,7 @@ async def test_no_more_than_a_bound_of_extents_is_remembered_and_all_are_found_a
         assert await find(listed, disk, block) == content_of(block)
 
 
-async def test_what_is_dropped_is_not_found(listed: Listed, disk: OnDisk) -> None:
+async def test_extents_that_are_dropped_are_not_found(listed: Listed, disk: OnDisk) -> None:
     for extent in (SMALL, OTHER, first_block(LARGE)):
         await keep(listed, disk, extent)
     # Also what waits to be written.

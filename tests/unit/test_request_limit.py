@@ -9,79 +9,79 @@ from hypothesis import strategies as st
 from idcfs.reading.request_limit import FEWEST_REQUESTS, FIRST_REQUESTS, MOST_REQUESTS, RequestLimit
 
 
-def size(window: RequestLimit) -> int:
+def most(limit: RequestLimit) -> int:
     """How many requests may be under way at a time, or how many are if those are more."""
-    tried = copy.copy(window)
+    tried = copy.copy(limit)
     while tried.has_room:
         tried.begin()
     return tried.under_way
 
 
-def fill(window: RequestLimit) -> list[int]:
+def fill(limit: RequestLimit) -> list[int]:
     """Begin as many requests as may be under way."""
     begun = []
-    while window.has_room:
-        begun.append(window.begin())
+    while limit.has_room:
+        begun.append(limit.begin())
     return begun
 
 
-def end(window: RequestLimit, numbers: list[int], is_answered: bool) -> None:
+def end(limit: RequestLimit, numbers: list[int], is_answered: bool) -> None:
     for number in numbers:
-        window.end(number, is_answered)
+        limit.end(number, is_answered)
 
 
-def test_requests_begin_until_the_window_is_full_and_again_when_one_ends() -> None:
-    window = RequestLimit()
-    begun = fill(window)
-    assert len(begun) == len(set(begun)) == window.under_way == FIRST_REQUESTS
-    assert not window.has_room
-    window.end(begun.pop(), is_answered=True)
-    assert window.has_room
-    assert window.under_way == len(begun)
+def test_requests_begin_until_the_limit_is_reached_and_again_when_one_ends() -> None:
+    limit = RequestLimit()
+    begun = fill(limit)
+    assert len(begun) == len(set(begun)) == limit.under_way == FIRST_REQUESTS
+    assert not limit.has_room
+    limit.end(begun.pop(), is_answered=True)
+    assert limit.has_room
+    assert limit.under_way == len(begun)
 
 
 def test_one_more_may_begin_after_each_round_trip_up_to_a_bound() -> None:
-    window = RequestLimit()
+    limit = RequestLimit()
     for expected in range(FIRST_REQUESTS, MOST_REQUESTS + 1):
-        assert size(window) == expected
-        end(window, fill(window), is_answered=True)
+        assert most(limit) == expected
+        end(limit, fill(limit), is_answered=True)
     for _ in range(3):
-        end(window, fill(window), is_answered=True)
-        assert size(window) == MOST_REQUESTS
+        end(limit, fill(limit), is_answered=True)
+        assert most(limit) == MOST_REQUESTS
 
 
 @pytest.mark.parametrize("failed", [1, 2, FIRST_REQUESTS])
-def test_failures_of_one_round_trip_halve_the_window_once(failed: int) -> None:
-    window = RequestLimit()
-    begun = fill(window)
-    end(window, begun[:failed], is_answered=False)
-    assert size(window) == max(FIRST_REQUESTS // 2, len(begun) - failed)
-    end(window, begun[failed:], is_answered=False)
-    assert size(window) == FIRST_REQUESTS // 2
-    # Those begun since were begun in the knowledge of it.
-    end(window, fill(window), is_answered=False)
-    assert size(window) == FIRST_REQUESTS // 4
+def test_failures_of_one_round_trip_halve_the_limit_once(failed: int) -> None:
+    limit = RequestLimit()
+    begun = fill(limit)
+    end(limit, begun[:failed], is_answered=False)
+    assert most(limit) == max(FIRST_REQUESTS // 2, len(begun) - failed)
+    end(limit, begun[failed:], is_answered=False)
+    assert most(limit) == FIRST_REQUESTS // 2
+    # Requests that are begun later count again.
+    end(limit, fill(limit), is_answered=False)
+    assert most(limit) == FIRST_REQUESTS // 4
 
 
 def test_after_any_failures_some_requests_may_begin_and_more_when_they_are_answered() -> None:
-    window = RequestLimit()
+    limit = RequestLimit()
     for _ in range(20):
-        end(window, fill(window), is_answered=False)
-    assert size(window) == FEWEST_REQUESTS
+        end(limit, fill(limit), is_answered=False)
+    assert most(limit) == FEWEST_REQUESTS
     for _ in range(MOST_REQUESTS + 20):
-        end(window, fill(window), is_answered=True)
-    assert size(window) == MOST_REQUESTS
+        end(limit, fill(limit), is_answered=True)
+    assert most(limit) == MOST_REQUESTS
 
 
 @given(st.lists(st.tuples(st.sampled_from(["begin", "answer", "fail"]), st.integers(0, 1000)), max_size=200))
-def test_whatever_happens_the_window_is_between_its_bounds(steps: list[tuple[str, int]]) -> None:
-    window = RequestLimit()
+def test_the_limit_is_between_its_bounds_whatever_happens(steps: list[tuple[str, int]]) -> None:
+    limit = RequestLimit()
     under_way: list[int] = []
     for step, which in steps:
-        if step == "begin" and window.has_room:
-            under_way.append(window.begin())
+        if step == "begin" and limit.has_room:
+            under_way.append(limit.begin())
         elif step != "begin" and under_way:
-            window.end(under_way.pop(which % len(under_way)), step == "answer")
-        assert window.under_way == len(under_way)
-        assert window.has_room == (len(under_way) < size(window))
-        assert FEWEST_REQUESTS <= size(window) <= MOST_REQUESTS
+            limit.end(under_way.pop(which % len(under_way)), step == "answer")
+        assert limit.under_way == len(under_way)
+        assert limit.has_room == (len(under_way) < most(limit))
+        assert FEWEST_REQUESTS <= most(limit) <= MOST_REQUESTS

@@ -24,7 +24,7 @@ WHOLE = Extent(0, 0, 0, len(OLD))
 
 
 class LeasingStore(MemoryStore):
-    """Returns leases, as the store of a mirror that is far away does, and holds back as many answers as it is told."""
+    """Returns leases, as a store over a network does; the next `held_back` answers wait for the gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         assert arena.leased == 0
 
 
-async def test_what_is_asked_for_comes_with_the_listing_that_it_is_of(world: World) -> None:
+async def test_bytes_come_with_the_listing_that_they_are_of(world: World) -> None:
     body, listing = await world.requests.get(WHOLE._replace(offset=2, length=4))
     assert copied(body) == OLD[2:6]
     assert listing is await world.listing()
@@ -100,7 +100,7 @@ async def test_what_is_asked_for_comes_with_the_listing_that_it_is_of(world: Wor
     assert not world.stored_anew
 
 
-async def test_what_is_posted_comes_later_and_once(world: World) -> None:
+async def test_the_bytes_of_a_posted_request_come_later_and_once(world: World) -> None:
     world.store.held_back = 1
     outcomes = await world.post()
     await until_true(lambda: world.arena.leased)
@@ -113,7 +113,7 @@ async def test_what_is_posted_comes_later_and_once(world: World) -> None:
     assert (world.listed.metrics.objects_fetched, world.listed.metrics.bytes_fetched) == (1, len(OLD))
 
 
-async def test_what_is_posted_fails_with_the_error_of_the_store(world: World) -> None:
+async def test_a_posted_request_fails_with_the_error_of_the_store(world: World) -> None:
     world.store.refused[BUCKET] = Unreachable("away")
     outcomes = await world.post()
     await until_true(lambda: outcomes)
@@ -121,7 +121,7 @@ async def test_what_is_posted_fails_with_the_error_of_the_store(world: World) ->
     assert world.listed.metrics.objects_fetched == 0
 
 
-async def test_bytes_that_were_posted_for_and_come_after_a_new_version_was_listed_are_let_go_of(world: World) -> None:
+async def test_bytes_of_a_posted_request_are_released_if_a_new_version_was_listed(world: World) -> None:
     world.store.held_back = 1
     outcomes = await world.post()
     await until_true(lambda: world.arena.leased)
@@ -132,7 +132,7 @@ async def test_bytes_that_were_posted_for_and_come_after_a_new_version_was_liste
     assert world.arena.leased == 0
 
 
-async def test_old_bytes_that_come_after_a_new_version_was_listed_are_let_go_of_and_the_new_ones_asked_for(
+async def test_bytes_of_an_old_version_are_released_and_the_new_ones_asked_for(
     world: World,
 ) -> None:
     world.store.held_back = 1
@@ -151,7 +151,7 @@ async def test_old_bytes_that_come_after_a_new_version_was_listed_are_let_go_of_
     assert not world.stored_anew, "for whoever has found it out"
 
 
-async def test_an_object_that_was_stored_anew_is_listed_again_and_its_old_bytes_forgotten_first(world: World) -> None:
+async def test_an_object_that_was_stored_anew_is_listed_again_and_its_old_bytes_forgotten(world: World) -> None:
     before = await world.listing()
     put(world.store, 0, "a.dcm", NEW)
     body, listing = await world.requests.get(WHOLE)
