@@ -23,7 +23,7 @@ PATTERN_BYTES = 24 << 20
 VERIFIED_BYTES = 4096
 """fio's checksums are of so many bytes each."""
 
-STRESS_SECONDS = 3
+STRESS_SECONDS = 1
 
 READS = {
     "from front to back": ["--rw=read", "--bs=64k"],

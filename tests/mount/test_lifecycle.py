@@ -130,11 +130,11 @@ def test_what_a_killed_demo_leaves_the_next_one_removes(commands: Commands, temp
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_start_that_is_interrupted_says_so_and_leaves_nothing(
-    commands: Commands, temporary: Path, number: signal.Signals
+    commands: Commands, temporary: Path, number: signal.Signals, is_long: bool
 ) -> None:
     point = commands.home / "idc"
     heard = commands.home / "heard"
-    for delay in [0, *(random.Random(number).uniform(0, 2.2) for _ in range(7))]:
+    for delay in [0, *(random.Random(number).uniform(0, 2.2) for _ in range(20 if is_long else 3))]:
         with heard.open("w") as errors:
             starting = commands.start(
                 "idcfs", "mount", "--foreground", "--demo", point, stdout=subprocess.PIPE, stderr=errors
