@@ -503,7 +503,7 @@ def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirro
     address = commands.home / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(address))
-        told.settimeout(30)
+        told.settimeout(PATIENCE)
         commands.environment["NOTIFY_SOCKET"] = str(address)
         point = commands.home / "idc"
         daemon = commands.start("idcfs", "mount", "--foreground", "--mirror", folder_mirror, point)

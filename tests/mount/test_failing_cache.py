@@ -21,7 +21,7 @@ from tests.mount.conftest import give_catalogue
 from tests.mounting import Commands, mirror_series, status
 from tests.processes import children_of, is_running, stopped, until
 
-PATIENCE = 60
+PATIENCE = 240
 
 Fault = Callable[[Path, Path], AbstractContextManager[object]]
 """Makes the cache of objects in a folder fail, under a mount."""

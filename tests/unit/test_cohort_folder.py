@@ -177,7 +177,7 @@ def make_device_link(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(100)
 @pytest.mark.parametrize("make", [Path.mkdir, make_pipe, make_socket, make_device_link])
 def test_what_is_no_file_is_no_cohort_and_nobody_waits_for_it(
     folder: CohortFolder, make: Callable[[Path], None]

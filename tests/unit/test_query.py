@@ -245,5 +245,5 @@ def test_a_query_ends_with_its_parent(tmp_path: Path) -> None:
     child.stdin.flush()
     assert b"bound" in child.stdout.readline()
     child.stdin.close()
-    assert child.wait(10) == 1
+    assert child.wait(60) == 1
     child.stdout.close()
