@@ -1,7 +1,7 @@
-"""Runs benchmarks: ``python -m benchmarks [--runs N] [NAME...]``; prints their results and writes them down.
+"""Runs benchmarks: ``python -m benchmarks [--runs N] [NAME...]``; prints results and writes docs/performance.md.
 
-With ``--runs``, which is to try them, nothing is measured more often than that, and nothing is written down.
-Exits with 1 if something that was asked for is missed.
+``--runs N`` is for trials: nothing is measured more than N times, and nothing is written. Exits with 1 if a target is
+missed.
 """
 
 import argparse
@@ -18,11 +18,11 @@ NAMES = ("mount", "find", "tenfold", "listing", "cached", "cohorts", "reading", 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("--runs", type=int, metavar="N", help="measure N times at most, and write nothing down")
+    parser.add_argument("--runs", type=int, metavar="N", help="measure at most N times, and write nothing")
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(NAMES):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    # Ending by a signal cleans up too.
+    # sys.exit, unlike SIGTERM's default action, removes the workspace.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     print(results.machine())
     found: list[results.Result] = []

@@ -1,9 +1,8 @@
-"""A bare pyfuse3 handler that serves the upper levels of the tree from memory: what `find` is measured against.
+"""A minimal pyfuse3 handler that serves the upper levels of the tree from memory; `find` is compared with it.
 
     python -m benchmarks.bare_handler CACHE MOUNTPOINT DEPTH
 
-It does the least that a handler can: no search, no checks, nothing but a name, an inode number and a link
-count for each entry, all made before it mounts.
+It does no search and no checks: each entry is a name, an inode number and a link count, made before it mounts.
 """
 
 import errno
@@ -51,7 +50,7 @@ class BareHandler(pyfuse3.Operations):
         return self._fill(inode, 2 + len(self._tree.get(inode, ())))
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Answer a look-up; there are few, because listing a folder tells the kernel all about its entries."""
+        """Answer a look-up; there are few, because the kernel keeps the entries of a listing with their attributes."""
         for found, inode, links in self._tree.get(parent_inode, ()):
             if found == name:
                 return self._fill(inode, links)
@@ -88,7 +87,7 @@ def _read_tree(cache: Path, depth: int) -> dict[int, list[Entry]]:
 
 def main(cache: Path, mountpoint: Path, depth: int) -> None:
     handler = BareHandler(_read_tree(cache, depth))
-    # The collector would go through the tree again and again.
+    # Otherwise each garbage collection would go through the whole tree.
     gc.collect()
     gc.freeze()
     pyfuse3.init(handler, str(mountpoint), {"fsname=bare"})

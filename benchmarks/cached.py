@@ -1,7 +1,7 @@
-"""Reading what is in the cache beside reading the same files from the local disk: from the disk itself, and again.
+"""Reads cached files of a mount, and the same files from the local disk; each first without and then with page cache.
 
-Before each first reading the page cache is dropped and the mount is a new one, so the bytes come from the disk in
-both cases and the daemon knows nothing yet. The second reading comes from the page cache in both cases.
+Before each first read the mount is new and the page cache is dropped, so the bytes come from the disk on both sides and
+the daemon has nothing in memory. The second read comes from the page cache on both sides.
 """
 
 import os
@@ -18,17 +18,17 @@ from benchmarks.workspace import Mounted, Workspace, touch_memory
 
 PAIRS = 7
 SPACE = 4 * 10**9
-"""Bytes: the data three times, and what the cache wants to leave free."""
+"""Bytes of disk: three times the data, and the space that the cache leaves free."""
 
 SETTLE_SECONDS = 0.5
-"""In which a cache that is still written to grows."""
+"""A cache that is still being written grows within this time."""
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def measure(workspace: Workspace) -> Iterator[Result]:
     if not os.access(DROP_CACHES, os.W_OK):
-        print(f"cached: skipped, because {DROP_CACHES} cannot be written; it takes root")
+        print(f"cached: skipped, because only root can write {DROP_CACHES}")
         return
     workspace.need_space(SPACE)
     cache = workspace.cache()
@@ -37,7 +37,7 @@ def measure(workspace: Workspace) -> Iterator[Result]:
         slices, slide = sets.one[0], sets.slide[0]
         copies = _copy(workspace, cache, mirror, [slices, slide])
         size = size_of(workspace, [slide])
-    # Nothing serves at the mirror's address any more.
+    # The mirror's server has ended: a read that is not served from the cache fails.
     for what, series in [
         (f"`cat` of {slices.instances} slices", slices),
         (f"`cat` of a slide of {size / 1e6:.0f} MB", slide),
@@ -54,7 +54,7 @@ def measure(workspace: Workspace) -> Iterator[Result]:
 
 @dataclass
 class Rates:
-    """Megabytes a second: from a mount and from the disk, each at first and again."""
+    """Megabytes a second, from a mount and from the disk, of a first and a second read."""
 
     ours: list[float] = field(default_factory=list)
     ours_again: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ def _copy(workspace: Workspace, cache: Path, mirror: str, wanted: list[SeriesRow
 
 
 def _wait_for_cache(mounted: Mounted) -> None:
-    """Wait until the cache stops growing: bytes are served before they are kept."""
+    """Wait until the cache stops growing: bytes are served before they are cached."""
     before, now = -1, 0
     while now > before:
         time.sleep(SETTLE_SECONDS)

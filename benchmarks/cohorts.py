@@ -1,6 +1,6 @@
-"""Cohorts: from a written query to its folder, what they take of a mount, and `stat` while a query runs.
+"""Cohorts: the time from a query to its folder, their cost to a mount, and `stat` while a query runs.
 
-Each query has a number in a comment: the result of a text that was seen before would only be opened again.
+Each query has a number in a comment, because the result of a text that was evaluated before would be reused.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ SAMPLE = f"SELECT SeriesInstanceUID FROM index USING SAMPLE reservoir({MORE} ROW
 ALL = "SELECT SeriesInstanceUID FROM index"
 HEAVY = """SELECT a.crdc_series_uuid FROM index AS a, index AS b
 GROUP BY ALL HAVING sum(a.instanceCount * b.instanceCount) > 0"""
-"""A million times a million rows: this ends by its limit only, so on any machine it runs for as long."""
+"""A million times a million rows: on every machine this runs until the time limit ends it."""
 
 HEAVY_SECONDS, HEAVY_RUNS = 10, 5
 IDLE_SECONDS = 2
@@ -55,7 +55,7 @@ def _from_query_to_folder(workspace: Workspace, cache: Path) -> Iterator[Result]
         seconds: list[list[float]] = [[] for _ in cases]
         for _ in range(workspace.runs(RUNS)):
             for (columns, _, source, series, _), measured in zip(cases, seconds, strict=True):
-                # The child that evaluates all takes gigabytes.
+                # The child that evaluates all series takes gigabytes.
                 touch_memory()
                 with _cohort(mounted) as folder:
                     measured.append(_define(workspace, folder, f"SELECT {columns} {source}"))
@@ -102,7 +102,7 @@ def _memory(workspace: Workspace, cache: Path) -> Iterator[Result]:
 
 def _stat_elsewhere(workspace: Workspace, cache: Path) -> Iterator[Result]:
     names = stat_calls.names()
-    # A mount for each kind, so that every name is asked for the first time.
+    # A new mount for each kind, so that the kernel has cached none of the names.
     with _mounted(workspace, cache) as mounted:
         paths = (mounted.path / stat_calls.COLLECTION / name for name in names)
         idle = [stat_while(workspace, paths, "sleep", str(IDLE_SECONDS)) for _ in range(workspace.runs(RUNS))]
@@ -129,7 +129,7 @@ def _stat_elsewhere(workspace: Workspace, cache: Path) -> Iterator[Result]:
 
 @contextlib.contextmanager
 def _mounted(workspace: Workspace, cache: Path, cohorts: Path | None = None, *flags: str) -> Iterator[Mounted]:
-    """Mount with a folder of cohorts, an empty one if none is given; never with the user's."""
+    """Mount with a cohort folder, never the user's; without *cohorts* it is an empty one."""
     folder = cohorts or workspace.folder / "cohorts"
     folder.mkdir(exist_ok=True)
     with workspace.mounted(cache, NOWHERE, "--cohort-dir", str(folder), *flags) as mounted:
@@ -138,7 +138,7 @@ def _mounted(workspace: Workspace, cache: Path, cohorts: Path | None = None, *fl
 
 @contextlib.contextmanager
 def _cohort(mounted: Mounted) -> Iterator[Path]:
-    """A new cohort, removed at the end."""
+    """Make a new cohort, and remove it at the end."""
     folder = mounted.path / "cohorts" / "measured"
     folder.mkdir()
     yield folder
@@ -150,7 +150,7 @@ def _fresh(sql: str) -> str:
 
 
 def _define(workspace: Workspace, folder: Path, sql: str) -> float:
-    """Write a cohort's query; the seconds from closing it to the end of `ls` of the cohort."""
+    """Write a cohort's query; return the seconds from close() to the end of `ls` of the cohort."""
     descriptor = os.open(folder / ".query", os.O_WRONLY)
     os.write(descriptor, _fresh(sql).encode())
     start = time.perf_counter()
@@ -160,7 +160,7 @@ def _define(workspace: Workspace, folder: Path, sql: str) -> float:
 
 
 def _expect(folder: Path, series: int) -> None:
-    """Make sure that a cohort shows so many series."""
+    """Make sure that a cohort shows this number of series."""
     shown = json.loads((folder / ".summary").read_bytes())["series"]
     if shown != series:
         raise RuntimeError(f"the cohort shows {shown:,} series instead of {series:,}")
@@ -168,13 +168,13 @@ def _expect(folder: Path, series: int) -> None:
 
 def _expect_limit(folder: Path) -> None:
     """Make sure that a cohort's query was ended by the limit on its time."""
-    told = (folder / ".error").read_text()
-    if f"more than {HEAVY_SECONDS} seconds" not in told:
-        raise RuntimeError(f"the heavy query ended otherwise: {told}")
+    error = (folder / ".error").read_text()
+    if f"more than {HEAVY_SECONDS} seconds" not in error:
+        raise RuntimeError(f"the heavy query was not ended by its time limit: {error}")
 
 
 def _stat_while_evaluating(workspace: Workspace, paths: Iterator[Path], folder: Path, sql: str) -> list[float]:
-    """The milliseconds of `stat` of some paths, from writing a query until `ls` of its cohort has ended."""
+    """The milliseconds that `stat` of each path takes, from writing a query to the end of `ls` of its cohort."""
     text = workspace.folder / "query.sql"
     text.write_text(_fresh(sql))
     return stat_while(workspace, paths, "sh", "-c", 'cat "$1" > "$2/.query" && ls "$2"', "sh", str(text), str(folder))

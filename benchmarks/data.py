@@ -1,6 +1,6 @@
-"""The objects that reading is measured with: DICOM that tools can read, for series of the installed index.
+"""Makes the objects for the benchmarks of reading: DICOM that tools can read, for series of the installed index.
 
-Names, identifiers and geometry of each object are its own; all share their pixels, one random block of each size.
+Each object has its own name, identifiers and geometry. The pixels are one random block for each size of image.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from benchmarks.workspace import Workspace
 
 MANY = 20
 LISTED_BYTES, LISTED_MOMENT = 99_000, 1_700_000_000
-"""What is said of the objects of the largest series, which are listed only; theirs have about so many bytes."""
+"""Size and LastModified of the objects of the largest series, which are only listed; real ones have about this size."""
 
 SIDES = {"CT": 512, "PT": 128}
 COMMENT_BYTES = {"CT": 500, "PT": 2400}
-"""Of a text in each header, so that objects have the 526 kB and 36 kB of the real ones."""
+"""Bytes of a text in each header that gives objects the size of real ones, 526 kB and 36 kB."""
 
 CLASSES = {"CT": CTImageStorage, "PT": PositronEmissionTomographyImageStorage, "SR": BasicTextSRStorage}
 
@@ -55,19 +55,19 @@ class DataSets(NamedTuple):
     pet: list[SeriesRow]
     """A series of 2,000 small instances."""
     largest: list[SeriesRow]
-    """The series with the most instances, which can only be listed."""
+    """The series with the most instances, which is listed and never read."""
     study: list[SeriesRow]
     """All series of a study."""
     reports: list[SeriesRow]
     """Series of one small instance each, all of one patient."""
     slide: list[SeriesRow]
-    """A series of one large instance without a basic offset table."""
+    """A series of one large instance with an empty Basic Offset Table."""
     slide_with_table: list[SeriesRow]
-    """The same with one."""
+    """A series of one large instance with a filled Basic Offset Table."""
 
 
 def find() -> DataSets:
-    """The series; loads duckdb, so it is called in a child process."""
+    """Choose the series; loads duckdb, so it is called in a child process."""
     slides = find_series("Modality = 'SM' AND instanceCount = 1", limit=2)
     return DataSets(
         many=find_series("Modality = 'CT' AND instanceCount = 200", limit=MANY),
@@ -83,24 +83,24 @@ def find() -> DataSets:
 
 @contextlib.contextmanager
 def served(workspace: Workspace, names: Collection[str] = DataSets._fields) -> Iterator[tuple[Server, DataSets]]:
-    """Serve the sets of some names from memory; each is made once in a workspace."""
+    """Serve the sets called *names* from memory; each is made once in a workspace."""
     root = workspace.folder / "mirror"
     sets = make(root, names)
     with serving(workspace.folder / "nginx", root) as server:
         workspace.environment["AWS_CA_BUNDLE"] = str(server.certificate)
-        # What was written to the disk may have to be read from there, and that would be measured.
+        # Reading all files now puts them into the page cache, so that the disk is not measured.
         workspace.run("find", root, "-type", "f", "-exec", "cat", "{}", "+")
         yield server, sets
 
 
 def size_of(workspace: Workspace, series: Iterable[SeriesRow]) -> int:
-    """The bytes of all objects of some series that are served."""
+    """The bytes of all objects of some served series."""
     folders = (workspace.folder / "mirror" / row.bucket / row.uuid for row in series)
     return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
 
 def make(root: Path, names: Collection[str] = DataSets._fields) -> DataSets:
-    """Make what is not in *root* yet of the sets of some names, for `benchmarks.nginx` to serve; gives all sets."""
+    """Make the sets called *names* in *root*, as far as they are missing, for `benchmarks.nginx`; return all sets."""
     sets = processes.in_child(find)
     for name in names:
         for row in getattr(sets, name):
@@ -115,7 +115,7 @@ def _make_series(name: str, bucket: Path, row: SeriesRow) -> list[Listed]:
         return [Listed(key, LISTED_BYTES, LISTED_MOMENT) for key in keys]
     (bucket / row.uuid).mkdir(parents=True, exist_ok=True)
     if name.startswith("slide"):
-        # It takes Pillow, which is not there for tests.
+        # This import needs Pillow, which is not installed for tests.
         from benchmarks.slides import write_slide
 
         _, patient, study, _ = row.folder.parts
@@ -134,7 +134,7 @@ def _make_series(name: str, bucket: Path, row: SeriesRow) -> list[Listed]:
 
 
 def _keys(row: SeriesRow) -> Iterator[str]:
-    """The keys of a series' objects, the same every time; in no order, as IDC's."""
+    """The keys of a series' objects, the same every time, and unordered as IDC's are."""
     source = random.Random(row.uuid)
     for _ in range(row.instances):
         yield f"{row.uuid}/{uuid.UUID(int=source.getrandbits(128), version=4)}.dcm"
@@ -158,7 +158,7 @@ def _instances(row: SeriesRow, keys: list[str]) -> Iterator[bytes]:
 
 
 def _dataset(row: SeriesRow, modality: str) -> Dataset:
-    """What the objects of a series have in common."""
+    """The attributes that the objects of a series share."""
     _, patient, study, _ = row.folder.parts
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -200,6 +200,6 @@ def _add_image(dataset: Dataset, row: SeriesRow, modality: str) -> None:
 
 
 def _pixels(side: int) -> bytes:
-    """The element of pixel data, which is the last one of a file: written once, because it is all of its bytes."""
+    """The Pixel Data element, the last of a file; it is encoded once, because it is nearly all of the file."""
     data = random.Random(side).randbytes(2 * side * side)
     return struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, len(data)) + data

@@ -1,4 +1,4 @@
-"""Listing folders: ``find -maxdepth 3`` beside a bare handler of the same tree, and ``ls -l`` of a large one."""
+"""Lists folders: ``find -maxdepth 3``, compared with a bare handler of the same tree, and ``ls -l`` of a large one."""
 
 import contextlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Series of the installed index to measure with; loads duckdb, so it is called in a child process."""
+"""Chooses series of the installed index; loads duckdb, so it is called in a child process."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class SeriesRow(NamedTuple):
 
 
 def find_series(condition: str, order: str = "crdc_series_uuid", limit: int = 1) -> list[SeriesRow]:
-    """The first series in an order that fulfil a condition, both in SQL; in it, `series` is the whole index.
+    """The first *limit* series for which *condition* is true, in *order*; both are SQL, in which `series` is the index.
 
     Raises:
         LookupError: there is none.
@@ -34,5 +34,5 @@ def find_series(condition: str, order: str = "crdc_series_uuid", limit: int = 1)
         {"index": index, "plain": PLAIN_COMPONENT},
     ).fetchall()
     if not rows:
-        raise LookupError(f"no series has {condition}")
+        raise LookupError(f"no series matches {condition}")
     return [SeriesRow(uuid, instances, bucket, Path(folder)) for uuid, instances, bucket, folder in rows]

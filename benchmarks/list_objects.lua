@@ -1,5 +1,5 @@
--- ListObjectsV2 for benchmarks/nginx.py, from the listings that it wrote: a file for each series, in which every
--- object has a record of the same length, in the order of keys. So a page is a slice of the file: nothing is parsed.
+-- Answers ListObjectsV2 from the listings that benchmarks/nginx.py writes: a file for each series, with a record of the
+-- same length for every object, in key order. A page is a slice of the file, so nothing is parsed.
 
 local SERIES_LENGTH, KEY_LENGTH = 36, 77
 local KEY_AT = #"<Contents><Key>"
@@ -19,7 +19,7 @@ if file then
     count = file:seek("end") / width
 end
 
--- The number of the first record whose key is not below a text.
+-- The number of the first record whose key is not less than a text.
 local function first_from(text)
     local low, high = 0, count
     while low < high do
@@ -32,7 +32,7 @@ end
 
 local start, stop, records, next_token = 0, 0, "", ""
 if file then
-    -- A token is the last key before the page, and no key goes on after ".dcm".
+    -- A token is the last key before the page; all keys end in ".dcm", so none starts with another.
     start = math.max(first_from(prefix), after == "" and 0 or first_from(after .. "\1"))
     local ending = first_from(prefix .. "\255")
     stop = math.max(start, math.min(start + most, ending))

@@ -1,4 +1,4 @@
-"""The first ``ls`` of the largest series, at 50 ms a request, and ``ls`` after a remount."""
+"""Times the first ``ls`` of the largest series, at 50 ms a request, and ``ls`` after a remount."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def measure(workspace: Workspace) -> Iterator[Result]:
             with workspace.mounted(cache, server.slow) as mounted:
                 again.append(workspace.run("ls", mounted.path / series.folder))
             if server.traffic(mark).lists != requests[-1]:
-                raise RuntimeError("the listing was asked for again after a remount")
+                raise RuntimeError("the listing was requested again after a remount")
     yield Result(f"first `ls` of {series.instances:,} instances", first, "s", at_most=2.5)
     yield Result("LIST requests for it", requests, "requests")
     yield Result("`ls` of it after a remount", again, "s")

@@ -1,4 +1,4 @@
-"""A mount under load: `stat` and memory while 32 readers saturate it, and small random reads of what is cached."""
+"""Puts a mount under load: `stat` and memory while 32 readers saturate it, and small random reads of a cached file."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ from benchmarks.workspace import Mounted, Workspace, touch_memory
 
 RUNS = 5
 SPACE = 10 * 10**9
-"""Bytes: the data, and caches of them."""
+"""Bytes of disk: the data, and caches of them."""
 
 READERS = 32
 FILES_AT_ONCE = 25
-"""Files that a reader is given at once; with fewer, starting readers is what takes the time."""
+"""Files for each reader process; with fewer, starting the processes would take most of the time."""
 
 MEMORY_PAUSE = 0.1
-"""Seconds between two looks at the memory; a look keeps the daemon from getting more of it for a millisecond."""
+"""Seconds between two measurements of memory; each blocks the daemon's allocations for a millisecond."""
 
 RANDOM_SECONDS = 5
 RANDOM_BYTES = 4096
@@ -54,19 +54,19 @@ def _under_load(workspace: Workspace, server: Server, sets: DataSets) -> Iterato
         peaks.append(max(memory))
         shutil.rmtree(cache)
     what = f"{READERS} readers"
-    yield Result(f"what {what} read", rates, "MB/s")
+    yield Result(f"{what}, throughput", rates, "MB/s")
     yield from percentiles(what, stats, at_most=20)
-    yield Result("the most memory (PSS) during all this and a large listing", peaks, "MB", at_most=400)
+    yield Result("peak memory (PSS) during all this and a large listing", peaks, "MB", at_most=400)
 
 
 def _reading_all(mount: Path, series: Sequence[SeriesRow]) -> list[str]:
-    """The command that reads all files of some series, many at once."""
+    """The command that reads all files of some series in parallel."""
     read = f'find "$@" -type f -print0 | xargs -0 -n {FILES_AT_ONCE} -P {READERS} cat'
     return ["sh", "-c", read, "sh", *(str(mount / row.folder) for row in series)]
 
 
 def _everything_else(workspace: Workspace, mount: Path, sets: DataSets) -> None:
-    """What also fills a daemon's memory: many small files, many names, a large file."""
+    """Read what else fills a daemon's memory: many small files, a large file, and many names."""
     for row in [*sets.pet, *sets.reports, *sets.slide]:
         workspace.run("find", mount / row.folder, "-type", "f", "-exec", "cat", "{}", "+")
     workspace.run("ls", mount / sets.largest[0].folder)
@@ -74,12 +74,12 @@ def _everything_else(workspace: Workspace, mount: Path, sets: DataSets) -> None:
 
 @contextlib.contextmanager
 def _watching_memory(mounted: Mounted) -> Iterator[list[float]]:
-    """Look at the memory of a mount again and again; gives the list of what it took."""
+    """Measure the memory of a mount at intervals; yields the list of megabytes, to which each measurement is added."""
     stop, found = threading.Event(), [mounted.memory()]
 
     def look() -> None:
         while not stop.wait(MEMORY_PAUSE):
-            # A worker may end while it is looked at.
+            # A worker may end while it is measured.
             with contextlib.suppress(OSError):
                 found.append(mounted.memory())
 
@@ -108,7 +108,7 @@ def _random_reads(workspace: Workspace, server: Server, slide: SeriesRow) -> Ite
 
 
 def _fio(workspace: Workspace, path: Path) -> float:
-    """Random reads a second, past the page cache."""
+    """Random reads a second, with O_DIRECT, which bypasses the page cache."""
     output = workspace.folder / "fio"
     workspace.run(
         "fio", "--name=random", f"--filename={path}", "--readonly", "--rw=randread", f"--bs={RANDOM_BYTES}",

@@ -1,4 +1,4 @@
-"""The time from ``idcfs mount`` to the first answered ``ls``, and the memory that the mount takes."""
+"""Times ``idcfs mount`` until the first ``ls`` has ended, and measures the memory that the mount takes."""
 
 from collections.abc import Iterator
 

@@ -1,10 +1,10 @@
-"""An S3-shaped server on loopback that is fast enough not to be what is measured: nginx, with Lua for listings.
+"""An S3-compatible server on loopback, faster than what it is used to measure: nginx, with Lua for listings.
 
     python -m benchmarks.nginx FOLDER
 
-makes the data of `benchmarks.data` in FOLDER, as far as they are not there yet, serves them until it is
-interrupted, and tells where. The same objects are on three ports: as fast as nginx is; at 50 ms a request and 60 MB/s
-a connection, as a mirror that is some way off; and over TLS.
+makes the data of `benchmarks.data` in FOLDER, as far as they are missing, prints its URLs, and serves the data until it
+is interrupted. The same objects are on three ports: at nginx's full speed; at 50 ms a request and 60 MB/s a connection,
+as from a distant mirror; and over TLS.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ RATE = 60_000_000
 """Bytes a second of a connection on the slow port."""
 
 STEP = RATE // 250
-"""Bytes that nginx sends at once on the slow port before it waits: 4 ms, or small objects would come in one piece."""
+"""Bytes that nginx sends at once on the slow port: 4 ms of its rate. With more, small objects would not be slowed."""
 
 MODULE_FOLDERS = (Path("/usr/lib/nginx/modules"), Path("/usr/share/nginx/modules"))
 MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
@@ -37,7 +37,7 @@ LISTER = Path(__file__).with_name("list_objects.lua")
 
 START_TIMEOUT = 10.0
 SETTLE_SECONDS = 0.1
-"""In which nginx writes the last lines of its log: a client has its answer before."""
+"""nginx writes the last lines of its log within this time, after the clients have their answers."""
 
 _CONFIGURATION = """
 {user}
@@ -55,7 +55,7 @@ http {{
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
     log_format counts '$request_method $status $body_bytes_sent $uri';
-    # Each line is written at once, or whoever counts would not see the last ones.
+    # Without a buffer, so that every line can be counted soon.
     access_log {folder}/access.log counts;
     root {root};
     server {{ listen 127.0.0.1:{plain} backlog=4096; {locations} }}
@@ -82,7 +82,7 @@ _LOCATIONS = """
 
 
 class Listed(NamedTuple):
-    """An object as a listing tells of it: its key, its size, and when it was modified, in whole seconds."""
+    """An object of a listing: its key, its size in bytes, and LastModified in whole seconds since the epoch."""
 
     key: str
     size: int
@@ -91,7 +91,7 @@ class Listed(NamedTuple):
 
 @dataclass
 class Traffic:
-    """What a server was asked for, and the bytes of objects that it sent."""
+    """The numbers of requests to a server, and the bytes of objects that it sent."""
 
     gets: int = 0
     heads: int = 0
@@ -100,13 +100,13 @@ class Traffic:
 
     @property
     def requests(self) -> int:
-        """All of them."""
+        """The number of all requests."""
         return self.gets + self.heads + self.lists
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs: its URLs, the certificate of the third, and its log."""
+    """A running server: its URLs, the certificate of the third, and its log."""
 
     plain: str
     slow: str
@@ -115,12 +115,12 @@ class Server:
     _log: Path = field(repr=False)
 
     def mark(self) -> int:
-        """Where the log ends; what is asked for later is counted from here."""
+        """The present end of the log, for `traffic`."""
         time.sleep(SETTLE_SECONDS)
         return self._log.stat().st_size
 
     def traffic(self, mark: int) -> Traffic:
-        """What was asked for since *mark*."""
+        """The requests since *mark*."""
         end = self.mark()
         with open(self._log, "rb") as log:
             log.seek(mark)
@@ -128,7 +128,7 @@ class Server:
 
 
 def count(lines: Iterable[str]) -> Traffic:
-    """What lines of the log say was asked for, by whether it is below a bucket."""
+    """Count the requests in lines of the log; a GET of a bucket itself is a listing."""
     traffic = Traffic()
     for line in lines:
         method, _, sent, path = line.split(" ", 3)
@@ -143,7 +143,7 @@ def count(lines: Iterable[str]) -> Traffic:
 
 
 def write_listing(root: Path, bucket: str, series: str, objects: Iterable[Listed]) -> None:
-    """Write what the server answers when it is asked to list a series; the last thing to do for a series."""
+    """Write the listing of a series for list_objects.lua; its existence shows that the series is complete."""
     records = [_record(found) for found in sorted(objects)]
     width = max(map(len, records))
     path = listing_path(root, bucket, series)
@@ -154,13 +154,13 @@ def write_listing(root: Path, bucket: str, series: str, objects: Iterable[Listed
 
 
 def listing_path(root: Path, bucket: str, series: str) -> Path:
-    """Where the listing of a series is."""
+    """The path of the listing of a series."""
     return root / ".listings" / bucket / series
 
 
 def _record(found: Listed) -> str:
     moment = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.modified))
-    # The ETag is the one that nginx makes for a file.
+    # nginx gives the file this ETag.
     return (
         f"<Contents><Key>{found.key}</Key><LastModified>{moment}</LastModified>"
         f"<ETag>&quot;{found.modified:x}-{found.size:x}&quot;</ETag><Size>{found.size}</Size>"
@@ -170,7 +170,7 @@ def _record(found: Listed) -> str:
 
 @contextlib.contextmanager
 def serving(folder: Path, root: Path) -> Iterator[Server]:
-    """Serve what is in *root*, ``BUCKET/SERIES/INSTANCE.dcm`` and listings, with everything else in *folder*."""
+    """Serve ``BUCKET/SERIES/INSTANCE.dcm`` and listings in *root*; nginx's other files are in *folder*."""
     folder.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     _make_certificate(folder)
@@ -198,7 +198,7 @@ def _configuration(folder: Path, root: Path, ports: list[int]) -> str:
         raise RuntimeError("nginx's module for Lua is missing; `scripts/setup --bench` installs it")
     plain, slow, tls = ports
     return _CONFIGURATION.format(
-        # Workers of root's would otherwise be nobody, who may not enter the folder.
+        # Without this, workers of root's nginx run as nobody, who may not enter the folder.
         user="user root;" if os.getuid() == 0 else "",
         modules="\n".join(f"load_module {modules / name};" for name in MODULES),
         locations=_LOCATIONS.format(lister=LISTER),
@@ -243,7 +243,7 @@ def _wait_until_it_serves(process: subprocess.Popen[bytes], port: int, log: Path
 
 def main(folder: Path) -> None:
     """Make the data and serve them until interrupted."""
-    # It imports this module.
+    # Imported here, because `data` imports this module.
     from benchmarks import data
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))

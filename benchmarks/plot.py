@@ -1,7 +1,6 @@
-"""The plot of docs/performance.md: what was measured, in parts of what was asked for.
+"""Draws the plot of docs/performance.md from its tables: each result as a part of its target.
 
-It is drawn from the document's tables, so it always shows what they say. Loads matplotlib, so it is called in a
-child process.
+Loads matplotlib, so it is called in a child process.
 """
 
 import re
@@ -12,30 +11,30 @@ from benchmarks.results import DOCUMENT
 
 PLOT = DOCUMENT.with_suffix(".svg")
 NAMES = ("cached", "reading", "tools", "load")
-"""The benchmarks that it shows."""
+"""The benchmarks in the plot."""
 
 _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 _NUMBER = re.compile(r"[\d.,]+")
 SHORTEST = 0.01
-"""Of a bar; what took none of what it may take has one too."""
+"""The shortest bar, so that a result of 0 is visible on the logarithmic scale."""
 
 
 class Bar(NamedTuple):
-    """A thing that was measured, and what it took of what was asked for: more than 1 is a miss."""
+    """A result as a part of its target: more than 1 is a miss."""
 
     what: str
     part: float
 
 
 def bars(document: str, names: Sequence[str] = NAMES) -> Iterator[Bar]:
-    """What a document's tables say of everything that something was asked of, in the order of *names*."""
+    """The results with a target in a document's tables, in the order of *names*."""
     sections = dict(_SECTION.findall(document))
     for name in names:
         for line in sections.get(name, "").splitlines():
             cells = [cell.strip() for cell in line.split("|")[1:-1]]
             if len(cells) == 5 and cells[3][:1] in ("≤", "≥"):
-                what, median, _, asked, _ = cells
-                part = _number(median) / _number(asked) if asked[0] == "≤" else _number(asked) / _number(median)
+                what, median, _, target, _ = cells
+                part = _number(median) / _number(target) if target[0] == "≤" else _number(target) / _number(median)
                 yield Bar(what.replace("`", ""), max(part, SHORTEST))
 
 
@@ -47,10 +46,10 @@ def _number(cell: str) -> float:
 
 
 def draw() -> None:
-    """Draw it again."""
+    """Write the plot."""
     import matplotlib
 
-    # The same tables give the same file, whose text is text.
+    # With these settings the same tables give the same file, in which text stays text.
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": "idcfs", "svg.fonttype": "none"}
     from matplotlib import pyplot
@@ -64,7 +63,7 @@ def draw() -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("part of what was asked for (logarithmic): left of 1 is met, shorter is better")
+    axes.set_xlabel("part of the target (logarithmic): left of 1 is met, shorter is better")
     figure.savefig(PLOT, metadata={"Date": None})
 
 

@@ -1,4 +1,4 @@
-"""Processes: their children, their memory, ending them, and running a function in one of its own."""
+"""Processes: finds children, measures memory, ends processes, and runs a function in a new process."""
 
 import contextlib
 import multiprocessing
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 END_TIMEOUT = 10.0
-"""Seconds that a process gets to end before it is killed."""
+"""Seconds that a process has to end before it is killed."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def in_child(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-    """What *function* returns, called in a new process, which is gone afterwards with all that it loaded."""
+    """Call *function* in a new process, which then ends with all that it loaded; return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **keywords).result()
 
@@ -37,7 +37,7 @@ def descendants(process: int) -> list[int]:
 
 
 def mentioning(text: str) -> list[int]:
-    """The processes whose command line has *text* in it."""
+    """The processes whose command line contains *text*."""
     return [process for process in _processes() if text in command_line(process)]
 
 
@@ -46,12 +46,12 @@ def _processes() -> list[int]:
 
 
 def proportional_memory(processes: Iterable[int]) -> float:
-    """Megabytes of memory of some processes, what they share with others in proportion (PSS)."""
+    """The PSS of some processes in megabytes: memory that they share with others counts in proportion."""
     return sum(_kilobytes(process, "smaps_rollup", "Pss") for process in processes) * 1024 / 1e6
 
 
 def peak_memory(process: int) -> float:
-    """Megabytes of the most memory that a process has held so far; 0 if it is gone."""
+    """The peak RSS of a process so far in megabytes (VmHWM); 0 if it is gone."""
     try:
         return _kilobytes(process, "status", "VmHWM") * 1024 / 1e6
     except OSError:
@@ -72,14 +72,14 @@ def _kilobytes(process: int, file: str, field: str) -> int:
 
 
 def terminate(process: int) -> None:
-    """Ask a process to end, and kill it if it does not."""
+    """Send SIGTERM to a process, and kill it if it does not end in time."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGTERM)
     end(process)
 
 
 def end(process: int) -> None:
-    """Wait for a process to end, and kill it if it does not."""
+    """Wait for a process to end, and kill it if it does not end in time."""
     deadline = time.monotonic() + END_TIMEOUT
     while _runs(process):
         if time.monotonic() > deadline:

@@ -1,7 +1,6 @@
-"""Readers that are timed: ``python -m benchmarks.programs PROGRAM FOLDER`` prints what it found as JSON.
+"""Readers that time themselves: ``python -m benchmarks.programs PROGRAM FOLDER`` prints the result as JSON.
 
-Each is a process of its own, so that nothing is loaded or remembered from before. Seconds are counted from when the
-libraries are loaded.
+Each runs in a new process, so that it has nothing in memory. The time begins when the libraries are loaded.
 """
 
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 
 
 def headers(folder: Path) -> dict[str, float]:
-    """Read all headers of a series."""
+    """Read all headers of a series with pydicom."""
     import pydicom
 
     start = time.perf_counter()
@@ -32,7 +31,7 @@ def first_byte(folder: Path) -> dict[str, float]:
 
 
 def volumes(folder: Path) -> dict[str, float]:
-    """Read all series of a study, each a volume."""
+    """Read each series of a study as a volume with SimpleITK."""
     import SimpleITK
 
     start, slices = time.perf_counter(), 0

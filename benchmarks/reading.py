@@ -1,6 +1,6 @@
-"""Reading what is not in the cache: copies, whole series, headers and first bytes, beside what else there is.
+"""Reads what is not in the cache: copies, whole series, headers and first bytes, compared with other programs.
 
-The server is 50 ms and 60 MB/s a connection away unless something else is said.
+The server answers after 50 ms, at 60 MB/s a connection, unless a name says otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ from benchmarks.workspace import Workspace
 RUNS = 5
 COPY_RUNS = 11
 SLOW_RUNS = 3
-"""Of rclone, which takes half a minute for each."""
+"""Runs of rclone, each of which takes half a minute."""
 
 SPACE = 12 * 10**9
-"""Bytes: the data, a copy of it, a cache of it, and some of what was removed but is not freed yet."""
+"""Bytes of disk: the data, a copy, a cache, and some files that were removed but are not freed yet."""
 
 READ_ALL = ("-type", "f", "-exec", "cat", "{}", "+")
-"""What tells `find` to read all files one after the other, in the order in which they are listed."""
+"""Arguments with which `find` reads all files one after the other, in the order in which they are listed."""
 
 
 def measure(workspace: Workspace) -> Iterator[Result]:
@@ -79,7 +79,7 @@ def _copying_slowly(workspace: Workspace, server: Server, series: SeriesRow) -> 
 def _reading(
     workspace: Workspace, server: Server, url: str, series: Sequence[SeriesRow], how: str, at_most: float | None = None
 ) -> Iterator[Result]:
-    """Read series one after the other, or copy them with s5cmd and read the copies."""
+    """Compare reading series one after the other with copying them by s5cmd and reading the copies."""
     size = size_of(workspace, series)
     what = f"`cat` of {len(series)} series, {how}"
     mounts = FreshMounts(workspace, server, url)
@@ -130,11 +130,11 @@ def _first_byte(workspace: Workspace, server: Server, series: SeriesRow) -> Iter
 
 
 def _program(workspace: Workspace, name: str, folder: Path, found: int) -> float:
-    """The seconds of one of `benchmarks.programs`."""
-    said = workspace.run_module("benchmarks.programs", name, folder)
-    if said["found"] != found:
-        raise RuntimeError(f"{name} found {said['found']} instead of {found}")
-    return said["seconds"]
+    """Run one of `benchmarks.programs`; return its seconds."""
+    result = workspace.run_module("benchmarks.programs", name, folder)
+    if result["found"] != found:
+        raise RuntimeError(f"{name} found {result['found']} instead of {found}")
+    return result["seconds"]
 
 
 def _copied(workspace: Workspace, source: Path) -> float:

@@ -1,4 +1,4 @@
-"""What a benchmark measured, what was asked for, and both as a table; writes into docs/performance.md."""
+"""Results of benchmarks and their targets, as tables, which `write` puts into docs/performance.md."""
 
 import datetime
 import os
@@ -14,10 +14,9 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
 @dataclass(frozen=True)
 class Result:
-    """Some measurements of one thing; their median is what counts.
+    """Measurements of one thing, of which the median counts.
 
-    `unit` is ``s``, ``MB``, or what is counted; empty for a ratio. A result without `at_most` and `at_least`
-    is there to be known.
+    `unit` is ``s``, ``MB``, or what is counted; empty for a ratio. The target, if any, is `at_most` or `at_least`.
     """
 
     what: str
@@ -33,23 +32,23 @@ class Result:
 
     @property
     def met(self) -> bool | None:
-        """Whether the median is what was asked for; None if nothing was."""
+        """Whether the median meets the target; None without a target."""
         if self.at_most is not None:
             return self.median <= self.at_most
         return self.median >= self.at_least if self.at_least is not None else None
 
     def cells(self) -> list[str]:
-        """What, median, range and number of measurements, asked for, and whether that is met."""
-        asked = ""
+        """The cells of a row: what, median, range and number of measurements, target, and whether that is met."""
+        target = ""
         if self.at_most is not None:
-            asked = f"≤ {self._number(self.at_most)} {self.unit}".strip()
+            target = f"≤ {self._number(self.at_most)} {self.unit}".strip()
         elif self.at_least is not None:
-            asked = f"≥ {self._number(self.at_least)} {self.unit}".strip()
+            target = f"≥ {self._number(self.at_least)} {self.unit}".strip()
         return [
             self.what,
             f"{self._number(self.median)} {self.unit}".strip(),
             f"{self._number(min(self.values))} to {self._number(max(self.values))}, n = {len(self.values)}",
-            asked,
+            target,
             {True: "met", False: "missed", None: ""}[self.met],
         ]
 
@@ -59,7 +58,7 @@ class Result:
 
 def table(results: Sequence[Result]) -> str:
     """A table in Markdown, aligned for a terminal too."""
-    rows = [["measured", "median", "range", "asked for", ""], *(result.cells() for result in results)]
+    rows = [["measured", "median", "range", "target", ""], *(result.cells() for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -67,7 +66,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def machine() -> str:
-    """The machine, the day and the versions, in a line."""
+    """The day, the machine and the versions, in a line."""
     models = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (

@@ -1,11 +1,11 @@
-"""Slides as whole slide scanners make them, for viewers to open, and the viewers that are timed at it.
+"""Writes slides as whole slide scanners do, and times viewers that open them.
 
-`write_slide` makes one level of a slide, a TILED_FULL image of JPEG frames. Real slides come with and without a
-table of the frames' offsets; without one, a viewer finds a frame only by going through all before it. Frames differ
-in length as they do in real slides, so that no constant stride leads to them.
+`write_slide` makes one level of a slide, a TILED_FULL image of JPEG frames. Real slides have a filled or an empty Basic
+Offset Table; with an empty one, a viewer finds a frame only by going through all before it. Frames differ in length, as
+in real slides, so that a viewer cannot compute where they are.
 
-``python -m benchmarks.slides PROGRAM PATH`` opens a slide and reads from it, in a process of its own, so that nothing
-is loaded or remembered from before. It prints the seconds as JSON, and fails if the pixels are not those written.
+``python -m benchmarks.slides PROGRAM PATH`` opens a slide and reads from it, in a new process, which has nothing in
+memory. It prints the seconds as JSON, and fails if the pixels are not those that were written.
 """
 
 import argparse
@@ -37,16 +37,16 @@ FRAMES_ACROSS = 68
 """Frames in a row of the finest level, which is square: 4,624 frames, 300 MB."""
 
 TILES = 32
-"""Images that the frames are drawn from; each has a length of its own."""
+"""Different images, of different lengths, from which the frames are chosen."""
 
 FAINTEST, STRONGEST = 0.28, 0.41
-"""Parts of noise in a tile; they make 59 and 72 kB of it."""
+"""The smallest and largest part of noise in a tile, which give 59 and 72 kB of JPEG."""
 
 STAIN = (222, 165, 190)
-"""The rest of a tile: eosin's pink."""
+"""The colour of a tile without noise: the pink of eosin."""
 
 GRAIN = 4
-"""Pixels to a grain of the noise: about the size of chromatin."""
+"""Pixels for each grain of noise, which is about the size of chromatin."""
 
 QUALITY = 80
 
@@ -54,12 +54,12 @@ SPACING = 0.00025
 """Millimetres between the finest level's pixels: what a 40x objective gives."""
 
 REGION = 256
-"""Rows and columns of the regions that are read; each lies within one frame."""
+"""Rows and columns of each region that is read, which lies within one frame."""
 
 RANDOM_REGIONS = 20
 
 MOST_DIFFERENCE = 4.0
-"""Mean of the differences between what two JPEG decoders make of one frame, in levels of 256; tiles differ by 18."""
+"""The most that two JPEG decoders may differ on one frame, as a mean of 256 levels; different tiles differ by 18."""
 
 _ITEM_HEADER = struct.Struct("<HHL")
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
@@ -69,16 +69,16 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 def write_slide(
     path: Path, *, offset_table: bool, patient_id: str, study_uid: str, series_uid: str, level: int = 0
 ) -> None:
-    """Write one level of a slide, the same every time.
+    """Write one level of a slide, the same bytes every time.
 
     Args:
         path: the file.
-        offset_table: whether the Basic Offset Table is filled; else it is there and empty.
-        patient_id: whose slide it is said to be.
-        study_uid: its study.
-        series_uid: its series, which all levels of a slide share.
-        level: 0 is the finest, 1 and 2 have half the rows and columns of the one before; their tiles are not made
-            from it, as nothing compares them.
+        offset_table: whether the Basic Offset Table is filled; otherwise it is empty.
+        patient_id: its PatientID.
+        study_uid: its StudyInstanceUID.
+        series_uid: its SeriesInstanceUID, which all levels of a slide share.
+        level: 0 is the finest; 1 and 2 have half the rows and columns of the level before, and other tiles, because
+            levels are not compared with each other.
     """
     image = _image(level)
     image.PatientID = patient_id
@@ -98,13 +98,13 @@ def _frames_across(level: int) -> int:
 
 @functools.cache
 def _tile_numbers(level: int) -> list[int]:
-    """The tile that each frame of a level is."""
+    """The number of the tile in each frame of a level."""
     return random.Random(level).choices(range(TILES), k=_frames_across(level) ** 2)
 
 
 @functools.cache
 def _jpeg(number: int) -> bytes:
-    """A tile: noise on a stain, of an even number of bytes."""
+    """A tile as JPEG, padded to an even number of bytes: noise on a stain."""
     side = FRAME // GRAIN
     noise = Image.frombytes("RGB", (side, side), random.Random(number).randbytes(3 * side * side))
     stain = Image.new("RGB", (FRAME, FRAME), STAIN)
@@ -116,7 +116,7 @@ def _jpeg(number: int) -> bytes:
 
 
 def _pixel_data(frames: list[bytes], offset_table: bool) -> Iterator[bytes]:
-    """The Pixel Data element, piece by piece: pydicom would want all of it in memory."""
+    """The Pixel Data element in pieces, because pydicom would need all of it in memory."""
     yield struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OB", 0, _UNDEFINED_LENGTH)
     steps = (_ITEM_HEADER.size + len(frame) for frame in frames[:-1])
     offsets = list(itertools.accumulate(steps, initial=0)) if offset_table else []
@@ -129,7 +129,7 @@ def _pixel_data(frames: list[bytes], offset_table: bool) -> Iterator[bytes]:
 
 
 def _encode(image: Dataset) -> bytes:
-    """The file up to the pixel data."""
+    """The file up to its pixel data."""
     image.file_meta = FileMetaDataset()
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
@@ -140,7 +140,7 @@ def _encode(image: Dataset) -> bytes:
 
 
 def _image(level: int) -> Dataset:
-    """What a level says of itself, but for whose it is."""
+    """The attributes of a level, except its patient, study and series."""
     side = _frames_across(level) * FRAME
     kind = ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"] if level else ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     image = item(
@@ -199,7 +199,7 @@ def _add_slide(image: Dataset) -> None:
 
 
 def _add_matrix(image: Dataset, kind: list[str], side: int, spacing: float) -> None:
-    """Add the total pixel matrix, in which all levels cover the same area of glass."""
+    """Add the total pixel matrix, which covers the same area of glass at all levels."""
     image.ImagedVolumeWidth = image.ImagedVolumeHeight = side * spacing
     image.ImagedVolumeDepth = 4.0
     image.TotalPixelMatrixColumns = image.TotalPixelMatrixRows = side
@@ -235,16 +235,16 @@ def _add_frames(image: Dataset, frames: int) -> None:
 
 
 class Region(NamedTuple):
-    """What a viewer got of the finest level, at the left upper corner of a frame."""
+    """Pixels that a viewer read at the left upper corner of a frame of the finest level."""
 
     frame: int
     pixels: Image.Image
 
     def check(self) -> None:
-        """Compare it with what was written.
+        """Compare the pixels with those that were written.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: they differ by more than decoders do.
         """
         tile = Image.open(io.BytesIO(_jpeg(_tile_numbers(0)[self.frame]))).convert("RGB")
         difference = ImageChops.difference(tile.crop((0, 0, REGION, REGION)), self.pixels.convert("RGB"))
@@ -254,10 +254,10 @@ class Region(NamedTuple):
 
 
 class Slide(Protocol):
-    """What OpenSlide and wsidicom have in common."""
+    """The method that OpenSlide and wsidicom have in common."""
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
-        """The pixels of a region; the location is its left upper corner."""
+        """The pixels of a region of *size* whose left upper corner is *location*."""
 
 
 Opener = Callable[[Path], AbstractContextManager[Slide]]
@@ -283,20 +283,20 @@ PROGRAMS = {
     "openslide-random": (_openslide, RANDOM),
     "wsidicom-first": (_wsidicom, FIRST),
 }
-"""What reads, and the frames of which it reads a part."""
+"""The viewer of each program, and the frames of which it reads a region."""
 
 
 def measure(program: str, path: Path) -> dict[str, float]:
-    """Open a slide and read regions; the seconds of all, of opening, and of reading.
+    """Open a slide and read regions; return the seconds in total, of opening, and of reading.
 
-    Viewers put off work from opening to the first reading, so that only the sum compares them.
+    Viewers defer work from opening to the first read, so only their totals can be compared.
 
     Args:
         program: one of `PROGRAMS`.
-        path: the finest level, beside which OpenSlide looks for the others; for wsidicom, also the folder of all.
+        path: the finest level, beside which OpenSlide looks for the others; for wsidicom it may be the folder of all.
 
     Raises:
-        ValueError: what is read is not what was written.
+        ValueError: the pixels are not those that were written.
     """
     load, frames = PROGRAMS[program]
     open_slide = load()

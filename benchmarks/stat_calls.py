@@ -1,4 +1,4 @@
-"""How long `stat` takes of entries that the kernel has not asked for before, while something else goes on."""
+"""Times `stat` of entries that are not in the kernel's cache, while a command runs."""
 
 import statistics
 import subprocess
@@ -13,19 +13,19 @@ from idcfs.catalog.index import find_index
 
 COLLECTION = "nlst"
 PAUSE = 0.002
-"""Seconds between two calls of `stat`, which must not keep a core busy themselves."""
+"""Seconds between two calls of `stat`, so that the calls themselves do not keep a core busy."""
 
 FEWEST = 200
-"""Calls during one run, below which a 99th percentile says little."""
+"""Calls in a run; with fewer, a 99th percentile means little."""
 
 
 def names() -> list[str]:
-    """The patients of a collection that has many, in no order."""
+    """The patients of a large collection, in random order."""
     return processes.in_child(_patients, COLLECTION)
 
 
 def stat_while(workspace: Workspace, paths: Iterator[Path], *command: str) -> list[float]:
-    """The milliseconds of `stat` of some paths, one after the other while a command runs."""
+    """The milliseconds that `stat` of each path takes, one after the other while a command runs."""
     found = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=workspace.environment) as process:
         while process.poll() is None:
@@ -40,7 +40,7 @@ def stat_while(workspace: Workspace, paths: Iterator[Path], *command: str) -> li
 
 
 def percentiles(what: str, runs: list[list[float]], at_most: float | None = None) -> Iterator[Result]:
-    """Of the milliseconds of each run the 99th percentile, and the longest."""
+    """The 99th percentile and the longest of the milliseconds of each run."""
     values = [statistics.quantiles(run, n=100)[98] for run in runs]
     yield Result(f"`stat` elsewhere, 99th percentile: {what}", values, "ms", at_most=at_most)
     yield Result(f"`stat` elsewhere, the longest: {what}", [max(run) for run in runs], "ms")

@@ -1,4 +1,4 @@
-"""An index ten times as large beside the real one: the time to mount it and the memory it takes."""
+"""Mounts an index ten times as large as the real one, and compares time and memory with the real one's."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from benchmarks.workspace import NOWHERE, Workspace
 TIMES = 10
 PAIRS = 7
 SPACE = 8 * 10**9
-"""Bytes: 2 GB of parquet and catalogue, and what duckdb puts aside while it sorts."""
+"""Bytes of disk: 2 GB of parquet and catalogue, and duckdb's temporary files while it sorts."""
 
 RENAMED = {
     "collection_id": "collection_id || '_' || copy",
@@ -22,10 +22,10 @@ RENAMED = {
     "SeriesInstanceUID": "SeriesInstanceUID || '.' || copy",
     "crdc_series_uuid": "CAST(CAST(md5(crdc_series_uuid || copy) AS UUID) AS VARCHAR)",
 }
-"""What tells the copies of a series apart, by column, in SQL."""
+"""Expressions in SQL, by column, that give each copy of a series other identifiers."""
 
-LOOK_SECONDS = 0.02
-"""Between two looks at the building child's memory."""
+WATCH_SECONDS = 0.02
+"""Seconds between two measurements of the memory of the building child."""
 
 
 def measure(workspace: Workspace) -> Iterator[Result]:
@@ -60,7 +60,7 @@ def _write_index(folder: Path) -> None:
 
     from idcfs.catalog.index import REQUIRED, find_index
 
-    # Memory then does not grow with the index.
+    # Without preserve_insertion_order, memory does not grow with the index.
     duckdb.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
     replaced = ", ".join(f"{sql} AS {column}" for column, sql in RENAMED.items())
     for source in find_index().folder.glob("*.parquet"):
@@ -76,12 +76,12 @@ def _write_index(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _watching_build(peaks: list[float]) -> Iterator[None]:
-    """Look at the memory of children that build a catalogue, and append to *peaks*."""
+    """Measure the memory of children that build a catalogue at intervals, and append it to *peaks*."""
     stop = threading.Event()
 
     def look() -> None:
-        # The mount itself is under way in this process' children meanwhile.
-        while not stop.wait(LOOK_SECONDS):
+        # The mount starts meanwhile, as a child of this process.
+        while not stop.wait(WATCH_SECONDS):
             children = processes.descendants(os.getpid())
             builders = [child for child in children if "idcfs.catalog.build" in processes.command_line(child)]
             peaks.extend(map(processes.peak_memory, builders))

@@ -1,6 +1,6 @@
-"""Tools on a mount with nothing in the cache, beside s5cmd and the same tools on its copy.
+"""Times tools on a mount with an empty cache, and compares them with s5cmd and the same tools on its copy.
 
-The server is 50 ms and 60 MB/s a connection away.
+The server answers after 50 ms, at 60 MB/s a connection.
 """
 
 import sys
@@ -17,10 +17,10 @@ from benchmarks.workspace import Workspace
 
 RUNS = 5
 SPACE = 8 * 10**9
-"""Bytes: the data, and some copies of a study."""
+"""Bytes of disk: the data, and some copies of a study."""
 
 Command = Callable[[Path, Path], list[str | Path]]
-"""What to run for a folder of data and a folder for what a tool makes of them."""
+"""Makes the command line of a tool from the folder of its data and the folder for its output."""
 
 STUDY_TOOLS: dict[str, Command] = {
     "dcm2niix": lambda study, made: ["dcm2niix", "-o", made, study],
@@ -118,6 +118,6 @@ def _viewed(workspace: Workspace, program: str, path: Path) -> float:
 
 
 def _file(workspace: Workspace, mount: Path, slide: SeriesRow) -> Path:
-    """The one file of a series on a mount, where nobody has looked for it yet."""
+    """The path of the one file of a series on a mount, which this does not look up."""
     (original,) = (workspace.folder / "mirror" / slide.bucket / slide.uuid).iterdir()
     return mount / slide.folder / original.name

@@ -1,4 +1,4 @@
-"""Taking turns: things that are compared run one after the other, again and again, each on a mount of its own."""
+"""Comparisons: the sides of a comparison run in turn, several times, each time on a new mount."""
 
 import os
 import shutil
@@ -9,21 +9,21 @@ from benchmarks.nginx import Server, Traffic
 from benchmarks.workspace import TOUCHED_BYTES, Workspace, touch_memory
 
 LARGE_MEMORY = 8 << 30
-"""Bytes to touch before 2 GB are read: they are in the page cache as the mount's, as the cache's and as a copy's."""
+"""Bytes to touch before 2 GB are read: the page cache then has them as the mount's, the cache's and a copy's files."""
 
 
 def in_turns(runs: int, *sides: Callable[[], float], memory: int = TOUCHED_BYTES) -> list[list[float]]:
-    """What each side measured in each run.
+    """Run each side in turn, *runs* times; return the measurements of each side.
 
     Args:
-        runs: how many.
-        sides: what takes turns.
-        memory: bytes that a side may fill: files in the page cache, above all.
+        runs: the number of runs.
+        sides: the functions that measure.
+        memory: the bytes of memory that a side may fill, most of them in the page cache.
     """
     measured: list[list[float]] = [[] for _ in sides]
     for _ in range(runs):
         for side, values in zip(sides, measured, strict=True):
-            # What the one before left to be written would be written during this one.
+            # Otherwise data of the side before would be written to disk during this one.
             os.sync()
             touch_memory(memory)
             values.append(side())
@@ -31,17 +31,17 @@ def in_turns(runs: int, *sides: Callable[[], float], memory: int = TOUCHED_BYTES
 
 
 def ratios(mine: Sequence[float], its: Sequence[float]) -> list[float]:
-    """The ratio of each pair of neighbours."""
+    """The ratio of each pair of measurements that were made in turn."""
     return [one / other for one, other in zip(mine, its, strict=True)]
 
 
 class FreshMounts:
-    """Mounts with empty caches, one for each run, and what each asked the server for until it was unmounted.
+    """Mounts with empty caches, one for each run, and the requests that each made until it was unmounted.
 
     Args:
-        workspace: where.
-        server: that logs.
-        url: one of its.
+        workspace: the workspace of the mounts.
+        server: the server whose log is counted.
+        url: the server's URL that is mounted.
     """
 
     def __init__(self, workspace: Workspace, server: Server, url: str) -> None:
@@ -51,7 +51,7 @@ class FreshMounts:
         self.traffic: list[Traffic] = []
 
     def measure(self, work: Callable[[Path], float]) -> float:
-        """What *work* returns for the path of a new mount."""
+        """Call *work* with the path of a new mount; return its result."""
         cache = self._workspace.cache()
         with self._workspace.mounted(cache, self._url) as mounted:
             mounted.settle()

@@ -1,4 +1,4 @@
-"""The workspace of a run: a temporary folder with a built catalogue, and mounts in it that are always ended."""
+"""The workspace of a run: a temporary folder with a built catalogue, and mounts that always end with it."""
 
 import contextlib
 import json
@@ -19,38 +19,38 @@ from benchmarks import processes
 IDCFS = Path(sys.executable).with_name("idcfs")
 
 TOUCHED_BYTES = 2 << 30
-"""Memory that is touched before something is timed: more than it takes with its inodes and files' pages."""
+"""Memory that is touched before something is timed: more than it needs with the kernel's inodes and pages."""
 
 NOWHERE = "http://127.0.0.1:1"
-"""A mirror that nobody is at: what is above a series' folder asks none."""
+"""A mirror that does not exist, for benchmarks that only use folders above the series."""
 
 SETTLE_SECONDS = 1.0
 
 COMMAND_TIMEOUT = 300.0
-"""Seconds after which a command is taken to hang; an index ten times as large builds in about one minute."""
+"""Seconds after which a command counts as hung; a tenfold index is built in about one minute."""
 
 LOG_TAIL = 4000
-"""Characters of a daemon's log that an error carries."""
+"""Characters of a daemon's log that are added to an error."""
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """A mount: where it is, and the seconds that ``idcfs mount`` and a first ``ls`` of it took."""
+    """A mount: its path, the seconds that ``idcfs mount`` and a first ``ls`` took, and the daemon's process."""
 
     path: Path
     seconds: float
     process: int
 
     def memory(self) -> float:
-        """Megabytes (PSS) of the daemon and its children."""
+        """The PSS of the daemon and its children in megabytes."""
         return processes.proportional_memory([self.process, *processes.descendants(self.process)])
 
     def settle(self) -> None:
-        """Wait until the mount's workers, which start when it answers, are there; nobody reads that soon."""
+        """Wait until the workers run, which start when the mount answers; users do not read so soon."""
         time.sleep(SETTLE_SECONDS)
 
     def status(self) -> dict[str, Any]:
-        """What the mount says of itself."""
+        """The content of the mount's status.json."""
         return read_status(self.path)
 
 
@@ -58,8 +58,8 @@ class Workspace:
     """A temporary folder; `workspace` makes one.
 
     Args:
-        folder: an empty folder on a disk (not in memory, or the benchmark of cached bytes is of nothing).
-        most_runs: how often anything is measured at most; few are enough to try a benchmark.
+        folder: an empty folder on a disk; in memory, the benchmark of cached bytes would be meaningless.
+        most_runs: the limit of runs of each measurement, for trials.
     """
 
     def __init__(self, folder: Path, most_runs: int | None = None) -> None:
@@ -67,25 +67,25 @@ class Workspace:
         self._most_runs = most_runs
         self._catalogue = folder / "catalogue"
         self._caches = 0
-        # Nothing of the user's configuration, and no proxy before the loopback network.
+        # Without the user's configuration, and without a proxy for the loopback network.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("IDCFS_", "AWS_"))}
         self.environment = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
         for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
             self.environment[f"XDG_{kind}_HOME"] = str(folder / kind.lower())
 
     def runs(self, wanted: int) -> int:
-        """How often to measure something: as often as wanted, or less to try it."""
+        """The number of times to measure something: *wanted*, or fewer in a trial."""
         return min(wanted, self._most_runs or wanted)
 
     def empty_cache(self) -> Path:
-        """A new cache folder with nothing in it."""
+        """Make a new, empty cache folder."""
         self._caches += 1
         cache = self.folder / f"cache-{self._caches}"
         cache.mkdir()
         return cache
 
     def cache(self) -> Path:
-        """A new cache folder with nothing but the catalogue, which is built the first time and then shared."""
+        """Make a new cache folder with only the catalogue, which is built the first time and then shared."""
         if not self._catalogue.exists():
             self._catalogue.mkdir()
             with self.mounted(self.cache(), NOWHERE):
@@ -100,8 +100,8 @@ class Workspace:
 
         Args:
             cache: the cache folder.
-            mirror: its URL.
-            flags: more flags for ``idcfs mount``.
+            mirror: the mirror's URL.
+            flags: more flags of ``idcfs mount``.
         """
         path = self.folder / "mnt"
         command: list[str | Path] = [IDCFS, "mount", "--cache-dir", cache, "--mirror", mirror, *flags, path]
@@ -114,13 +114,13 @@ class Workspace:
             process = int(read_status(path)["pid"])
             yield Mounted(path, seconds, process)
         except Exception as error:
-            # The logs go with the workspace.
+            # The logs are removed with the workspace.
             for log in self.folder.glob("state/**/*.log"):
                 error.add_note(f"{log.name}:\n{log.read_text()[-LOG_TAIL:]}")
             raise
         finally:
             if not process:
-                # Interrupted while it starts, which it does in a session of its own.
+                # The start was interrupted; the daemon is in another session and does not end by itself.
                 for starting in processes.mentioning(str(path)):
                     processes.terminate(starting)
             unmount(path)
@@ -128,11 +128,11 @@ class Workspace:
                 processes.end(process)
 
     def run(self, *command: str | Path, output: Path | None = None) -> float:
-        """Run a command; the seconds that it took.
+        """Run a command; return the seconds that it took.
 
         Args:
             command: the program and its arguments.
-            output: where its output goes, if anywhere.
+            output: the file for its standard output, if any.
         """
         with open(output or os.devnull, "wb") as file:
             start = time.perf_counter()
@@ -146,13 +146,13 @@ class Workspace:
         return seconds
 
     def run_module(self, module: str, *arguments: str | Path) -> dict[str, float]:
-        """Run a module of Python's as a program; what it prints, which is JSON."""
-        output = self.folder / "said"
+        """Run a Python module as a program; return the JSON that it prints."""
+        output = self.folder / "output.json"
         self.run(sys.executable, "-m", module, *arguments, output=output)
         return json.loads(output.read_bytes())  # type: ignore[no-any-return]  # a dictionary
 
     def into_folder(self, work: Callable[[Path], float]) -> float:
-        """What *work* returns for the path of a folder that it makes; the folder is removed afterwards."""
+        """Call *work* with the path of a folder that it makes; remove the folder, and return the result."""
         folder = self.folder / "made"
         try:
             return work(folder)
@@ -160,7 +160,7 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def need_space(self, size: int) -> None:
-        """Make sure that *size* bytes are free.
+        """Make sure that *size* bytes of disk are free.
 
         Raises:
             RuntimeError: they are not.
@@ -174,28 +174,28 @@ class Workspace:
 
 @contextlib.contextmanager
 def workspace(most_runs: int | None = None) -> Iterator[Workspace]:
-    """A workspace in ``$TMPDIR``, else in ``/var/tmp``, which is on a disk; removed at the end."""
+    """Make a workspace in ``$TMPDIR``, or in ``/var/tmp``, which is on a disk; remove it at the end."""
     place = os.environ.get("TMPDIR") or "/var/tmp"
     with tempfile.TemporaryDirectory(prefix="idcfs-bench-", dir=place) as folder:
         yield Workspace(Path(folder), most_runs)
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What the mount on *path* says of itself."""
+    """The content of the status.json of the mount on *path*."""
     return json.loads((path / ".idc" / "status.json").read_bytes())  # type: ignore[no-any-return]  # a dictionary
 
 
 def unmount(path: Path) -> None:
-    """Unmount *path* if it is mounted; even while it is in use."""
+    """Unmount *path* if it is mounted, even while it is in use."""
     while str(path) in {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}:
         subprocess.run(["fusermount3", "-u", "-z", "--", path], check=True)
 
 
 def touch_memory(size: int = TOUCHED_BYTES) -> None:
-    """Write to *size* bytes of memory, at most half of what is free, which the kernel will hand out next.
+    """Write to *size* bytes of memory, at most half of the free memory, which the kernel then allocates next.
 
-    A virtual machine gets its memory from its host page by page when it is first written to, six times as slow
-    as later. What was free for some seconds may have gone back to the host.
+    The host gives a virtual machine its memory page by page at the first write, which takes six times as long as later
+    ones. Memory that was free for some seconds may have gone back to the host.
     """
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE

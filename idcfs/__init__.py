@@ -1,3 +1,3 @@
 """idcfs: the NCI Imaging Data Commons as a folder."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

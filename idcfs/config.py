@@ -1,7 +1,7 @@
-"""Settings: what a mount is told by flags, `IDCFS_*` variables and the configuration file; reads that file.
+"""Settings from flags, `IDCFS_*` variables and the configuration file, which is read here.
 
-Each setting is a field of `Settings`; its variable and its key in the file are made from the field's name
-(`IDCFS_CACHE_SIZE`, ``cache_size = "20GB"``).
+Each setting is a field of `Settings`, which names its variable and its key in the file (`IDCFS_CACHE_SIZE`,
+``cache_size = "20GB"``).
 """
 
 import os
@@ -23,16 +23,14 @@ SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 DEFAULT_CACHE_SHARE = 10
-"""The cache takes one part in ten of its disk by default, …"""
-
-DEFAULT_CACHE_MOST = 50 * 10**9
-"""… up to 50 GB."""
+DEFAULT_CACHE_MAX = 50 * 10**9
+"""By default the cache takes a tenth of its disk, and 50 GB at most."""
 
 SMALLEST_SIZE = 64 << 20
-"""A smaller cache would throw out what was just fetched; a query cannot even start in less memory."""
+"""A smaller cache would evict what was just fetched; a query cannot even start with less memory."""
 
 LARGEST_CACHE = 1 << 60
-"""More than any disk holds, and still a number that the cache's database can keep."""
+"""More than any disk holds, and still a number that the cache's database can store."""
 
 KNOWN_CRAWLERS = (
     "updatedb", "updatedb.mlocate", "updatedb.plocate",
@@ -42,38 +40,22 @@ KNOWN_CRAWLERS = (
 """Programs that read every file they find: the indexers of locate, GNOME, KDE and Recoll."""
 
 
-def default_cache_folder() -> Path:
-    """Where caches and catalogues are kept if nothing else is said."""
-    return Path(platformdirs.user_cache_dir("idcfs"))
-
-
-def default_cohort_folder() -> Path:
-    """Where the texts of cohorts are kept if nothing else is said."""
-    return Path(platformdirs.user_data_dir("idcfs")) / "cohorts"
-
-
-def config_file() -> Path:
-    """The user's configuration file."""
-    return Path(platformdirs.user_config_dir("idcfs")) / "config.toml"
-
-
 @dataclass(frozen=True)
 class Settings:
-    """Everything that idcfs can be told.
+    """The settings of idcfs.
 
     `cache_size` is in bytes (None: a tenth of the disk, up to 50 GB), and so is `memory`, which bounds what is
-    fetched, read ahead and not yet written to the cache; `timeout` is in seconds; `cohort_dir` is where
-    the texts of cohorts are; `index` is a folder with the index's parquet files (None: the installed package's),
-    `idc_version` the version whose tree is shown (None: the index's own); `query_memory` (bytes) and `query_timeout`
-    (seconds) bound a user's SQL; `refuse` are the names of programs that get no listing of a series and no file, with
-    commas between them.
+    fetched, read ahead and not yet written to the cache; `timeout` is in seconds; `cohort_dir` has the texts of
+    cohorts; `index` is a folder with the index's parquet files (None: the installed package's), `idc_version` the
+    version whose tree is shown (None: the index's own); `query_memory` (bytes) and `query_timeout` (seconds) bound a
+    user's SQL; `refuse` has the names of programs that get no listing of a series and no file, separated by commas.
     """
 
     mirror: str = "aws"
-    cache_dir: Path = field(default_factory=default_cache_folder)
+    cache_dir: Path = field(default_factory=lambda: platformdirs.user_cache_path("idcfs"))
     cache_size: int | None = None
     memory: int = 112 << 20
-    cohort_dir: Path = field(default_factory=default_cohort_folder)
+    cohort_dir: Path = field(default_factory=lambda: platformdirs.user_data_path("idcfs") / "cohorts")
     timeout: float = 30.0
     layout: str = DEFAULT_TEMPLATE
     idc_version: int | None = None
@@ -87,18 +69,18 @@ class Settings:
 
     @property
     def cache_limit(self) -> int:
-        """The bytes that the cache may take; looks at the disk if no size was set."""
+        """The bytes that the cache may take; depends on the size of the disk if none was set."""
         if self.cache_size is not None:
             return self.cache_size
         existing = next(path for path in (self.cache_dir, *self.cache_dir.parents) if path.exists())
-        return min(shutil.disk_usage(existing).total // DEFAULT_CACHE_SHARE, DEFAULT_CACHE_MOST)
+        return min(shutil.disk_usage(existing).total // DEFAULT_CACHE_SHARE, DEFAULT_CACHE_MAX)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a size as people write it: ``20GB``, ``512 MiB``, ``1.5T``.
+    """Return the bytes of a size as people write it: ``20GB``, ``512 MiB``, ``1.5T``.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: the text is no size, or one out of bounds.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     units = SIZE_UNITS | BINARY_UNITS
@@ -115,7 +97,7 @@ def parse_size(text: str) -> int:
 def load_settings(
     flags: Mapping[str, Any], environment: Mapping[str, str] | None = None, file: Path | None = None
 ) -> Settings:
-    """The settings of *flags* (those that are not None), else of the environment, else of the file.
+    """Return the settings from *flags* that are not None, else from the environment, else from the file.
 
     Args:
         flags: values by field name.
@@ -123,9 +105,9 @@ def load_settings(
         file: the configuration file; the user's if None. It may be missing.
 
     Raises:
-        UsageError: the file cannot be read, a name is unknown, or a value is not of its form.
+        UsageError: the file cannot be read, a name is unknown, or a value is malformed.
     """
-    file = file or config_file()
+    file = file or platformdirs.user_config_path("idcfs") / "config.toml"
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     for name, value in _read_file(file).items():
@@ -155,14 +137,14 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, where: str) -> Any:
-    """The value of a setting from what a flag, a variable or the file gives."""
+    """Return the value of a setting from its value in a flag, a variable or the file."""
     try:
         match name:
             case "cache_size" | "memory" | "query_memory":
                 return parse_size(str(value))
             case "cache_dir" | "cohort_dir" | "index":
                 path = Path(_parse_text(value)).expanduser().absolute()
-                # diskcache would put something else in its place.
+                # diskcache would replace a variable by its value.
                 if name == "cache_dir" and os.path.expandvars(path) != str(path):
                     raise ValueError("write it without $")
                 return path
@@ -181,7 +163,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
                 return _parse_text(value)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    # A home folder that is not known is a RuntimeError.
+    # An unknown home folder is a RuntimeError.
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"{where}: {value!r} is not a usable value ({error})") from None
 
@@ -196,9 +178,9 @@ def _parse_text(value: Any) -> str:
 
 
 def _parse_bool(value: Any) -> bool:
-    text = str(value).lower()
-    if text in {"1", "true", "yes", "on"}:
-        return True
-    if text in {"0", "false", "no", "off"}:
-        return False
+    match str(value).lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
     raise ValueError("write true or false")

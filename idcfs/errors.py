@@ -1,27 +1,60 @@
-"""The things that go wrong in idcfs, as types; pure.
+"""What can go wrong in idcfs, as exception classes; pure.
 
-Two families. `IdcfsError` and its direct children are told to a person by the command line, which maps each
-to an exit code. `ReadError` and its children happen under a file-system call; the FUSE adapter maps each to
-an errno. Nothing in here knows exit codes or errnos.
+    IdcfsError
+      UsageError
+      IndexUnusable
+      MountFailed
+      CacheUnusable
+      DamageFound
+      CatalogueDamaged
+      ChildNotStarted
+      ChildEnded
+      QueryRefused
+        QueryTooLong
+        QueryTooCostly
+      CohortsUnusable
+      ReadError
+        NotFound
+          NotThereNow
+            SeriesMissing
+        NotAFolder
+        IsAFolder
+        ReadOnly
+        AlreadyThere
+        NameRefused
+        NameTooLong
+        NoSpace
+        NoSuchAttribute
+        AccessDenied
+        CrawlerRefused
+        Unreachable
+          Stalled
+          MirrorAway
+        DeadlineExceeded
+        ObjectChanged
+        Untrusted
+
+The command line prints the message of an `IdcfsError`; `cli/group.py` maps the class to an exit code. A `ReadError`
+ends a file-system call, and so do some of the others; `mount/fuse.py` maps the class to an errno.
 """
 
 from typing import TypeVar
 
 
 class IdcfsError(Exception):
-    """Something a person should read: the message is one line that names the thing and the way out."""
+    """An error that a user should read: the message is one line, which names the cause and the remedy."""
 
 
 class UsageError(IdcfsError):
-    """A flag, variable, setting or argument that cannot be used."""
+    """A flag, environment variable, setting or argument is not valid."""
 
 
 class IndexUnusable(IdcfsError):
-    """The IDC index is missing, unreadable, or lacks what the tree is built from."""
+    """The IDC index is missing, is unreadable, or lacks a column that the tree is built from."""
 
 
 class MountFailed(IdcfsError):
-    """The mountpoint or the machine's FUSE cannot be used."""
+    """The mountpoint, or FUSE on this machine, cannot be used."""
 
 
 class CacheUnusable(IdcfsError):
@@ -29,43 +62,47 @@ class CacheUnusable(IdcfsError):
 
 
 class DamageFound(IdcfsError):
-    """A check of the cache found damage, and left it."""
+    """A check of the cache found damage and did not repair it."""
 
 
 class CatalogueDamaged(IdcfsError):
-    """A catalogue file does not hold what its checksum says; building it again repairs it."""
+    """A file of the catalogue does not match its checksum; building the catalogue again repairs it."""
+
+
+class ChildNotStarted(IdcfsError):
+    """A child process could not be started; it may be possible when the machine is less busy."""
 
 
 class ChildEnded(IdcfsError):
-    """A child process ended without saying why."""
+    """A child process ended without reporting a result or an error."""
 
 
 class QueryRefused(IdcfsError):
-    """SQL that does not parse or bind, asks for what it may not, or needs more than it may."""
+    """A query does not parse or bind, reads or writes what it may not, or exceeds a limit."""
 
 
 class QueryTooLong(QueryRefused):
-    """More SQL, or a longer manifest, than a cohort may have."""
+    """A query or a manifest is longer than that of a cohort may be."""
 
 
 class QueryTooCostly(QueryRefused):
-    """A query that ran out of time or memory, which may go another way when the machine is less busy."""
+    """A query ran out of time or memory; on a less busy machine it may succeed."""
 
 
 class CohortsUnusable(IdcfsError):
-    """The folder that the cohorts are kept in cannot be read or written."""
+    """The folder that stores the cohorts cannot be read or written."""
 
 
 class ReadError(IdcfsError):
-    """A file-system call that cannot be answered."""
+    """A file-system call fails."""
 
 
 class NotFound(ReadError):
-    """No such name, or the object is gone from every bucket."""
+    """The name does not exist, or no bucket has the object any more."""
 
 
 class NotThereNow(NotFound):
-    """Nothing has this name now, but something may soon."""
+    """The name does not exist now, but may exist soon, so the kernel must not remember that it is missing."""
 
 
 class SeriesMissing(NotThereNow):
@@ -73,43 +110,43 @@ class SeriesMissing(NotThereNow):
 
 
 class NotAFolder(ReadError):
-    """A folder operation on a file."""
+    """An operation for folders was called on a file."""
 
 
 class IsAFolder(ReadError):
-    """A file operation on a folder."""
+    """An operation for files was called on a folder."""
 
 
 class ReadOnly(ReadError):
-    """A write where idcfs has nothing to write to."""
+    """A write was called where nothing can be written."""
 
 
 class AlreadyThere(ReadError):
-    """A name that is taken."""
+    """The name exists already."""
 
 
 class NameRefused(ReadError):
-    """A name that a cohort cannot have."""
+    """A cohort cannot have this name."""
 
 
 class NameTooLong(ReadError):
-    """A name that is longer than a cohort's may be."""
+    """The name is longer than that of a cohort may be."""
 
 
 class NoSpace(ReadError):
-    """No room for one more cohort, or on the disk."""
+    """There is no room for another cohort, or none on the disk."""
 
 
 class NoSuchAttribute(ReadError):
-    """An extended attribute that the file or folder does not have."""
+    """The file or folder does not have this extended attribute."""
 
 
 class AccessDenied(ReadError):
-    """The mirror refuses the object (HTTP 403)."""
+    """The mirror denies access to the object (HTTP 403)."""
 
 
 class CrawlerRefused(ReadError):
-    """A program that reads every file it finds asks for what a mirror would have to be asked for."""
+    """A program that reads every file it finds asked for something that only the mirror has."""
 
 
 class Unreachable(ReadError):
@@ -117,15 +154,15 @@ class Unreachable(ReadError):
 
 
 class Stalled(Unreachable):
-    """The mirror was reached, or not even refused to be, and sends nothing or next to nothing."""
+    """The mirror does not answer a connection, or sends nothing or almost nothing over it."""
 
 
 class MirrorAway(Unreachable):
-    """The mirror could not be reached a moment ago, as was told then, and was not asked now."""
+    """The mirror was not asked, because it could not be reached a moment ago; that was reported then."""
 
 
 class DeadlineExceeded(ReadError):
-    """The answer did not come within the time one call may take."""
+    """The answer did not come within the time that one call may take."""
 
 
 class ObjectChanged(ReadError):
@@ -133,19 +170,19 @@ class ObjectChanged(ReadError):
 
 
 class Untrusted(ReadError):
-    """The answer is not what was asked for: wrong length, range, key or form."""
+    """The answer does not match the request: it has a wrong length, range, key or format."""
 
 
 Ours = TypeVar("Ours", bound=IdcfsError)
 
 
 def again(error: Ours) -> Ours:
-    """The same error, to be raised for another caller: a shared one would collect all their tracebacks."""
+    """Return a copy of *error* to raise for another caller; a shared one would collect the tracebacks of all."""
     return type(error)(*error.args)
 
 
 def first_error(error: Exception) -> Exception:
-    """The error itself, or the first one of a nursery's group; one that is none of ours comes first."""
+    """Return *error* itself, or the first error of a nursery's group; one that is no `IdcfsError` comes first."""
     if not isinstance(error, ExceptionGroup):
         return error
     ours, others = error.split(IdcfsError)

@@ -11,7 +11,8 @@ view it was found: every view shares one page cache. A folder belongs to a gener
 0 for the view's root, and its group counts the folders of a level in the view's order.
 
 A facet is something idcfs adds to a folder: its hidden `.idc` folder and what is in it. A cohort, and each of its
-files, is a facet whose group is the cohort's number; the view that it shows has a generation as any other.
+files, is a facet whose group is the cohort's number; the view that it shows has a generation as any other. Each
+facet has one provider (`idcfs.tree.provider`), which answers for it.
 """
 
 import functools
@@ -23,6 +24,7 @@ ROOT = 1
 
 MAX_SERIES = (1 << 32) - 1
 MAX_INSTANCE = (1 << 30) - 1
+MAX_FACET = (1 << 6) - 1
 MAX_GENERATION = (1 << 20) - 1
 MAX_LEVEL = (1 << 4) - 1
 MAX_GROUP = (1 << 32) - 1
@@ -31,15 +33,13 @@ _FILE = 1 << 62
 
 
 class Facet(IntEnum):
-    """What of a folder an address means; the values are part of inode numbers and never change."""
+    """What of a folder an address means; the values are part of inode numbers and never change.
+
+    The files and folders in `.idc` have the values that `idcfs.tree.control_files` gives them.
+    """
 
     FOLDER = 0
     CONTROL = 1
-    INFO = 2
-    STATUS = 3
-    METRICS = 4
-    VERSIONS = 5
-    ANALYSIS_RESULTS = 6
     COHORTS = 7
     COHORT = 8
     QUERY = 9
@@ -53,7 +53,7 @@ class FolderAddress(NamedTuple):
     generation: int
     level: int
     group: int
-    facet: Facet = Facet.FOLDER
+    facet: int = Facet.FOLDER
 
 
 class FileAddress(NamedTuple):
@@ -100,8 +100,8 @@ def unpack(number: int) -> FolderAddress | FileAddress:
     """
     if number == ROOT:
         number = 0
+    if not 0 <= number < _FILE << 1:
+        raise ValueError(f"no inode number {number}")
     if number & _FILE:
         return FileAddress(number >> 30 & MAX_SERIES, number & MAX_INSTANCE)
-    return FolderAddress(
-        number >> 36 & MAX_GENERATION, number >> 32 & MAX_LEVEL, number & MAX_GROUP, Facet(number >> 56)
-    )
+    return FolderAddress(number >> 36 & MAX_GENERATION, number >> 32 & MAX_LEVEL, number & MAX_GROUP, number >> 56)

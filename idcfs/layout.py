@@ -1,8 +1,8 @@
 """Layouts: templates of folders, and index values as safe path components; pure.
 
-A template is idc-index's `dirTemplate`: components between slashes, each of literal text and `%word`s that
-stand for columns of the index. Escaping is percent-encoding of just what a path cannot hold, or a terminal would obey,
-so an ordinary value is its own name, and `unescape` gives back every value of up to 255 bytes.
+A template is idc-index's `dirTemplate`: components between slashes, each of literal text and `%word`s that stand for
+columns of the index. Only what a path cannot hold, or would control a terminal, is percent-encoded. So an ordinary
+value is its own name, and `unescape` returns the value of every name that was not cut.
 """
 
 import hashlib
@@ -10,12 +10,12 @@ import re
 from typing import NamedTuple
 
 from idcfs.errors import UsageError
-from idcfs.printable import UNFIT
+from idcfs.printable import UNPRINTABLE
 
 DEFAULT_TEMPLATE = "%collection_id/%PatientID/%StudyInstanceUID/%Modality_%SeriesInstanceUID"
 
 FLAT_TEMPLATE = "%Modality_%SeriesInstanceUID"
-"""What an empty template stands for: one flat folder of series."""
+"""The template that an empty one stands for: one flat folder of series."""
 
 MAX_COMPONENT_BYTES = 255
 """The longest name of a file or folder on Linux (NAME_MAX)."""
@@ -24,15 +24,15 @@ NO_VALUE = "_"
 """The name of a value that is NULL or empty."""
 
 COHORTS = "cohorts"
-"""The folder at the root of a mount that idcfs adds."""
+"""The folder that idcfs adds at the root of a mount."""
 
 COHORTS_VALUE = f"%{ord(COHORTS[0]):02X}{COHORTS[1:]}"
-"""The name of a value that would have the name of that folder, at the root."""
+"""The name of a value at the root that would have the name of that folder."""
 
 PLAIN_COMPONENT = r"[A-Za-z0-9_ ^+=,-][A-Za-z0-9_ .^+=,-]{0,199}"
-"""A regular expression for names that need no escaping: all of them are, some others are too."""
+"""A regular expression for names that need no escaping; some others do not need it either."""
 
-_UNSAFE = re.compile(rf"/|{UNFIT}|%(?=[0-9A-Fa-f]{{2}})|^\.")
+_UNSAFE = re.compile(rf"/|{UNPRINTABLE}|%(?=[0-9A-Fa-f]{{2}})|^\.")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
@@ -43,10 +43,7 @@ class Column(NamedTuple):
 
 
 class Template(NamedTuple):
-    """A layout: for each level of folders, the parts its names are made of.
-
-    The last level names one series each.
-    """
+    """A layout: for each level of folders, the parts of its names. Each folder of the last level is one series."""
 
     text: str
     levels: tuple[tuple[str | Column, ...], ...]
@@ -59,9 +56,9 @@ class Template(NamedTuple):
 
 
 def parse_template(text: str, columns: frozenset[str]) -> Template:
-    """Read a template whose words are among *columns*.
+    """Parse a template whose words are among *columns*.
 
-    An empty one is `FLAT_TEMPLATE`. Of several columns that could start at a `%` the longest counts, so that
+    An empty one is `FLAT_TEMPLATE`. Of several columns whose names follow a `%` the longest counts, so that
     `%Modality_%SeriesInstanceUID` is Modality, an underscore, and SeriesInstanceUID.
 
     Raises:
@@ -94,7 +91,7 @@ def _parse_component(component: str, columns: frozenset[str], text: str) -> tupl
 
 
 def escape(value: str | None) -> str:
-    """The path component for a value: never empty, hidden, over 255 bytes, or holding a slash or what is not printable.
+    """Return the path component of a value: not empty, not hidden, printable, without a slash, and at most 255 bytes.
 
     A longer value is cut, and ends in `~` and eight hexadecimal digits of its SHA-256.
     """
@@ -107,17 +104,17 @@ def escape(value: str | None) -> str:
 
 
 def unescape(component: str) -> str:
-    """The value that `escape` made *component* of, where it was not cut."""
+    """Return the value whose `escape` is *component*, if it was not cut."""
     return _ESCAPE.sub(lambda match: bytes([int(match.group(1), 16)]), component.encode()).decode()
 
 
 def with_suffix(component: str, suffix: str) -> str:
-    """*component* told apart from its namesakes by ``_`` and *suffix*, in 255 bytes."""
+    """Return *component* with ``_`` and *suffix* at its end, cut to 255 bytes, so that its name is unique."""
     return shorten(component, MAX_COMPONENT_BYTES - len(suffix) - 1, component) + "_" + suffix
 
 
 def shorten(escaped: str, limit: int, value: str) -> str:
-    """*escaped* in at most *limit* bytes, cut between characters and told apart by a digest of *value*."""
+    """Return *escaped* in at most *limit* bytes; one that is cut ends in a digest of *value*."""
     encoded = escaped.encode()
     if len(encoded) <= limit:
         return escaped

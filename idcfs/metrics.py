@@ -1,4 +1,4 @@
-"""What a mount counts about itself; written and read in the event loop, except where a field says otherwise."""
+"""The counters of a mount; belong to the event loop."""
 
 import time
 from collections import Counter
@@ -18,10 +18,10 @@ class Metrics:
     cache_misses: int = 0
     open_files: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    """How many calls ended in each kind of error, by the name of its class."""
+    """The number of calls that ended in each kind of error, by the name of its class."""
 
     @property
     def hit_rate(self) -> float | None:
-        """The share of extents that were in memory or in the disk cache; None before the first."""
+        """Of the extents that were not in memory, the share that the disk cache had; None before the first."""
         asked = self.cache_hits + self.cache_misses
         return self.cache_hits / asked if asked else None

@@ -1,4 +1,4 @@
-"""What is told about a file or folder; pure."""
+"""What is known of a file or folder; pure."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""Folders that nobody else may change: checked before what is in them is believed; synchronous.
+"""Folders that no other user may change, which is checked before their files are trusted; synchronous.
 
-Who can write a cache folder can have wrong bytes served under right names: a checksum tells damage, not intent.
+Whoever can write to a cache folder can have wrong bytes served under right names: checksums detect damage, not intent.
 """
 
 import os
@@ -11,25 +11,25 @@ from pathlib import Path
 from idcfs.errors import IdcfsError
 
 UMASK = 0o077
-"""For all that idcfs writes on its own: folders get 0700, files 0600."""
+"""The umask for all that idcfs writes: folders get 0700, files 0600."""
 
 
 def check_folder(folder: Path, what: str, flag: str, error: type[IdcfsError], may_be_foreign: bool = False) -> None:
-    """Make sure that only this user, or root, can change *folder*, if it is there.
+    """Make sure that only this user, or root, can change *folder*, if it exists.
 
-    Root is trusted by everybody, and is held to the same: in another user's folder it would believe that user.
+    Everybody trusts root. The check holds for root, too, which would otherwise trust the owner of another's folder.
 
     Args:
         folder: the folder.
-        what: it is, for the message.
-        flag: of the command line, that names another.
-        error: what is raised.
-        may_be_foreign: whether another user may own it; whoever names it then trusts that user.
+        what: its kind, for the message.
+        flag: the flag that names another folder, for the message.
+        error: the type of the error that is raised.
+        may_be_foreign: whether another user may own it; whoever names such a folder trusts that user.
     """
     try:
         found = folder.stat()
     except OSError:
-        # Whoever uses it says what is wrong.
+        # Using the folder will raise the error.
         return
     if not stat.S_ISDIR(found.st_mode):
         return

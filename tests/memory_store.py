@@ -9,7 +9,8 @@ from typing import NamedTuple, Self
 import trio
 
 from idcfs.errors import NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress
+from idcfs.processes.arena import Arena
+from idcfs.store.base import Body, Finished, ListPage, ObjectInfo, ObjectStore, ObjectVersion, Progress, Range
 
 _PAGE_LENGTH = 1000
 _ARRIVAL_BYTES = 100_000
@@ -52,29 +53,25 @@ class _Soon:
         nursery.cancel_scope.cancel()
         await stack.__aexit__(kind, error, trace)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         raise NotImplementedError  # each kind of store has its own
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         if not self._opened:
             return False
-        self._opened[-1][1].start_soon(self._get_and_tell, bucket, key, start, stop, version, done)
+        self._opened[-1][1].start_soon(self._get_and_tell, wanted, finished)
         return True
 
-    async def _get_and_tell(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done
-    ) -> None:
-        outcome: bytes | memoryview | ReadError = Unreachable("the store has been closed")
+    async def _get_and_tell(self, wanted: Range, finished: Finished) -> None:
+        outcome: Body | ReadError = Unreachable("the store has been closed")
         try:
-            outcome = await self.get(bucket, key, start, stop, version)
+            outcome = await self.get(wanted)
         except ReadError as error:
             outcome = error
         except Exception as error:
             outcome = Unreachable(f"the store failed: {error!r}")
         finally:
-            done(outcome)
+            finished(outcome)
 
 
 class MemoryStore(_Soon):
@@ -84,6 +81,8 @@ class MemoryStore(_Soon):
         super().__init__()
         self.objects: dict[str, dict[str, StoredObject]] = {}
         self.requests: list[Request] = []
+        # Where bytes that come little by little are put; without one, they come at once.
+        self.arena: Arena | None = None
 
     def put(self, bucket: str, key: str, content: bytes, modified_ns: int = 1_600_000_000_000_000_000) -> ObjectVersion:
         """Store an object and return what a listing says of it."""
@@ -102,9 +101,8 @@ class MemoryStore(_Soon):
         ]
         return ListPage(described, page[-1] if len(keys) > len(page) else None)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        bucket, key, start, stop, version = wanted
         self.requests.append(Request("get", bucket, key, start, stop))
         await trio.lowlevel.checkpoint()
         stored = self._bucket(bucket).get(key)
@@ -116,14 +114,15 @@ class MemoryStore(_Soon):
             raise Untrusted(f"{bucket}/{key} has {len(stored.content)} bytes, not {version.size}")
         if not 0 <= start < stop <= len(stored.content):
             raise Untrusted(f"{bucket}/{key} has no bytes {start} to {stop}")
-        if progress is not None:
-            arrived = memoryview(bytearray(stop - start))
+        if progress is None or self.arena is None:
+            return stored.content[start:stop]
+        with await self.arena.take(stop - start) as lease:
             for at in range(0, stop - start, _ARRIVAL_BYTES):
                 some = stored.content[start + at : min(stop, start + at + _ARRIVAL_BYTES)]
-                arrived[at : at + len(some)] = some
-                progress(arrived, at + len(some))
+                lease.view[at : at + len(some)] = some
+                progress(lease, at + len(some))
                 await trio.lowlevel.checkpoint()
-        return stored.content[start:stop]
+            return lease.hold()
 
     def _bucket(self, bucket: str) -> dict[str, StoredObject]:
         if bucket not in self.objects:
@@ -157,11 +156,9 @@ class FailingStore(_Soon):
         await self._act()
         return await self._inner.list_page(bucket, prefix, token)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         await self._act()
-        return await self._inner.get(bucket, key, start, stop, version, progress)
+        return await self._inner.get(wanted, progress)
 
     async def _act(self) -> None:
         self.calls += 1

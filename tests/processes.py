@@ -1,14 +1,19 @@
-"""Processes as /proc tells of them, and waiting for what becomes of them."""
+"""Processes as /proc describes them, waiting for what becomes of them, and programs that are started by hand."""
 
 import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import trio
+
+from idcfs.processes.messages import Message, encode
 
 PATIENCE = 120
 """Seconds after which what a test waits for is taken never to come, on a machine that is busy with much else."""
@@ -32,6 +37,11 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def is_reaped(process: int) -> bool:
+    """Whether nothing is left of a process."""
+    return not Path(f"/proc/{process}").exists()
 
 
 @contextlib.contextmanager
@@ -88,3 +98,19 @@ async def until_true(true: Callable[[], object]) -> None:
     with trio.fail_after(PATIENCE):
         while not true():  # noqa: ASYNC110  # what is waited for calls nobody
             await trio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def started(module: str, *requests: Message) -> "Iterator[tuple[subprocess.Popen[bytes], socket.socket]]":
+    """A child that runs *module*, and the socket to it; *requests*, numbered from 0, are sent at once."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
+            child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        with child:
+            try:
+                ours.sendall(b"".join(encode(number, request) for number, request in enumerate(requests)))
+                yield child, ours
+            finally:
+                child.kill()

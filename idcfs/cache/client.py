@@ -1,156 +1,200 @@
-"""`ExtentCache`: extents of objects on disk, read and written by a worker process; belongs to one trio run.
+"""`Cache`: values on disk by key, read and written by the cache server; belongs to one trio run.
 
-Writing is behind: `put` takes a value at once. A cache that fails makes reads slower, not wrong: `get` then finds
-nothing and `put` keeps nothing, and `failure` says why. A worker that does not answer is ended, and nothing more is
-asked until another one has found out that the disk answers.
+Writing is behind: `put` takes a value at once. A server that does not answer within `ANSWER_SECONDS` is killed, since
+its disk may hang, and nothing more is asked until another one has found that the disk answers.
 """
 
 import contextlib
-import functools
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import trio
 
-from idcfs.cache.format import Buffer, EntryFile
-from idcfs.cache.health import ANSWER_SECONDS, CacheHealth
+from idcfs.cache.messages import Delete, Folders, Found, Get, GetUsage, Has, HasAny, Put, TryDisk, Usage
+from idcfs.cache.open_files import OpenFiles
 from idcfs.errors import CacheUnusable, IdcfsError, Unreachable
 from idcfs.processes.arena import Arena
-from idcfs.processes.pool import Workers
+from idcfs.processes.child import Child, Program, Reply
+from idcfs.processes.lease import Lease
+from idcfs.processes.messages import Done, Failed, Message
+from idcfs.processes.pool import Pool
 
-UNWRITTEN_PART = 3 / 16
-"""Of the arena, what may wait to be written; beyond it who fetches waits for room."""
-
+ANSWER_SECONDS = 5.0
+"""Seconds in which a disk answers that is only busy; a guess."""
 
 TRY_SECONDS = 30.0
-"""Seconds that a new worker has to hear from the disk, before another one tries."""
+"""Seconds that a new server has to find that the disk answers, before another one tries."""
 
-MOST_FILES = 2000
-"""Files that stay open: of blocks that were thrown out, they hold no more than the disk is left free (`RESERVE`)."""
+UNWRITTEN_PART = 3 / 16
+"""The part of the arena that may wait to be written; beyond it, whoever fetches waits for room."""
+
+FIRST_CAPACITY = 64 << 10
+"""Bytes leased for a value of unknown length: a listing of some five hundred instances, as most series have fewer."""
+
+A = TypeVar("A", bound=Message)
 
 
-class _Files:
-    """The files of entries that were read last; each is opened when a part of it is asked for, for the next part."""
+class _Server:
+    """The process that all caches ask, and whether it answers."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, pool: Pool, arena: Arena, nursery: trio.Nursery) -> None:
+        self.arena = arena
+        self.is_stalled = False
+        self._pool = pool
         self._nursery = nursery
-        self._paths: OrderedDict[str, str] = OrderedDict()
-        self._files: dict[str, EntryFile] = {}
-        self._opening: set[str] = set()
-        # A disk that hangs holds one thread.
-        self._threads = trio.CapacityLimiter(1)
 
-    def note(self, key: str, path: str) -> None:
-        if self._paths.get(key) != path:
-            self.forget(key)
-        self._paths[key] = path
-        self._paths.move_to_end(key)
-        if len(self._paths) > MOST_FILES:
-            self.forget(next(iter(self._paths)))
+    async def ask(self, request: Message, answer: type[A], lease: Lease | None = None) -> A:
+        """Return the answer to a request.
 
-    def read(self, key: str, start: int, stop: int) -> Buffer | None:
-        if key not in self._paths:
-            return None
-        file = self._files.get(key)
-        if file is None:
-            if key not in self._opening:
-                self._opening.add(key)
-                self._nursery.start_soon(self._open, key, self._paths[key])
-            return None
-        data = file.read(start, stop)
-        if data is None:
-            self.forget(key)
-        else:
-            self._paths.move_to_end(key)
-        return data
+        Raises:
+            IdcfsError: it could not be met, or no answer came in time.
+        """
+        reply = Reply()
+        self.process().post(request, reply.take, lease)
+        with trio.move_on_after(ANSWER_SECONDS):
+            await reply.has_come.wait()
+        if not reply.has_come.is_set():
+            # Which answers the request, too.
+            self.give_up()
+        return reply.read(answer)
 
-    async def _open(self, key: str, path: str) -> None:
-        file = None
-        with contextlib.suppress(OSError, ValueError):
-            file = await trio.to_thread.run_sync(EntryFile, path, key, limiter=self._threads, abandon_on_cancel=True)
-        self._opening.discard(key)
-        if self._paths.get(key) != path:
-            # Another one is the key's by now.
-            if file is not None:
-                file.close()
-        elif file is None:
-            self.forget(key)
-        else:
-            self._files[key] = file
+    def process(self) -> Child:
+        """Return the process, for one request.
 
-    def forget(self, key: str) -> None:
-        self._paths.pop(key, None)
-        file = self._files.pop(key, None)
-        if file is not None:
-            file.close()
+        Raises:
+            Unreachable: it cannot be asked.
+        """
+        if self.is_stalled:
+            raise Unreachable("the disk does not answer")
+        return self._pool.child()
 
-    def forget_all(self) -> None:
-        for key in list(self._paths):
-            self.forget(key)
+    async def open(self) -> CacheUnusable | None:
+        """Wait until the folders are open, or for as long as a disk may hang; return why one cannot be used."""
+        with trio.move_on_after(TRY_SECONDS) as trying:
+            try:
+                await self._pool.child().ask(TryDisk(), Done)
+            except CacheUnusable as error:
+                return error
+            except IdcfsError as error:
+                return CacheUnusable(f"the cache cannot be used: {error}")
+        if trying.cancelled_caught:
+            self.give_up()
+        return None
+
+    def give_up(self) -> None:
+        """Take the disk for one that hangs, and ask nothing more until it answers."""
+        if not self.is_stalled:
+            self.is_stalled = True
+            self._nursery.start_soon(self._await_disk)
+        # Whoever waits is answered at once.
+        self._pool.kill("no answer")
+
+    async def _await_disk(self) -> None:
+        while True:
+            with trio.move_on_after(TRY_SECONDS), contextlib.suppress(Unreachable):
+                # That a folder cannot be used is an answer, too.
+                with contextlib.suppress(CacheUnusable):
+                    await self._pool.child().ask(TryDisk(), Done)
+                self.is_stalled = False
+                return
+            # A server that cannot be started fails at once.
+            await trio.sleep(ANSWER_SECONDS)
 
 
-class ExtentCache:
-    """A cache that is open; `open_extent_cache` makes one."""
+class Cache:
+    """The values in one folder; `open_caches` makes it. *limit* is in bytes."""
 
-    def __init__(self, folder: Path, limit: int, arena: Arena, workers: Workers, nursery: trio.Nursery) -> None:
+    def __init__(self, name: str, folder: Path, limit: int, server: _Server, nursery: trio.Nursery) -> None:
         self.folder = folder
         self.limit = limit
-        self._arena = arena
-        self._workers = workers
-        self._nursery = nursery
-        self._health = CacheHealth(folder)
+        self._name = name
+        self._server = server
+        self._arena = server.arena
+        self._failures: dict[str, str] = {}
+        self._files = OpenFiles(nursery)
         self._unwritten = 0
-        self._most_unwritten = int(arena.size * UNWRITTEN_PART)
+        self._most_unwritten = int(self._arena.size * UNWRITTEN_PART)
         self._written = trio.Event()
-        self._files = _Files(nursery)
 
     @property
     def failure(self) -> str | None:
-        """Why calls fail; a kind of call that fails does so until one of that kind is done."""
-        return self._health.failure
+        """Why calls fail: reading fails until something was read, writing until something was written."""
+        if self._server.is_stalled:
+            return f"{self.folder}: no answer within {ANSWER_SECONDS:g} seconds; its disk may hang"
+        return next(iter(self._failures.values()), None)
 
-    async def get(self, key: str, length: int, in_parts: bool = False) -> Buffer | None:
-        """The value under *key*, or None; also if it is not of that length. One that does not verify is dropped.
+    async def get(self, key: str, length: int, in_parts: bool = False) -> Lease | None:
+        """The value under *key*, or None, also if it is not *length* bytes long; one that does not verify is dropped.
 
-        Args:
-            key: the extent's.
-            length: bytes that it has.
-            in_parts: whether parts of it may be asked for by `get_part` later.
+        The caller releases the lease. With *in_parts*, parts of the value may be asked for by `get_part` later.
         """
-        buffer = await self._arena.take(length)
-        request = {"do": "get", "key": key, "length": length, "at": self._arena.start(buffer)}
-        answer = await self._ask(request, buffer)
-        if not answer.get("found"):
-            return None
-        if in_parts and answer["file"] is not None:
-            self._files.note(key, answer["file"])
-        return buffer
+        with await self._arena.take(length) as lease:
+            found = await self._find(key, lease)
+            if found.length != length:
+                return None
+            if in_parts and found.file is not None:
+                self._files.note(key, found.file)
+            return lease.hold()
 
-    def get_part(self, key: str, start: int, stop: int) -> Buffer | None:
+    async def get_bytes(self, key: str) -> bytes | None:
+        """The value under *key*, of whatever length up to the arena's size, or None."""
+        length: int | None = FIRST_CAPACITY
+        while length is not None and length <= self._arena.size:
+            with await self._arena.take(length) as lease:
+                found = await self._find(key, lease)
+                if found.length is not None and found.length <= length:
+                    return bytes(lease.view[: found.length])
+                length = found.length
+        return None
+
+    async def _find(self, key: str, lease: Lease) -> Found:
+        request = Get(self._name, key, len(lease), lease.start)
+        return await self._ask(request, Found, lease) or Found(None, None)
+
+    async def _ask(self, request: Message, answer: type[A], lease: Lease | None = None) -> A | None:
+        try:
+            found = await self._server.ask(request, answer, lease)
+        except IdcfsError as error:
+            self._note("read", error)
+            return None
+        if not isinstance(found, Usage):
+            # Whoever asks for the usage wants to know of failures, too.
+            self._note("read", None)
+        return found
+
+    def get_part(self, key: str, start: int, stop: int) -> memoryview | None:
         """Bytes *start* to *stop* of the value under *key*, verified, if that takes no waiting."""
         return self._files.read(key, start, stop)
 
     async def has_any(self, prefix: str) -> bool:
         """Whether something may be kept under a key that starts with *prefix*."""
+        has = await self._ask(HasAny(self._name, prefix), Has)
         # A question that failed is no answer: what is kept must be found where there is no network.
-        return bool((await self._ask({"do": "has_any", "prefix": prefix})).get("found", True))
+        return has is None or has.any
 
-    def put(self, key: str, value: Buffer) -> None:
-        """Have *value* kept under *key*, behind; who puts much waits for `room` after it."""
-        buffer = None if self._health.is_stalled else self._in_arena(memoryview(value))
-        if buffer is None:
-            # What is not kept is fetched again.
-            return
-        self._unwritten += len(buffer)
-        request = {"do": "put", "key": key, "length": len(buffer), "at": self._arena.start(buffer)}
-        # Its arguments keep the buffer until it is written.
-        written = functools.partial(self._wrote, buffer)
+    def put(self, key: str, lease: Lease) -> None:
+        """Have the bytes of *lease* kept under *key*, behind; whoever puts much waits for `room` after it."""
+
+        def answered(message: Message) -> None:
+            self._note("write", message.error() if isinstance(message, Failed) else None)
+            self._unwritten -= len(lease)
+            self._written.set()
+            self._written = trio.Event()
+
+        self._unwritten += len(lease)
         try:
-            self._workers.post(request, written)
-        except IdcfsError as error:
-            written({"failure": str(error)})
+            self._server.process().post(Put(self._name, key, len(lease), lease.start), answered, lease)
+        except Unreachable as error:
+            # What is not kept is fetched again.
+            answered(Failed.of(error))
+
+    async def put_bytes(self, key: str, value: bytes) -> None:
+        """As `put`, of a copy; waits for memory. A value that is larger than the arena is not kept."""
+        if not self._server.is_stalled and len(value) <= self._arena.size:
+            with await self._arena.take(len(value)) as lease:
+                lease.view[:] = value
+                self.put(key, lease)
 
     def has_room(self) -> bool:
         """Whether little waits to be written."""
@@ -158,127 +202,60 @@ class ExtentCache:
 
     async def room(self) -> None:
         """Wait while much waits to be written."""
-        while self._unwritten > self._most_unwritten:
+        while not self.has_room():
             with trio.move_on_after(ANSWER_SECONDS) as waiting:
                 await self._written.wait()
             if waiting.cancelled_caught:
-                self.give_up()
-
-    def _in_arena(self, buffer: memoryview) -> memoryview | None:
-        if self._arena.start(buffer) is not None:
-            return buffer
-        copy = self._arena.take_now(len(buffer))
-        if copy is not None:
-            copy[:] = buffer
-        return copy
-
-    def _wrote(self, buffer: memoryview, answer: dict[str, Any]) -> None:
-        self._note("put", answer)
-        self._unwritten -= len(buffer)
-        self._written.set()
-        self._written = trio.Event()
-
-    def close(self) -> None:
-        """Close what is open."""
-        self._files.forget_all()
+                self._server.give_up()
 
     async def delete(self, keys: Collection[str]) -> None:
         """Drop what waits or is kept under *keys*."""
         for key in keys:
             self._files.forget(key)
-        await self._ask({"do": "delete", "keys": list(keys)})
+        # That dropping worked proves little, since a full disk lets it happen; so it is not noted.
+        with contextlib.suppress(IdcfsError):
+            await self._server.ask(Delete(self._name, list(keys)), Done)
 
     async def finish(self) -> None:
         """Wait until everything is written."""
         while self._unwritten:
             await self._written.wait()
 
-    async def usage(self) -> tuple[int, int]:
-        """The number of entries, and the bytes they take on disk."""
-        answer = await self._ask({"do": "usage"})
-        return answer.get("entries", 0), answer.get("bytes", 0)
+    async def usage(self) -> Usage:
+        """The number of entries, and the bytes that they take on disk; zeros if they are not known."""
+        return await self._ask(GetUsage(self._name), Usage) or Usage(0, 0)
 
-    async def _ask(self, request: dict[str, Any], buffer: Buffer | None = None) -> dict[str, Any]:
-        """The answer to a request; *buffer* is kept until it has come, also if its caller is gone by then."""
-        if self._health.is_stalled:
-            return {}
-        answer: dict[str, Any] = {}
-        has_come = trio.Event()
+    def close(self) -> None:
+        """Close what is open."""
+        self._files.close()
 
-        def answered(found: dict[str, Any], _kept: Buffer | None = buffer) -> None:
-            answer.update(found)
-            has_come.set()
-
-        try:
-            self._workers.post(request, answered)
-        except IdcfsError as error:
-            answered({"failure": str(error)})
-        with trio.move_on_after(ANSWER_SECONDS):
-            await has_come.wait()
-        if not has_come.is_set():
-            self.give_up()
-        self._note(request["do"], answer)
-        return answer
-
-    def _note(self, kind: str, answer: dict[str, Any]) -> None:
-        self._health.note(kind, answer.get("failure") or answer.get("message"))
-
-    def give_up(self) -> None:
-        """Treat the disk as one that hangs, and ask nothing more until it answers."""
-        if not self._health.is_stalled:
-            self._health.is_stalled = True
-            self._nursery.start_soon(self._await_disk)
-        # Whoever waits hears of it at once.
-        self._workers.end_all("no answer")
-
-    async def _await_disk(self) -> None:
-        while True:
-            with trio.move_on_after(TRY_SECONDS), contextlib.suppress(Unreachable):
-                with contextlib.suppress(CacheUnusable):
-                    # Which is an answer, too.
-                    await self._workers.ask({"do": "try"})
-                self._health.is_stalled = False
-                return
-            self._workers.end_all("no answer")
-            # One that cannot be started fails at once.
-            await trio.sleep(ANSWER_SECONDS)
+    def _note(self, kind: str, error: IdcfsError | None) -> None:
+        if error is None:
+            self._failures.pop(kind, None)
+        elif not self._server.is_stalled:
+            self._failures[kind] = f"{self.folder}: {error}"
 
 
 @contextlib.asynccontextmanager
-async def open_extent_cache(
-    folder: Path, limit: int, arena: Arena, swept: Sequence[Path] = ()
-) -> AsyncIterator[ExtentCache]:
-    """Open a cache.
+async def open_caches(folders: Mapping[str, tuple[Path, int]], arena: Arena) -> AsyncIterator[dict[str, Cache]]:
+    """Open caches, which one server reads and writes; values go through *arena*.
 
-    Args:
-        folder: where it is; created if missing.
-        limit: bytes that it may take.
-        arena: where values go through.
-        swept: cache folders, of others too, in which the worker looks for what killed processes have left.
+    *folders* has, for each cache's name, its folder, which is created if it is missing, and the bytes that it may take.
 
     Raises:
-        CacheUnusable: the folder cannot be written.
+        CacheUnusable: a folder cannot be written.
     """
-    options = {"folder": str(folder), "limit": limit, "swept": [str(each) for each in swept]}
-    async with Workers(1, "idcfs.cache.server", options, arena, str(folder)) as workers, trio.open_nursery() as nursery:
-        refused = None
-        cache = ExtentCache(folder, limit, arena, workers, nursery)
-        try:
-            # Whether it opens.
-            with trio.move_on_after(TRY_SECONDS) as opening:
-                await workers.ask({"do": "try"})
-            if opening.cancelled_caught:
-                cache.give_up()
-        except CacheUnusable as error:
-            refused = error
-        except IdcfsError as error:
-            refused = CacheUnusable(f"cache folder {error}")
-        else:
-            try:
-                yield cache
-            finally:
-                cache.close()
+    options = Folders([(name, str(folder), limit) for name, (folder, limit) in folders.items()])
+    names = ", ".join(str(folder) for folder, _ in folders.values())
+    program = Program("idcfs.cache.server", [Found, Has, Usage], options, arena=arena, subject=names)
+    async with Pool(1, program) as pool, trio.open_nursery() as nursery:
+        server = _Server(pool, arena, nursery)
+        refused = await server.open()
+        if refused is None:
+            with contextlib.ExitStack() as stack:
+                caches = {name: Cache(name, *place, server, nursery) for name, place in folders.items()}
+                yield {name: stack.enter_context(contextlib.closing(cache)) for name, cache in caches.items()}
         nursery.cancel_scope.cancel()
     if refused is not None:
-        # Not within the workers' nursery, which would make a group of it.
+        # Raised outside of the nurseries, which would make a group of it.
         raise refused

@@ -1,11 +1,14 @@
-"""The database of a cache folder: opened, set aside when it is damaged, made anew when it is gone; blocks.
+"""The database of a cache folder: opened, renamed when it is damaged, made anew when it is gone; calls block.
 
-Shared by processes, and used from any thread. A call that finds the database damaged fails, and the next one finds a
-new database. One that another process keeps locked is left alone for a while, because every call would wait for it.
+Processes share it, and any thread may use it. A call that finds the database damaged fails, and the next call finds a
+new database. A database that another process keeps locked is left alone for some seconds, because every call would
+wait for it.
 """
 
 import contextlib
 import fcntl
+import functools
+import io
 import logging
 import os
 import sqlite3
@@ -16,13 +19,13 @@ from pathlib import Path
 
 import diskcache
 
+from idcfs.cache.disk import EntryDisk
+from idcfs.cache.tables import NAME, open_tables
+
 log = logging.getLogger(__name__)
 
-NAME: str = diskcache.core.DBNAME
-DAMAGED_NAME = "damaged.db"
-
 SQLITE_TIMEOUT = 1.0
-"""Seconds that a call waits for another process' lock; those of idcfs hold it for some 10 ms."""
+"""Seconds that a call waits for another process' lock; processes of idcfs hold it for some 10 ms."""
 
 LOCKED_PAUSE = 5.0
 """Seconds for which a database that was locked is left alone."""
@@ -33,47 +36,42 @@ _NOT_DAMAGE = frozenset(
         sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL,
     }
 )  # fmt: skip
-"""What SQLite says of the disk, or of others who use the database."""
+"""SQLite's result codes that are about the disk, or about others who use the database."""
 
 _SHARE_TRIES = 20
 _SHARE_PAUSE = 0.005
-"""Who asks whether anybody uses the cache has the lock alone for a moment; who has it for longer is not waited for."""
+"""`is_in_use` locks the cache for a moment. That moment is waited for, and any longer lock is not."""
 
-_FORMATS = frozenset({b"", b"\1\1", b"\2\2"})
-"""What a header has from byte 18 on (https://sqlite.org/fileformat.html): nothing yet, without a WAL, with one. With
-other numbers SQLite says that the database is read-only, or locked."""
+_FORMAT_VERSIONS = frozenset({b"", b"\1\1", b"\2\2"})
+"""Bytes 18 and 19 of a database (https://sqlite.org/fileformat.html): an empty one, one without a WAL, one with it. If
+they are damaged, SQLite reports that the database is read-only, or locked."""
 
 Identity = tuple[int, int]
-"""Device and inode: which file a name means."""
-
-_LOOKED_AT: dict[Identity, int] = {}
-"""Descriptors of databases, never closed: to close one would drop SQLite's locks, as all that a process has on a file
-are dropped when it closes any descriptor of it (https://sqlite.org/howtocorrupt.html, 2.2)."""
+"""Device and inode of a file, which stay when it is renamed."""
 
 
 class DatabaseLocked(Exception):
-    """Another process does not let go of the database."""
+    """Another process keeps the database locked."""
 
 
 class EntryDatabase:
-    """The database in *folder*, with *disk* for diskcache's way of storing, and *limit* bytes for its size limit.
+    """The database in *folder*, whose entries may take *limit* bytes.
 
     `replaced` is set when another database took the place of one that was in use.
     """
 
-    def __init__(self, folder: Path, limit: int, disk: type[diskcache.Disk]) -> None:
+    def __init__(self, folder: Path, limit: int) -> None:
         self.replaced = threading.Event()
         self._folder = folder
         self._limit = limit
-        self._disk = disk
         self._opening = threading.Lock()
-        self._in_use: int | None = None
         self._cache: diskcache.Cache | None = None
+        self._use_lock: io.FileIO | None = None
         self._identity: Identity | None = None
         self._locked_until: dict[str, float] = {}
 
     def opened(self) -> diskcache.Cache:
-        """The database, opened if it is not.
+        """Return the database, which is opened if it is not open.
 
         Raises:
             DatabaseLocked: another process has locked it.
@@ -81,16 +79,13 @@ class EntryDatabase:
         """
         cache = self._cache
         if cache is None:
-            with self._opening, self._unless_locked("open"):
+            with self._opening, self._locks_reported("open"):
                 cache = self._cache = self._cache or self._open()
         return cache
 
     @contextlib.contextmanager
     def using(self, kind: str) -> Iterator[diskcache.Cache]:
-        """The database for one call.
-
-        Args:
-            kind: of calls that wait for the same locks.
+        """Open the database for one call; calls of one *kind* wait for the same locks.
 
         Raises:
             DatabaseLocked: another process has locked it, now or a moment ago.
@@ -98,155 +93,155 @@ class EntryDatabase:
         """
         cache = self.opened()
         try:
-            with self._unless_locked(kind):
+            with self._locks_reported(kind):
                 yield cache
         except Exception as error:
             if is_damage(error, self._folder):
                 self._replace(cache, error)
             raise
 
-    def check_place(self) -> None:
-        """Open another database if the one that is open was removed, or replaced by another process."""
+    def reopen_if_replaced(self) -> None:
+        """Open the database in the folder if it is not the one that is open, which may have been removed."""
         cache = self.opened()
         if identity(self._folder) != self._identity:
             self._replace(cache)
 
     def close(self) -> None:
-        """Close it."""
-        if self._cache is not None:
-            self._cache.close()
-        self._let_go()
+        """Close the database."""
+        for opened in (self._cache, self._use_lock):
+            if opened is not None:
+                opened.close()
 
     def _replace(self, cache: diskcache.Cache, error: Exception | None = None) -> None:
         with self._opening:
             if self._cache is cache:
                 if error is not None:
-                    set_aside(self._folder, self._identity, error)
+                    rename_damaged(self._folder, self._identity, error)
                 self._cache = None
                 self.replaced.set()
         self.opened()
 
     def _open(self) -> diskcache.Cache:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._let_go()
-        self._in_use = open_lock(self._folder)
-        _share(self._in_use)
+        if self._use_lock is not None:
+            self._use_lock.close()
+        self._use_lock = _open_lock(self._folder)
+        _lock_shared(self._use_lock)
         before = identity(self._folder)
         try:
-            cache = self._open_database()
+            cache = self._open_cache()
         except Exception as error:
             if not is_damage(error, self._folder):
                 raise
-            set_aside(self._folder, before, error)
-            cache = self._open_database()
+            rename_damaged(self._folder, before, error)
+            cache = self._open_cache()
         self._identity = identity(self._folder)
         return cache
 
-    def _let_go(self) -> None:
-        # Once it is closed, its number may be that of another file.
-        in_use, self._in_use = self._in_use, None
-        if in_use is not None:
-            os.close(in_use)
-
-    def _open_database(self) -> diskcache.Cache:
-        # diskcache would wait a minute for a lock.
-        with contextlib.closing(sqlite3.connect(self._folder / NAME, SQLITE_TIMEOUT)) as base:
-            base.execute("BEGIN IMMEDIATE")
-            check_tables(base)
+    def _open_cache(self) -> diskcache.Cache:
+        with open_tables(self._folder, SQLITE_TIMEOUT, create=True) as tables:
+            # diskcache would wait a minute for a lock.
+            tables.lock()
         settings = {
-            # All of them, or those that the database says would count.
+            # All of them, because the database's own settings hold where none is given.
             **diskcache.DEFAULT_SETTINGS,
             "size_limit": self._limit,
-            # Oldest first: `Entries` makes what was used young again.
+            # The oldest entries go first, and `Entries` gives those that are used a new time.
             "eviction_policy": "least-recently-stored",
         }
-        return diskcache.Cache(str(self._folder), timeout=SQLITE_TIMEOUT, disk=self._disk, **settings)
+        return diskcache.Cache(str(self._folder), timeout=SQLITE_TIMEOUT, disk=EntryDisk, **settings)
 
     @contextlib.contextmanager
-    def _unless_locked(self, kind: str) -> Iterator[None]:
-        """Do what may wait for others' locks, unless that was in vain a moment ago."""
+    def _locks_reported(self, kind: str) -> Iterator[None]:
+        """Raise `DatabaseLocked` if the block waits for a lock in vain, and at once for some seconds after that."""
         message = "its database is locked by another process"
         if time.monotonic() < self._locked_until.get(kind, 0):
             raise DatabaseLocked(message)
         try:
             yield
         except (diskcache.Timeout, sqlite3.OperationalError) as error:
-            if isinstance(error, sqlite3.Error) and _code(error) != sqlite3.SQLITE_BUSY:
+            if isinstance(error, sqlite3.Error) and _primary_code(error) != sqlite3.SQLITE_BUSY:
                 raise
             self._locked_until[kind] = time.monotonic() + LOCKED_PAUSE
             raise DatabaseLocked(message) from error
 
 
-def set_aside(folder: Path, damaged: Identity | None, error: Exception) -> None:
-    """Give the *damaged* database another name, unless another process has done so; who uses it notices."""
+def rename_damaged(folder: Path, damaged: Identity | None, error: Exception) -> None:
+    """Give the *damaged* database another name, unless another process has done so.
+
+    Processes that use it notice that, and open a new one.
+    """
     if damaged is None or damaged != identity(folder):
         return
     log.warning("cache folder %s: its database is damaged (%s); a new one takes its place", folder, error)
-    os.replace(folder / NAME, folder / DAMAGED_NAME)
+    os.replace(folder / NAME, folder / "damaged.db")
     for name in (f"{NAME}-wal", f"{NAME}-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(folder / name)
+        (folder / name).unlink(missing_ok=True)
 
 
 def is_damage(error: Exception, folder: Path) -> bool:
-    """Whether an error says that the database in *folder* is damaged, or not one of a cache."""
-    if isinstance(error, sqlite3.Error) and _code(error) not in _NOT_DAMAGE:
-        # One that SQLite has rolled back already, after another error.
+    """Return whether an error means that the database in *folder* is damaged, or is not the database of a cache."""
+    if isinstance(error, sqlite3.Error) and _primary_code(error) not in _NOT_DAMAGE:
+        # After another error, SQLite may have ended the transaction that diskcache then ends again.
         return "transaction" not in str(error)
     if isinstance(error, sqlite3.Error | DatabaseLocked):
-        return _versions(folder) not in _FORMATS
-    # diskcache stumbles over values that are not of the kind it puts, and Python over damaged text that SQLite quotes.
+        return _format_versions(folder) not in _FORMAT_VERSIONS
+    # diskcache fails at values of another type than it stores, and Python at damaged text in SQLite's messages.
     return isinstance(error, AttributeError | TypeError | ValueError) and not isinstance(error, UnicodeEncodeError)
 
 
-def check_tables(base: sqlite3.Connection) -> None:
-    """Make sure that rows have numbers by which they can be changed: else diskcache changes none, and says nothing.
+def is_in_use(folder: Path, if_unknown: bool = False) -> bool:
+    """Return whether a process has the cache in *folder* open; *if_unknown* where the file system has no locks."""
+    if not folder.is_dir():
+        return False
+    with _open_lock(folder) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return if_unknown
+    return False
 
-    Raises:
-        sqlite3.DatabaseError: they have not.
-    """
-    if base.execute("SELECT 1 FROM pragma_table_info('Cache') WHERE name = 'rowid' AND NOT pk").fetchone():
-        raise sqlite3.DatabaseError("its rows have no numbers")
+
+def _open_lock(folder: Path) -> io.FileIO:
+    """Open the file on which each process that uses the cache in *folder* has a shared lock."""
+    return io.FileIO(os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
-def open_lock(folder: Path) -> int:
-    """A descriptor of the file that whoever uses the cache in *folder* has locked."""
-    return os.open(folder / "in-use.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-
-
-def _share(lock: int) -> None:
-    """Take a lock that all who use the cache share; a file system that has no locks goes without."""
+def _lock_shared(lock: io.FileIO) -> None:
+    """Take the shared lock; where the file system has no locks, go without."""
     for _ in range(_SHARE_TRIES):
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_SHARE_PAUSE)
         except OSError:
             return
-        else:
-            return
 
 
 def identity(folder: Path) -> Identity | None:
-    """Which file the database of a cache folder is; None if there is none."""
-    try:
+    """Return which file the database of a cache folder is, or None if there is none."""
+    with contextlib.suppress(FileNotFoundError):
         found = os.stat(folder / NAME)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino
+    return None
 
 
-def _versions(folder: Path) -> bytes:
+def _format_versions(folder: Path) -> bytes:
     with contextlib.suppress(OSError):
-        found = identity(folder)
-        if found is not None:
-            if found not in _LOOKED_AT:
-                _LOOKED_AT[found] = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(_LOOKED_AT[found], 2, 18)
+        if found := identity(folder):
+            return os.pread(_header_descriptor(folder / NAME, found), 2, 18)
     return b""
 
 
-def _code(error: sqlite3.Error) -> int | None:
-    """SQLite's primary result code (https://sqlite.org/rescode.html)."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+@functools.cache
+def _header_descriptor(path: Path, _identity: Identity) -> int:
+    # Never closed: that would drop all locks that the process has on the file, SQLite's too
+    # (https://sqlite.org/howtocorrupt.html, 2.2).
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code (https://sqlite.org/rescode.html); 255, which is none, if there is none."""
+    return int(getattr(error, "sqlite_errorcode", -1)) & 0xFF

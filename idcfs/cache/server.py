@@ -1,47 +1,30 @@
-"""A process that reads and writes a cache folder, so that checksums, files and SQLite stay off the file system's back.
+"""A process that reads and writes cache folders, so that checksums, files and SQLite do not hold up the event loop.
 
-    python -m idcfs.cache.server OPTIONS
-
-OPTIONS is JSON: `folder`, `limit`, `swept` (cache folders in which files that nobody knows are looked for, some time
-after the start and then every hour), and the descriptors of a socket and of an arena (see `Arena`). Requests and
-answers are lines of JSON on the socket; values are in the arena. A request has an `id` and
-
-    get      key, length, at        answered with `found`; the value is then in the arena at `at`, and in the entry of
-                                    the file that `file` names, if it has one
-    put      key, length, at        answered when the value is kept, or cannot be
-    delete   keys                   done after every put that came before it
-    has_any  prefix                 answered with `found`
-    usage                           answered with `entries` and `bytes`
-    try                             answered when the disk answers, with `error` if the folder cannot be used
-
-An answer that has `failure` tells why the cache could not do it. Puts are done in the order in which they come, as
-many in one transaction as wait, by the thread that takes the requests: (m) with one of their own, most of the time
-went into passing Python's lock. Reads go beside them in threads. After the end of the socket, what was asked to be
-kept is still kept.
+It answers the messages of `idcfs.cache.messages`. Puts are done in the order in which they come, as many in one
+transaction as wait, by the thread that takes the requests. Measured: with a thread of their own, most of the time went
+into passing Python's lock. Reads go beside them in threads. After the end of the socket, what was asked to be kept is
+still kept. Some time after the start, and then every hour, files that no database knows are removed.
 """
 
 import contextlib
-import json
-import mmap
 import os
 import select
 import signal
-import socket
-import sqlite3
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from idcfs.cache import upkeep
 from idcfs.cache.entries import Entries, reason_of
+from idcfs.cache.messages import Delete, Folders, Found, Get, GetUsage, Has, HasAny, Put, TryDisk, Usage
+from idcfs.cache.tables import ERRORS
 from idcfs.errors import CacheUnusable
-
-_RECEIVED_BYTES = 64 << 10
+from idcfs.processes.messages import Done, Failed, Message
+from idcfs.processes.server import Connection, shared_arena
 
 READERS = 3
 """Threads that read: as many as keep a disk busy while one checks what came."""
@@ -52,138 +35,119 @@ BATCH_BYTES = 8 << 20
 NICENESS = 10
 
 SWEEP_AFTER = 10.0
-"""Seconds after the start: what is done first is what somebody waits for."""
+"""Seconds between the start and the first sweep, because the first requests are waited for."""
 
 SWEEP_PAUSE = 0.02
 """Seconds between two folders of files: a sweep of a large cache takes some seconds, and little of any of them."""
 
-Request = dict[str, Any]
+T = TypeVar("T")
 
 
-class _Wrong(Exception):
-    """A value that is not as long as was asked for."""
+class _TooLong(Exception):
+    """A value does not fit into the space for it; the argument is its length."""
 
 
-class CacheWorker:
-    """Answers requests about *entries*; values are in *arena*, answers go to *connection*."""
+class Server:
+    """Answers requests about *caches*; values are in *arena*."""
 
-    def __init__(self, entries: Entries, arena: memoryview, connection: socket.socket) -> None:
-        self._entries = entries
+    def __init__(self, caches: Mapping[str, Entries], arena: memoryview, connection: Connection) -> None:
+        self._caches = caches
         self._arena = arena
         self._connection = connection
-        self._received = b""
-        self._sending = threading.Lock()
-        self._writes: deque[Request] = deque()
-        self._reads: dict[str, Callable[[Request], Request]] = {
-            "get": self._get,
-            "has_any": lambda request: {"found": self._entries.has_any(request["prefix"])},
-            "usage": lambda request: dict(zip(("entries", "bytes"), self._entries.usage(), strict=True)),
-            "try": self._try,
-        }
+        self._writes: deque[tuple[int, Put | Delete]] = deque()
 
     def serve(self) -> None:
         """Answer until the other side is gone and everything is written."""
-        open_still = True
+        is_open = True
         with ThreadPoolExecutor(READERS) as readers:
-            while open_still or self._writes:
-                if open_still and (not self._writes or select.select([self._connection], [], [], 0)[0]):
-                    open_still = self._receive(readers)
+            while is_open or self._writes:
+                if is_open and (not self._writes or select.select([self._connection], [], [], 0)[0]):
+                    is_open = self._receive(readers)
                 elif self._writes:
                     self._write()
 
     def _receive(self, readers: ThreadPoolExecutor) -> bool:
-        try:
-            chunk = self._connection.recv(_RECEIVED_BYTES)
-        except ConnectionError:
-            # The other side has ended, and left answers behind.
-            chunk = b""
-        *lines, self._received = (self._received + chunk).split(b"\n")
-        for request in map(json.loads, lines):
-            if request.get("do") in self._reads:
-                readers.submit(self._answer, request, self._reads[request["do"]])
-            elif "do" in request:
-                self._writes.append(request)
-        return bool(chunk)
+        envelopes = self._connection.receive()
+        for number, _, request in envelopes or ():
+            if isinstance(request, Put | Delete):
+                self._writes.append((number, request))
+            elif isinstance(request, Get | HasAny | GetUsage | TryDisk):
+                readers.submit(self._answer, [number], self._meet, request)
+        return envelopes is not None
 
     def _write(self) -> None:
-        request = self._writes.popleft()
-        if request["do"] == "delete":
-            self._answer(request, self._delete)
+        number, request = self._writes.popleft()
+        if isinstance(request, Delete):
+            self._answer([number], self._meet, request)
             return
-        batch, size = [request], request["length"]
-        while self._writes and size < BATCH_BYTES and self._writes[0]["do"] == "put":
-            batch.append(self._writes.popleft())
-            size += batch[-1]["length"]
-        self._put(batch)
+        batch, size = {number: request}, request.length
+        while self._writes and size < BATCH_BYTES:
+            number, following = self._writes[0]
+            if not isinstance(following, Put) or following.cache != request.cache:
+                break
+            self._writes.popleft()
+            batch[number] = following
+            size += following.length
+        self._answer(batch, self._put, batch.values())
 
-    def _answer(self, request: Request, work: Callable[[Request], Request]) -> None:
+    def _answer(self, numbers: Iterable[int], work: Callable[[T], Message], asked: T) -> None:
         try:
-            answer = work(request)
-        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
-            answer = {"failure": reason_of(error)}
-        self._send([{"id": request["id"], **answer}])
-
-    def _get(self, request: Request) -> Request:
-        def place(length: int) -> memoryview:
-            if length != request["length"]:
-                raise _Wrong
-            return self._arena[request["at"] : request["at"] + length]
-
-        try:
-            found = self._entries.get_with_file(request["key"], place)
-        except _Wrong:
-            found = None
-        return {"found": False} if found is None else {"found": True, "file": found[1]}
-
-    def _try(self, request: Request) -> Request:
-        try:
-            self._entries.open()
+            answer = work(asked)
         except CacheUnusable as error:
-            return {"error": "CacheUnusable", "message": str(error)}
-        self._entries.try_disk()
-        return {}
+            answer = Failed.of(error)
+        except Exception as error:  # A damaged database makes diskcache stumble in ways of all kinds.
+            answer = Failed.of(CacheUnusable(reason_of(error)))
+        for number in numbers:
+            self._connection.add(number, answer)
+        self._connection.flush()
 
-    def _put(self, batch: list[Request]) -> None:
-        values = [(request["key"], self._arena[request["at"] : request["at"] + request["length"]]) for request in batch]
-        answer: Request = {}
+    def _meet(self, request: Message) -> Message:
+        match request:
+            case Get():
+                return self._get(request)
+            case HasAny(cache, prefix):
+                return Has(self._caches[cache].has_any(prefix))
+            case GetUsage(cache):
+                return Usage(*self._caches[cache].usage())
+            case Delete(cache, keys):
+                for key in keys:
+                    self._caches[cache].delete(key)
+            case TryDisk():
+                for entries in self._caches.values():
+                    entries.open()
+        return Done()
+
+    def _get(self, request: Get) -> Found:
+        def place(length: int) -> memoryview:
+            if length > request.capacity:
+                raise _TooLong(length)
+            return self._arena[request.at : request.at + length]
+
         try:
-            self._entries.put_many(values)
-        except Exception as error:  # As above.
-            answer = {"failure": reason_of(error)}
-        self._send([{"id": request["id"], **answer} for request in batch])
+            found = self._caches[request.cache].get(request.key, place)
+        except _TooLong as error:
+            return Found(error.args[0], None)
+        return Found(None, None) if found is None else Found(len(found[0]), found[1])
 
-    def _delete(self, request: Request) -> Request:
-        for key in request["keys"]:
-            self._entries.delete(key)
-        return {}
-
-    def _send(self, answers: list[Request]) -> None:
-        text = b"".join(json.dumps(answer).encode() + b"\n" for answer in answers)
-        try:
-            with self._sending:
-                self._connection.sendall(text)
-        except OSError:
-            # Nobody is left to hear it.
-            return
+    def _put(self, batch: Collection[Put]) -> Done:
+        values = [(request.key, self._arena[request.at : request.at + request.length]) for request in batch]
+        self._caches[next(iter(batch)).cache].put_many(values)
+        return Done()
 
 
-def _sweep(folders: dict[Path, float], entries: Entries, wait: float) -> None:
-    """Remove what processes that were killed have left, again when the database was replaced, and every hour.
+def _sweep(entries: Entries, before: float) -> None:
+    """Remove what killed processes have left, again when the database was replaced, and every hour.
 
-    Args:
-        folders: cache folders, and until when what is there was written by processes that are gone.
-        entries: tells when its database was replaced.
-        wait: seconds, each time.
+    Files that were written *before* that time are of processes that are gone.
     """
     while True:
-        time.sleep(wait)
-        for folder, before in folders.items():
-            now = time.time()
-            # A clock may have been set back since.
-            before = max(min(before, now), now - upkeep.ORPHAN_SECONDS)
-            # Who is asked for entries finds out what is wrong with the folder, and says so.
-            with contextlib.suppress(OSError, sqlite3.Error, UnicodeDecodeError):
-                upkeep.sweep(folder, before, lambda: time.sleep(SWEEP_PAUSE))
+        time.sleep(SWEEP_AFTER)
+        now = time.time()
+        # A clock may have been set back since.
+        before = max(min(before, now), now - upkeep.ORPHAN_SECONDS)
+        # Whoever asks for entries finds out what is wrong with the folder, and reports it.
+        with contextlib.suppress(OSError, *ERRORS):
+            upkeep.sweep(entries.folder, before, lambda: time.sleep(SWEEP_PAUSE))
         entries.replaced.wait(upkeep.ORPHAN_SECONDS)
         entries.replaced.clear()
 
@@ -195,16 +159,16 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     # What is being read goes before what is to be kept.
     os.nice(NICENESS)
-    options = json.loads(sys.argv[1])
-    connection = socket.socket(fileno=options["socket"])
-    arena = memoryview(mmap.mmap(options["arena"], options["arena_size"]))
-    # Before this process, or who waits for its first answer, has them open.
-    swept = {Path(folder): upkeep.abandoned_before(Path(folder)) for folder in options["swept"]}
-    entries = Entries(Path(options["folder"]), options["limit"])
-    sweeping = swept, entries, SWEEP_AFTER
-    threading.Thread(target=_sweep, args=sweeping, daemon=True).start()
-    CacheWorker(entries, arena, connection).serve()
-    entries.close()
+    connection = Connection.of_this_process([Folders, Get, Put, Delete, HasAny, GetUsage, TryDisk])
+    _, options = connection.first(Folders)
+    # Found out before this process, or whoever waits for its first answer, has the folders open.
+    before = [upkeep.abandoned_before(Path(folder)) for _, folder, _ in options.caches]
+    caches = {name: Entries(Path(folder), limit) for name, folder, limit in options.caches}
+    for swept in zip(caches.values(), before, strict=True):
+        threading.Thread(target=_sweep, args=swept, daemon=True).start()
+    Server(caches, shared_arena(), connection).serve()
+    for entries in caches.values():
+        entries.close()
     # A thread of diskcache's may be left.
     os._exit(0)
 

@@ -1,12 +1,12 @@
-"""Building catalogues and views with DuckDB; runs as a child process of its own, so the daemon never loads it.
+"""The program that builds catalogues and views; a child process runs it, so that the daemon never loads DuckDB.
 
     python -m idcfs.catalog.build < specification
 
-See `run` for the specification. What is built is whole before it gets a name that others look for.
+`run` describes the specification. A table is complete before it gets the name that readers look for.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from idcfs.catalog import view
 from idcfs.catalog.description import SERIES_TABLE, write_description
 from idcfs.catalog.index import REPAIR
+from idcfs.catalog.messages import Build, Step
 from idcfs.catalog.table import TableWriter
 from idcfs.errors import CacheUnusable, IndexUnusable, UsageError
 from idcfs.layout import (
@@ -29,21 +30,22 @@ from idcfs.layout import (
     parse_template,
     with_suffix,
 )
-from idcfs.processes.program import Tell, serve
+from idcfs.processes.messages import Done
+from idcfs.processes.server import Report, run_once
 
 SERIES_SCHEMA = pa.schema(
     [("uuid", pa.binary()), ("bucket", pa.uint8()), ("instances", pa.uint32()), ("bytes", pa.uint64())]
 )
 ATTRIBUTE_ROWS = 8192
-"""Rows in a row group of the attributes: one decodes in about 10 ms."""
+"""Rows in a row group of the attributes file; decoding one takes about 10 ms."""
 
 MEMORY = "3GB"
-"""What duckdb may take to build; today's index needs half of it."""
+"""DuckDB's memory limit during a build; today's index needs half of it."""
 
 STREAM_ROWS = 1 << 16
 """Rows taken from DuckDB at a time, so that memory does not grow with the index."""
 
-_NEEDED = {
+_NEEDED_COLUMNS = {
     "index": """collection_id PatientID StudyInstanceUID SeriesInstanceUID Modality aws_bucket crdc_series_uuid
         instanceCount series_size_MB series_revised_idc_version analysis_result_id""",
     "prior_versions_index": """collection_id PatientID StudyInstanceUID SeriesInstanceUID Modality aws_bucket
@@ -54,31 +56,31 @@ _LATEST_FIRST = (
     "ORDER BY crdc_series_uuid, max_idc_version DESC, min_idc_version DESC, collection_id, PatientID, "
     "StudyInstanceUID, SeriesInstanceUID"
 )
-"""Past versions may have one series in several rows; which one counts must not be left to chance."""
+"""A series of past versions may have several rows; in this order the same one always comes first."""
 
 
-def first_of_each_prior(where: str = "") -> str:
-    """The SQL of the series that are in past versions only, each once; *where* picks some of the table's rows."""
+def prior_series(where: str = "") -> str:
+    """Return the SQL of the series that only past versions have, one row each; *where* filters the table's rows."""
     return (
         f"(SELECT DISTINCT ON (crdc_series_uuid) * FROM (SELECT * FROM prior_versions_index {where}) "
         f"ANTI JOIN index USING (crdc_series_uuid) {_LATEST_FIRST})"
     )
 
 
-ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {first_of_each_prior()})"
-"""The SQL of every series, past versions included, with the columns of `index`."""
+ALL_SERIES = f"(SELECT * FROM index UNION ALL BY NAME SELECT * FROM {prior_series()})"
+"""SQL of every series, past versions included, with the columns of `index`."""
 _CANONICAL_ORDER = (
     "series_revised_idc_version IS NULL, encode(collection_id), encode(PatientID), StudyInstanceUID, "
     "SeriesInstanceUID, crdc_series_uuid"
 )
-"""Every row of today's index before the rows of earlier versions, which have no revised version."""
+"""The order of the series table: today's series come first, because rows of past versions have no revised version."""
 
 Connection = Any
-"""A duckdb.DuckDBPyConnection; duckdb ships no types that hold from 1.2 to 2.x."""
+"""A duckdb.DuckDBPyConnection; DuckDB has no type stubs that fit all versions from 1.2 to 2.x."""
 
 
 def connect(tables: dict[str, str], threads: int | None = None) -> Connection:
-    """A connection that knows the index's files as tables; works with as many *threads*, or cores if None.
+    """Return a connection with the index's files as tables, and as many *threads*, or one per core if None.
 
     Raises:
         IndexUnusable: a file is not parquet, or lacks a column.
@@ -87,11 +89,11 @@ def connect(tables: dict[str, str], threads: int | None = None) -> Connection:
     for name, path in tables.items():
         try:
             connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({literal(path)})')
-            columns = {row[0] for row in connection.execute(f'DESCRIBE "{name}"').fetchall()}
+            columns = columns_of(connection, name)
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             raise IndexUnusable(f"{path} is not readable ({reason}); {REPAIR}") from error
-        for column in _NEEDED.get(name, "").split():
+        for column in _NEEDED_COLUMNS.get(name, "").split():
             if column not in columns:
                 raise IndexUnusable(f"{path} has no column {column}; {REPAIR}")
     return connection
@@ -99,7 +101,7 @@ def connect(tables: dict[str, str], threads: int | None = None) -> Connection:
 
 @contextlib.contextmanager
 def build_errors() -> Iterator[None]:
-    """Raise what goes wrong in a program that builds as an error of ours.
+    """Raise the errors of DuckDB and of the system as errors of idcfs.
 
     Raises:
         IndexUnusable: DuckDB cannot read a table.
@@ -110,73 +112,73 @@ def build_errors() -> Iterator[None]:
     except duckdb.Error as error:
         raise IndexUnusable(f"the IDC index is not readable ({str(error).splitlines()[0]}); {REPAIR}") from error
     except OSError as error:
-        raise CacheUnusable(f"the catalogue cannot be written: {error}") from error
+        raise CacheUnusable(f"the catalogue cannot be written ({error}); choose another --cache-dir") from error
 
 
 def _threads(threads: int | None) -> Any:
     if threads is None:
         return {}
-    # Newer versions of duckdb start 16 more for files, each with a stack; files on this disk need none.
+    # Newer versions of DuckDB start 16 more threads for files, each with a stack; local files need none.
     known = duckdb.execute("SELECT 1 FROM duckdb_settings() WHERE name = 'async_threads'").fetchall()
     return {"threads": threads, **({"async_threads": 1} if known else {})}
 
 
-def stream(connection: Connection, sql: str) -> Iterator[pa.RecordBatch]:
-    """The rows of a query, a batch at a time."""
-    yield from arrow_reader(connection.sql(sql))
+def first_column(connection: Connection, sql: str) -> list[Any]:
+    """Return the first value of each row of a query."""
+    return [row[0] for row in connection.execute(sql).fetchall()]
+
+
+def columns_of(connection: Connection, table: str) -> list[str]:
+    """Return the names of a table's columns, in order."""
+    return first_column(connection, f"DESCRIBE {identifier(table)}")
 
 
 def arrow_reader(relation: Any) -> pa.RecordBatchReader:
-    """The rows of a relation, to be read in batches."""
-    # Newer versions of duckdb call it to_arrow_reader and warn of the other name.
+    """Return a reader of the rows of a relation in batches."""
+    # Newer versions of DuckDB call it to_arrow_reader and warn about the old name.
     reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
     return reader(STREAM_ROWS)
 
 
 def literal(text: str) -> str:
-    """*text* as a string of SQL."""
+    """Return *text* as a string literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def identifier(name: str) -> str:
-    """*name* as a column of SQL."""
+    """Return *name* as an identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def build_series(connection: Connection, folder: Path) -> dict[str, Any]:
-    """Write the table of all series and say what is in the index, for the catalogue's description."""
-    buckets = [
-        row[0] for row in connection.execute(f"SELECT DISTINCT aws_bucket FROM {ALL_SERIES} ORDER BY 1").fetchall()
-    ]
-    places = ", ".join(map(literal, buckets))
+    """Write the table of all series; returns the facts of the index for the catalogue's description."""
+    buckets = first_column(connection, f"SELECT DISTINCT aws_bucket FROM {ALL_SERIES} ORDER BY 1")
+    bucket_list = ", ".join(map(literal, buckets))
     sql = f"""
         SELECT unhex(replace(crdc_series_uuid, '-', '')),
-            CAST(list_position([{places}], aws_bucket) - 1 AS UTINYINT),
+            CAST(list_position([{bucket_list}], aws_bucket) - 1 AS UTINYINT),
             CAST(coalesce(instanceCount, 0) AS UINTEGER),
             CAST(round(coalesce(series_size_MB, 0) * 1e6) AS UBIGINT)
         FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"""
     with TableWriter(folder / SERIES_TABLE, SERIES_SCHEMA) as writer:
-        for batch in stream(connection, sql):
+        for batch in arrow_reader(connection.sql(sql)):
             arrays = zip(batch.columns, SERIES_SCHEMA.types, strict=True)
             writer.append([array.cast(kind) for array, kind in arrays])
     if connection.execute("SELECT 1 FROM index LIMIT 1").fetchone() is None:
         raise IndexUnusable(f"the IDC index has no series; {REPAIR}")
     return {
         "buckets": buckets,
-        "columns": [row[0] for row in connection.execute('DESCRIBE "index"').fetchall()],
+        "columns": columns_of(connection, "index"),
         "rows": writer.rows,
         "releases": _releases(connection),
-        "analysis_results": [
-            row[0]
-            for row in connection.execute(
-                "SELECT DISTINCT analysis_result_id FROM index WHERE analysis_result_id <> '' ORDER BY 1"
-            ).fetchall()
-        ],
+        "analysis_results": first_column(
+            connection, "SELECT DISTINCT analysis_result_id FROM index WHERE analysis_result_id <> '' ORDER BY 1"
+        ),
     }
 
 
 def count(connection: Connection, source: str) -> dict[str, int]:
-    """The totals of a set of series; past versions do not tell how many instances they had."""
+    """Return the totals of a set of series; past versions have no number of instances."""
     counts = connection.execute(f"""
         SELECT count(*) AS series, count(DISTINCT StudyInstanceUID) AS studies,
             count(DISTINCT (collection_id, PatientID)) AS patients,
@@ -187,7 +189,7 @@ def count(connection: Connection, source: str) -> dict[str, int]:
 
 
 def _releases(connection: Connection) -> dict[str, str]:
-    """The release date of each IDC version, where the index tells them."""
+    """Return the release date of each IDC version; an index without them has its own version only, dated 1970."""
     rows = []
     with contextlib.suppress(duckdb.CatalogException):
         rows = connection.execute("SELECT idc_version, version_timestamp FROM version_metadata_index").fetchall()
@@ -206,7 +208,7 @@ def _check_version(connection: Connection, select: dict[str, Any]) -> None:
 
 
 def selection(what: dict[str, Any]) -> str:
-    """The SQL of a view's set of series, with the columns of `index`."""
+    """Return the SQL of a view's set of series, with the columns of `index`."""
     match what:
         case {"version": int(number)}:
             prior = f"SELECT * FROM prior_versions_index WHERE {number} BETWEEN min_idc_version AND max_idc_version"
@@ -225,15 +227,15 @@ def selection(what: dict[str, Any]) -> str:
 def build_view(
     connection: Connection, series_table: Path, source: str, template: Template, counts: dict[str, int], folder: Path
 ) -> None:
-    """Write the view of the series of *source*, laid out by *template*, into *folder* (created).
+    """Write the view of the series of *source*, laid out by *template*, into *folder*, which it creates.
 
     Args:
-        connection: a trusted one.
+        connection: one that runs no SQL of users.
         series_table: the table of all series.
-        source: SQL of rows with `crdc_series_uuid`, each once, and the template's columns.
+        source: SQL of rows with a `crdc_series_uuid`, each once, and the template's columns.
         template: the layout.
         counts: the totals of these series (see `count`).
-        folder: where the view is to be.
+        folder: the view's.
     """
     connection.register("series_rows", _series_rows(series_table))
     levels = [f"n{number}" for number in range(1, len(template.levels) + 1)]
@@ -249,22 +251,22 @@ def build_view(
     for name in levels:
         _escape_names(connection, name)
     connection.execute(f"UPDATE rendered SET n1 = {literal(COHORTS_VALUE)} WHERE n1 = {literal(COHORTS)}")
-    _tell_namesakes_apart(connection, levels)
-    # As bytes: duckdb 1.2 puts text that is not ASCII in another order. No name holds a control character.
+    _make_paths_unique(connection, levels)
+    # By bytes, because DuckDB 1.2 orders text that is not ASCII differently; NUL separates names, which have none.
     order = f"encode({' || chr(0) || '.join(levels)})"
-    batches = stream(connection, f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
-    rows = _write_levels(batches, template, folder)
-    # The template is read again with just its own columns: a cohort's may have some that the index has not.
+    sorted_rows = connection.sql(f"SELECT {', '.join(levels)}, series FROM rendered ORDER BY {order}")
+    rows = _write_levels(arrow_reader(sorted_rows), template, folder)
+    # Readers parse the template again, with these columns: those of a cohort may be missing from the index.
     description = {"rows": rows, "template": template.text, "columns": template.columns, "counts": counts}
     write_description(folder / view.DESCRIPTION, description)
 
 
 def _series_rows(series_table: Path) -> pa.Table:
-    """The UUIDs of the table of all series, with the numbers of their rows; mapped, so as quick as it is large."""
+    """Return the UUIDs of the table of all series with their row numbers; maps the file, as all of it is read once."""
     with pa.memory_map(str(series_table)) as file:
         uuids = pa.ipc.open_file(file).read_all().column("uuid")
-    counted = pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.uint32()), len(uuids)))
-    return pa.table({"uuid": uuids, "series": pc.subtract(counted, pa.scalar(1, pa.uint32()))})
+    numbers = pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.uint32()), len(uuids)))
+    return pa.table({"uuid": uuids, "series": pc.subtract(numbers, pa.scalar(1, pa.uint32()))})
 
 
 def _component_sql(parts: tuple[str | Column, ...]) -> str:
@@ -278,27 +280,29 @@ def _component_sql(parts: tuple[str | Column, ...]) -> str:
 
 
 def _escape_names(connection: Connection, level: str) -> None:
-    # The first conditions only save time: they are true of all that is not plain, and of little else.
+    # The first conditions are a quick filter: they hold for every name that is not plain, and for few others.
     unplain = connection.execute(
         f"""SELECT DISTINCT {level} FROM rendered
         WHERE (url_encode({level}) <> {level} OR starts_with({level}, '.') OR strlen({level}) > 200)
             AND NOT regexp_full_match({level}, ?)""",
         [PLAIN_COMPONENT],
     ).fetchall()
-    changed = [(raw, escape(raw)) for (raw,) in unplain if escape(raw) != raw]
-    if not changed:
-        return
-    raws, safes = zip(*changed, strict=True)
-    connection.register("registered", pa.table({"raw": list(raws), "safe": list(safes)}))
-    connection.execute(f"UPDATE rendered SET {level} = safe FROM registered WHERE raw = {level}")
-    connection.unregister("registered")
+    changed = {raw: safe for (raw,) in unplain if (safe := escape(raw)) != raw}
+    if changed:
+        _rename(connection, level, level, pa.array(changed, pa.string()), changed.values())
 
 
-def _tell_namesakes_apart(connection: Connection, levels: list[str]) -> None:
-    """Give series that share a whole path a suffix of their UUIDs: short, or all of it where that is not enough."""
+def _rename(connection: Connection, level: str, key: str, keys: pa.Array, names: Iterable[str]) -> None:
+    """Set the name at a level of the rows of `rendered` whose value in the column *key* is one of *keys*."""
+    connection.register("renamed", pa.table({"one_key": keys, "name": pa.array(names, pa.string())}))
+    connection.execute(f"UPDATE rendered SET {level} = name FROM renamed WHERE one_key = {key}")
+    connection.unregister("renamed")
+
+
+def _make_paths_unique(connection: Connection, levels: list[str]) -> None:
+    """Append 8 digits of its UUID to each series that shares a whole path, or the whole UUID if these are equal."""
     path = ", ".join(levels)
-    apart = connection.execute(f"SELECT count(*) = count(DISTINCT hash({path})) FROM rendered").fetchall()[0][0]
-    if apart:
+    if first_column(connection, f"SELECT count(*) = count(DISTINCT hash({path})) FROM rendered")[0]:
         return
     for digits in (8, 36):
         rows = connection.execute(f"""
@@ -307,19 +311,12 @@ def _tell_namesakes_apart(connection: Connection, levels: list[str]) -> None:
             """).fetchall()
         if not rows:
             return
-        renamed = pa.table(
-            {
-                "renamed": pa.array([row[0] for row in rows], pa.uint32()),
-                "told_apart": [with_suffix(name, uuid[:digits]) for _, name, uuid in rows],
-            }
-        )
-        connection.register("registered", renamed)
-        connection.execute(f"UPDATE rendered SET {levels[-1]} = told_apart FROM registered WHERE renamed = series")
-        connection.unregister("registered")
+        series = pa.array([row[0] for row in rows], pa.uint32())
+        _rename(connection, levels[-1], "series", series, [with_suffix(name, uuid[:digits]) for _, name, uuid in rows])
 
 
-def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder: Path) -> list[int]:
-    """Cut sorted rows of names into levels, where a folder is a run of rows with one path; returns their lengths."""
+def _write_levels(batches: pa.RecordBatchReader, template: Template, folder: Path) -> list[int]:
+    """Write the levels of sorted rows of names, where rows with one path are one folder; returns their lengths."""
     folder.mkdir(parents=True, exist_ok=True)
     depth = len(template.levels)
     schemas = [view.INNER_SCHEMA] * (depth - 1) + [view.LAST_SCHEMA]
@@ -332,7 +329,7 @@ def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder:
         ]
         for batch in batches:
             names = [column.cast(pa.binary()) for column in batch.columns[:depth]]
-            starts = _starts(names, previous)
+            starts = _folder_starts(names, previous)
             for level in range(depth - 1):
                 at = pc.indices_nonzero(starts[level])
                 below = pc.cumulative_sum(starts[level + 1].cast(pa.uint32()))
@@ -344,8 +341,8 @@ def _write_levels(batches: Iterator[pa.RecordBatch], template: Template, folder:
     return rows
 
 
-def _starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.Array]:
-    """For each level, at which rows a new folder starts."""
+def _folder_starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.Array]:
+    """Return, for each level, whether a new folder starts at each row."""
     rows = len(names[0])
     starts: list[pa.Array] = []
     for level, column in enumerate(names[:-1]):
@@ -360,49 +357,39 @@ def _starts(names: list[pa.Array], previous: pa.RecordBatch | None) -> list[pa.A
 
 def build_attributes(connection: Connection, destination: Path) -> None:
     """Write every column of every series, in the order of the table of all series."""
-    import pyarrow.parquet as pq  # takes time to load, and a cohort does without
+    import pyarrow.parquet as pq  # slow to load, and cohorts do not need it
 
     temporary = destination.with_suffix(".partial")
-    writer: pq.ParquetWriter | None = None
-    for batch in stream(connection, f"SELECT * FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"):
-        table = pa.Table.from_batches([batch])
-        writer = writer or pq.ParquetWriter(temporary, table.schema, compression="snappy", write_page_checksum=True)
-        writer.write_table(table, row_group_size=ATTRIBUTE_ROWS)
-    if writer is not None:
-        writer.close()
+    batches = arrow_reader(connection.sql(f"SELECT * FROM {ALL_SERIES} ORDER BY {_CANONICAL_ORDER}"))
+    with pq.ParquetWriter(temporary, batches.schema, compression="snappy", write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch, ATTRIBUTE_ROWS)
     temporary.replace(destination)
 
 
 @build_errors()
-def run(specification: dict[str, Any], tell: Tell) -> None:
-    """Build what a specification asks for.
-
-    Its `build` is "catalogue" (the table of all series and the main view), "view" or "attributes"; `folder` is the
-    catalogue's; `tables` maps names to parquet files; for a view there are `view` (the folder to write), `template`
-    and `select` (see `selection`). The messages are ``{"step": text}``.
-    """
-    folder = Path(specification["folder"])
-    connection = connect(specification["tables"])
-    # Sorting spills beside what is built; duckdb's own choices are most of the memory, and the current folder.
+def run(request: Build, report: Report) -> Done:
+    """Build what a request asks for; *report* takes each `Step`."""
+    folder = Path(request.folder)
+    connection = connect(request.tables)
+    # DuckDB's defaults are most of the machine's memory, and the current folder for what does not fit into it.
     connection.execute(f"SET memory_limit = '{MEMORY}'")
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spilled'))}")
-    columns = frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
-    what = specification["build"]
-    if what != "attributes":
-        # First, so that what cannot be is refused before it has cost anything.
-        template = parse_template(specification["template"], columns)
-        _check_version(connection, specification["select"])
-    if what == "catalogue":
-        tell({"step": "reading the index"})
-        write_description(folder / "contents.json", build_series(connection, folder))
-        tell({"step": "sorting the tree"})
-    if what == "attributes":
+    if request.what == "attributes":
         build_attributes(connection, folder / "attributes.parquet")
-        return
-    source = selection(specification["select"])
+        return Done()
+    # Checked first, so that a wrong template or version is refused at once.
+    template = parse_template(request.template, frozenset(columns_of(connection, "index")))
+    _check_version(connection, request.select)
+    if request.what == "catalogue":
+        report(Step("reading the index"))
+        write_description(folder / "contents.json", build_series(connection, folder))
+        report(Step("sorting the tree"))
+    source = selection(request.select)
     counts = count(connection, source)
-    build_view(connection, folder / SERIES_TABLE, source, template, counts, Path(specification["view"]))
+    build_view(connection, folder / SERIES_TABLE, source, template, counts, Path(request.view))
+    return Done()
 
 
 if __name__ == "__main__":
-    serve(run)
+    run_once(Build, run)

@@ -1,14 +1,8 @@
-"""The catalogue of one index: the table of all series and the views that are open; belongs to the event loop.
+"""The catalogue of one index: the table of all series and the open views; belongs to the event loop.
 
-On disk it is a folder named after the index's fingerprint:
-
-    contents.json       what the index holds
-    series.arrow        every series, past versions included: UUID, bucket, instances, bytes
-    attributes.parquet  every column of every series, built when first asked for
-    views/<digest>/     one view each, named after its set of series and its template
-
-Each part is built under another name and renamed, under a lock file, so that two mounts that start at once
-build it once. A part that is damaged is built again; the rows come out in the same order, so inode numbers stay.
+On disk it is a folder named after the index's fingerprint; docs/architecture.md lists its files. Each part is built
+under another name and renamed, under a lock file, so two mounts that start at once build it once. A damaged part is
+built again with its rows in the same order, so inode numbers stay the same.
 """
 
 import contextlib
@@ -26,31 +20,33 @@ import trio
 
 from idcfs.catalog.description import FORMAT, SERIES_TABLE, read_description
 from idcfs.catalog.index import Index
+from idcfs.catalog.messages import Build, Step
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.temporary import TemporaryViews
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, CatalogueDamaged, NotFound
-from idcfs.layout import DEFAULT_TEMPLATE, Template, parse_template
-from idcfs.processes.child import run_child
+from idcfs.layout import DEFAULT_TEMPLATE
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Done, Message
 
 BATCH_CACHE_BYTES = 64 << 20
-"""For all tables together: the names of the three upper levels of the whole tree take 13 MB."""
+"""For the batches of all tables; the names of the three upper levels of the whole tree take 13 MB."""
 
 MAIN_GENERATION = 0
 BY_UUID_GENERATION = 1
 VERSION_GENERATIONS = 16
 ANALYSIS_RESULT_GENERATIONS = 2048
-"""Generations of the fixed views: part of inode numbers, equal in every mount of an index."""
+"""The generations of the fixed views: part of inode numbers, and equal in every mount of an index."""
 
 _BUILDING = ".building"
-"""The end of the name of a folder that is being built; the process is in it, as one killed may still write."""
+"""The suffix of a folder that is being built. The process ID precedes it, as a killed build may go on writing."""
 
 _LOCK_POLL = 0.1
-"""Seconds between looks at a lock that another process holds; there is no way to wait for it in trio."""
+"""Seconds between attempts to take a lock that another process holds, which trio cannot wait for."""
 
 
 class Series(NamedTuple):
-    """A row of the table of all series; `instances` and `size` (bytes) are the index's hints, 0 if unknown."""
+    """A row of the table of all series; `instances` and `size` (bytes) are the index's figures, 0 if unknown."""
 
     uuid: str
     bucket: str
@@ -59,7 +55,7 @@ class Series(NamedTuple):
 
 
 class ViewKey(NamedTuple):
-    """What a view is made of: a set of series (see `idcfs.catalog.build.selection`) and a template."""
+    """What a view is built from: a set of series (see `idcfs.catalog.build.selection`) and a template."""
 
     select: str
     template: str
@@ -71,7 +67,7 @@ class ViewKey(NamedTuple):
 
 
 def view_key(template: str = DEFAULT_TEMPLATE, **select: Any) -> ViewKey:
-    """The key of the view of the series that *select* names, laid out by *template*."""
+    """Return the key of the view of the series that *select* names, laid out by *template*."""
     return ViewKey(json.dumps(select, sort_keys=True), template)
 
 
@@ -80,15 +76,16 @@ class Catalogue:
 
     Args:
         folder: the catalogue's.
-        index: the index it was, or will be, built from.
+        index: the index that it is built from.
         main: the main tree's view.
+        report: see `open_catalogue`.
     """
 
-    def __init__(self, folder: Path, index: Index, main: ViewKey, tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, index: Index, main: ViewKey, report: Callable[[str], None]) -> None:
         self.folder = folder
         self.index = index
         self.temporary = TemporaryViews()
-        self._tell = tell
+        self._report = report
         self._batches = BatchCache(BATCH_CACHE_BYTES)
         self._keys = {MAIN_GENERATION: main}
         self._views: dict[int, View] = {}
@@ -130,65 +127,59 @@ class Catalogue:
 
     @property
     def mount_version(self) -> int:
-        """The IDC version whose tree is the main one."""
+        """The IDC version that the main tree shows."""
         return int(json.loads(self._keys[MAIN_GENERATION].select).get("version", self.version))
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Totals of the main tree: collections, patients, studies, series, instances, bytes."""
+        """The totals of the main tree: collections, patients, studies, series, instances, bytes."""
         return self._views[MAIN_GENERATION].counts
 
     @property
     def analysis_results(self) -> list[str]:
-        """The ids of the analysis results that have series."""
+        """The IDs of the analysis results that have series."""
         return self.contents["analysis_results"]  # type: ignore[no-any-return]  # what build_series wrote
 
-    def template(self, generation: int) -> Template:
-        """The layout of a view that is open."""
-        view = self.view(generation)
-        assert view is not None
-        return parse_template(view.template, view.columns)
-
     def release_date(self, generation: int) -> str:
-        """The day (YYYY-MM-DD) of the IDC version that a view shows."""
+        """Return the release date (YYYY-MM-DD) of the IDC version that a view shows."""
         key = self._keys.get(generation)
         select = {} if key is None else json.loads(key.select)
         return str(self.contents["releases"][str(select.get("version", self.version))])
 
     def view(self, generation: int) -> View | None:
-        """The view of a generation if it is open."""
+        """Return the view of a generation, or None if it is not open."""
         return self._views.get(generation) or self.temporary.get(generation)
 
     def show(self, folder: Path) -> int:
-        """Show the view that was built in *folder*, for now; returns its generation.
+        """Show the view in *folder* until it is retired from `temporary`; returns its generation.
 
         Raises:
-            CatalogueDamaged: it is not what was built.
+            CatalogueDamaged: a file of it is not what was built.
             NoSpace: the generations are used up.
         """
         return self.temporary.add(View(folder, self._batches))
 
     def show_again(self, generation: int, folder: Path) -> None:
-        """Show what was built anew in *folder* in the place of a view that is damaged.
+        """Show the view that was built again in *folder* in place of a damaged one.
 
         Raises:
-            CatalogueDamaged: it is not what was built.
+            CatalogueDamaged: a file of it is not what was built.
         """
         self.temporary.replace(generation, View(folder, self._batches))
 
     @property
     def series_rows(self) -> int:
-        """How many rows the table of all series has."""
+        """The number of rows of the table of all series."""
         return len(self._series)
 
     def series(self, row: int) -> Series:
-        """A row of the table of all series."""
+        """Return a row of the table of all series."""
         table = self._series
         uuid = str(UUID(bytes=table.value(0, row)))
         return Series(uuid, self.contents["buckets"][table.value(1, row)], table.value(2, row), table.value(3, row))
 
     async def open_view(self, generation: int) -> View:
-        """The view of a generation, built first if it must be; may take seconds.
+        """Return the view of a generation; takes seconds if it must be built first.
 
         Raises:
             NotFound: there is no such view.
@@ -201,32 +192,22 @@ class Catalogue:
             key = self._keys.get(generation)
             if key is None:
                 raise NotFound(f"no view has generation {generation}")
-            folder = self.folder / "views" / key.digest
             async with self._lock():
-                try:
-                    view = View(folder, self._batches)
-                except CatalogueDamaged:
-                    await self._need_contents()
-                    await self._build_view(key)
-                    view = View(folder, self._batches)
-            self._views[generation] = view
+                view = self._views[generation] = await self._open_or_build(key)
             return view
 
     async def attributes_file(self) -> Path:
-        """The file of every column of every series, in the rows' order; takes seconds the first time."""
+        """Return the file with every column of every series, in the rows' order; takes seconds the first time."""
         path = self.folder / "attributes.parquet"
         if not path.exists():
             async with self._opening, self._lock():
                 if not path.exists():
-                    await self._need_contents()
-                    await self._run_build(self._specification("attributes", self.folder))
+                    await self._rebuild_if_removed()
+                    await self._run_build("attributes", self.folder)
         return path
 
     async def repair(self) -> None:
-        """Build again everything that is open; called when a table turned out damaged. Takes seconds.
-
-        Callers that come together are content with one repair.
-        """
+        """Build all open tables again, after one turned out damaged; takes seconds, shared by concurrent calls."""
         repairs = self._repairs
         async with self._opening, self._lock():
             if self._repairs != repairs:
@@ -235,17 +216,12 @@ class Catalogue:
             await self._rebuild()
             damaged.close()
             for generation, view in self._views.items():
-                if generation != MAIN_GENERATION:
-                    await self._build_view(self._keys[generation])
-                self._views[generation] = View(self._view_folder(generation), self._batches)
+                self._views[generation] = await self._open_or_build(self._keys[generation])
                 view.close()
             self._repairs += 1
 
-    def _view_folder(self, generation: int) -> Path:
-        return self.folder / "views" / self._keys[generation].digest
-
     def _read_contents(self) -> bool:
-        """Read what was built; False if there is nothing, or it is damaged or of another format."""
+        """Read what was built; returns False if there is nothing, or it is damaged or of another format."""
         try:
             contents = read_description(self.folder / "contents.json")
             series = Table(self.folder / SERIES_TABLE, self._batches)
@@ -256,63 +232,61 @@ class Catalogue:
         self.contents, self._series = contents, series
         return True
 
-    async def _need_contents(self) -> None:
-        """Build the series table again if somebody removed it under this mount; what is open goes on."""
+    async def _rebuild_if_removed(self) -> None:
+        """Build the series table again if somebody removed it while it was open; open views stay usable."""
         if not (self.folder / "contents.json").exists():
             removed = self._series
             await self._rebuild()
             removed.close()
 
     async def _rebuild(self) -> None:
-        """Build the series table and the main view in a new folder and put it in the old one's place."""
-        building = self.folder.with_suffix(f".{os.getpid()}{_BUILDING}")
-        _remove_leftovers(self.folder)
+        """Build the series table and the main view in a new folder, and replace the old one by it."""
+        key = self._keys[MAIN_GENERATION]
+        async with self._replaced(self.folder) as building:
+            await self._run_build("catalogue", building, key, building / "views" / key.digest)
+        if not self._read_contents():
+            raise CacheUnusable(f"{self.folder} is damaged right after its build; choose another disk with --cache-dir")
+
+    async def _open_or_build(self, key: ViewKey) -> View:
+        """Return a view, built first if it is missing or damaged; the caller holds the lock."""
+        folder = self.folder / "views" / key.digest
+        with contextlib.suppress(CatalogueDamaged):
+            return View(folder, self._batches)
+        await self._rebuild_if_removed()
+        async with self._replaced(folder) as building:
+            await self._run_build("view", self.folder, key, building)
+        return View(folder, self._batches)
+
+    @contextlib.asynccontextmanager
+    async def _replaced(self, folder: Path) -> AsyncIterator[Path]:
+        """Yield a new folder that replaces *folder* at the end; the caller holds the lock."""
+        building = folder.with_name(f"{folder.name}.{os.getpid()}{_BUILDING}")
+        # What killed builds have left.
+        for leftover in folder.parent.glob(f"{folder.name}.*{_BUILDING}"):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             building.mkdir(parents=True)
-            key = self._keys[MAIN_GENERATION]
-            await self._run_build(self._specification("catalogue", building, key))
-            shutil.rmtree(self.folder, ignore_errors=True)
-            building.replace(self.folder)
+            yield building
+            shutil.rmtree(folder, ignore_errors=True)
+            building.replace(folder)
         except OSError as error:
-            raise CacheUnusable(f"the catalogue cannot be written to {self.folder}: {error.strerror}") from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        if not self._read_contents():
-            raise CacheUnusable(f"what was just written to {self.folder} does not read back; is the disk sound?")
-
-    async def _build_view(self, key: ViewKey) -> None:
-        views = self.folder / "views"
-        building = views / f"{key.digest}.{os.getpid()}{_BUILDING}"
-        _remove_leftovers(views / key.digest)
-        try:
-            await self._run_build(self._specification("view", self.folder, key, building))
-            shutil.rmtree(views / key.digest, ignore_errors=True)
-            building.replace(views / key.digest)
-        except OSError as error:
-            raise CacheUnusable(f"the catalogue cannot be written to {views}: {error.strerror}") from error
+            raise CacheUnusable(f"{folder}: {error.strerror}; choose another folder with --cache-dir") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    async def _run_build(self, specification: dict[str, Any]) -> None:
-        await run_child("idcfs.catalog.build", specification, lambda message: self._tell(message["step"]))
+    async def _run_build(self, what: str, folder: Path, key: ViewKey | None = None, view: Path | None = None) -> None:
+        def progressed(step: Message) -> None:
+            assert isinstance(step, Step)
+            self._report(step.text)
 
-    def _specification(
-        self, build: str, folder: Path, key: ViewKey | None = None, view: Path | None = None
-    ) -> dict[str, Any]:
-        specification: dict[str, Any] = {
-            "build": build,
-            "folder": str(folder),
-            "tables": {name: str(path) for name, path in self.index.tables.items()},
-        }
+        request = Build(what, str(folder), {name: str(path) for name, path in self.index.tables.items()})
         if key is not None:
-            specification["template"] = key.template
-            specification["select"] = json.loads(key.select)
-            specification["view"] = str(view or folder / "views" / key.digest)
-        return specification
+            request = request._replace(template=key.template, select=json.loads(key.select), view=str(view))
+        await run_program("idcfs.catalog.build", request, Done, [Step], progressed)
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[None]:
-        """Only one process builds at a time; the others find what it built."""
+        """Hold the lock file, so that one process builds at a time and the others find the result."""
         path = self.folder.with_suffix(".lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -322,25 +296,19 @@ class Catalogue:
                 f"cache folder {path.parent}: {error.strerror}; choose another with --cache-dir"
             ) from error
         try:
-            told = False
+            reported = False
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not told:
-                        self._tell("waiting for another idcfs to build the catalogue")
-                        told = True
+                    if not reported:
+                        self._report("waiting for another idcfs to build the catalogue")
+                        reported = True
                     await trio.sleep(_LOCK_POLL)
             yield
         finally:
             os.close(file)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what builds of *folder* that were killed have left; called with the lock."""
-    for leftover in folder.parent.glob(f"{folder.name}.*{_BUILDING}"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -349,24 +317,24 @@ async def open_catalogue(
     index: Index,
     template: str = DEFAULT_TEMPLATE,
     version: int | None = None,
-    tell: Callable[[str], None] = lambda step: None,
+    report: Callable[[str], None] = lambda step: None,
 ) -> AsyncIterator[Catalogue]:
-    """Open the catalogue of *index*, kept under *cache_folder*, and build it first if it must be.
+    """Open the catalogue of *index* in *cache_folder*; builds it first if it is not there.
 
     Args:
         cache_folder: the user's cache folder for idcfs.
-        index: where the index is.
+        index: the index.
         template: the main tree's layout.
         version: the IDC version that the main tree shows; the index's own if None.
-        tell: called with a line of text at each step of a build.
+        report: called with a line of text at each step of a build.
 
     Raises:
         UsageError: the index has no such version, or the template is not one.
-        IndexUnusable, CacheUnusable: it cannot be built.
+        IndexUnusable, CacheUnusable: the catalogue cannot be built.
     """
     folder = cache_folder / "catalogue" / f"{index.fingerprint}-{FORMAT}"
     main = view_key(template) if version is None else view_key(template, version=version)
-    catalogue = Catalogue(folder, index, main, tell)
+    catalogue = Catalogue(folder, index, main, report)
     await catalogue.open()
     try:
         yield catalogue

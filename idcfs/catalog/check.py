@@ -1,10 +1,8 @@
-"""Looks for damage in catalogues on disk, beside those who use them; synchronous, takes seconds."""
+"""The search for damage in catalogues on disk, which mounts may be using; synchronous, takes seconds."""
 
 import contextlib
 import fcntl
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,21 +11,21 @@ from idcfs.catalog.description import FORMAT, read_description
 from idcfs.catalog.table import BATCH_ROWS, BatchCache, Table
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
-_BATCH_BYTES = 1 << 20
-"""Bytes of batches that are kept: none is looked at twice."""
+_BATCH_BYTES = 2 << 20
+"""Bytes of batches that are kept: one batch of the longest names, as none is looked at twice."""
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of the catalogues in *folder* that can be checked; those of another format are another idcfs'."""
+    """Return the files of the catalogues in *folder*, but not of those that another version of idcfs built."""
     catalogues = folder.glob(f"*-{FORMAT}")
     suffixes = ("json", "arrow", "parquet")
     found = (path for catalogue in catalogues for suffix in suffixes for path in catalogue.rglob(f"*.{suffix}"))
-    # What has a dot in its folder's name is being built.
+    # A folder with a dot in its name is being built.
     return sorted(path for path in found if not any("." in part for part in path.relative_to(folder).parts[:-1]))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of a catalogue; None if nothing is, or it is gone."""
+    """Return what is wrong with a file of a catalogue; None if nothing is, or the file is gone."""
     try:
         if path.suffix == ".json":
             read_description(path)
@@ -42,7 +40,7 @@ def damage(path: Path) -> str | None:
                     file.read_row_group(number)
     except (CatalogueDamaged, CacheUnusable) as error:
         reason = str(error)
-    except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+    except Exception as error:  # Arrow raises errors of many types for a damaged file.
         reason = f"{path} is not readable: {error}"
     else:
         return None
@@ -50,13 +48,15 @@ def damage(path: Path) -> str | None:
 
 
 def drop(folder: Path, path: Path) -> bool:
-    """Remove the part of a catalogue in *folder* that a damaged file belongs to; whether nobody is building there.
+    """Remove the part of a catalogue in *folder* that a damaged file belongs to; returns False while it is being built.
 
-    A mount that uses it goes on, and builds it again when it meets the damage or looks for the file.
+    A mount that uses the part continues, and builds it again when it meets the damage or looks for the file.
     """
     catalogue, *inside = path.relative_to(folder).parts
-    with _locked(folder / f"{catalogue}.lock") as is_locked:
-        if not is_locked:
+    with (folder / f"{catalogue}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return False
         if inside[0] in {"views", "cohorts"}:
             shutil.rmtree(path.parent, ignore_errors=True)
@@ -65,15 +65,3 @@ def drop(folder: Path, path: Path) -> bool:
         else:
             shutil.rmtree(folder / catalogue, ignore_errors=True)
     return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(file)

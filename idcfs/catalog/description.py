@@ -1,6 +1,6 @@
-"""Descriptions on disk: what a folder of tables holds, as JSON with a checksum; synchronous.
+"""Descriptions: JSON files with a checksum that say what a folder of tables holds; synchronous.
 
-Each carries the format of all the files beside it, so that what another version of idcfs built is built anew.
+Each has the format of all files in its folder. A folder of another version's format is built again.
 """
 
 import json
@@ -11,21 +11,20 @@ from typing import Any
 from idcfs.errors import CatalogueDamaged
 
 FORMAT = 5
-"""Changes when a file of the catalogue changes its form, or values are given other names."""
-
+"""To be raised when a file of the catalogue gets another form, or values get other names."""
 
 SERIES_TABLE = "series.arrow"
 """The file of the table of all series, in a catalogue's folder."""
 
 
 def write_description(path: Path, content: dict[str, Any]) -> None:
-    """Write *content* to *path*; its folder gets its own name only when all of it is there."""
+    """Write *content* to *path*; not atomic, because the folder is renamed when it is complete."""
     text = json.dumps(content)
     path.write_text(json.dumps({"format": FORMAT, "checksum": zlib.crc32(text.encode()), "content": text}))
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What was written to *path*.
+    """Return what was written to *path*.
 
     Raises:
         CatalogueDamaged: it is missing, damaged, or of another format.

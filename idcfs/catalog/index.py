@@ -1,6 +1,6 @@
-"""The IDC index: which parquet files there are, and what version of IDC they describe; reads no data.
+"""The IDC index: finds its parquet files and notices when they change; reads no data.
 
-The files are those of the Python package idc-index-data, or of a folder that holds files of the same names.
+The files come from the Python package idc-index-data, or from a folder with files of the same names.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ REPAIR = "install it again: python -m pip install --force-reinstall idc-index-da
 
 @dataclass(frozen=True)
 class Index:
-    """The index's files: `tables` maps the names that idc-index gives tables to parquet files.
+    """The files of an IDC index: `tables` maps idc-index's names of tables to parquet files.
 
-    `fetched` are more of them that idc-index has downloaded for this user: for queries, the tree needs none.
+    `fetched` has the tables that idc-index has downloaded for this user, which only queries read.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a file is another one (32 hexadecimal digits; by names, sizes and times)."""
+        """32 hexadecimal digits that change when the name, size or time of a file does."""
         return _fingerprint(self.tables)
 
     @property
@@ -42,7 +42,7 @@ class Index:
 
     @property
     def query_fingerprint(self) -> str:
-        """Changes when a query may give another result."""
+        """A fingerprint of all tables that a query may read."""
         return _fingerprint({**self.fetched, **self.tables})
 
 
@@ -55,7 +55,7 @@ def _fingerprint(tables: Mapping[str, Path]) -> str:
 
 
 def find_index(folder: Path | None = None) -> Index:
-    """The index in *folder*, or the installed package's.
+    """Return the index in *folder*, or the installed package's if None.
 
     Raises:
         IndexUnusable: there is none, or a file that idcfs needs is missing.
@@ -66,14 +66,14 @@ def find_index(folder: Path | None = None) -> Index:
         if package is None or not package.submodule_search_locations:
             raise IndexUnusable("the IDC index is not installed; install it: python -m pip install idc-index-data")
         folder = Path(package.submodule_search_locations[0])
-        # Where IDCClient.fetch_index of idc-index puts them (its index.py).
+        # The folder to which IDCClient.fetch_index of idc-index downloads tables (its index.py).
         fetched = Path(platformdirs.user_data_dir("idc_index_data", "IDC", version("idc-index-data")))
     tables = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
-    # idc-index calls this one table just "index".
+    # idc-index calls this table "index".
     if INDEX_FILE.removesuffix(".parquet") in tables:
         tables["index"] = tables.pop(INDEX_FILE.removesuffix(".parquet"))
     for name, file in REQUIRED.items():
         if name not in tables:
             raise IndexUnusable(f"the IDC index in {folder} has no {file}; {REPAIR}")
-    more = {path.stem: path for path in sorted(fetched.glob("*.parquet"))} if fetched else {}
-    return Index(folder, tables, more)
+    downloaded = {path.stem: path for path in sorted(fetched.glob("*.parquet"))} if fetched else {}
+    return Index(folder, tables, downloaded)

@@ -1,6 +1,6 @@
-"""Landlock: this process gives up writing outside one folder, for good (landlock(7)); synchronous.
+"""Landlock (landlock(7)): takes the right to write outside one folder from this process, for good; synchronous.
 
-It holds for the calling thread and those it starts, whatever they run, so it is called before there are others.
+It holds for the calling thread and all threads and programs that it starts, so it is called before others start.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-"""The numbers of the system calls, the same on all architectures; the C library has no functions for them."""
+"""Numbers of system calls, equal on all architectures; the C library has no functions for them."""
 
 _VERSION = 1
 _PATH_BENEATH = 1
@@ -17,15 +17,15 @@ _NO_NEW_PRIVILEGES = 38
 
 _WRITE_FILE = 1 << 1
 _CHANGE_FOLDER = sum(1 << bit for bit in range(4, 13))
-"""Removing and making files, folders, links and the like."""
+"""The rights to remove and make files, folders, links and the like."""
 
 _TRUNCATE = 1 << 14
 _TRUNCATE_SINCE = 3
-"""The version of Landlock that knows truncating."""
+"""The first version of Landlock that can forbid truncating."""
 
 
 def confine_writes(folder: Path) -> bool:
-    """Let this thread, and those it starts, write below *folder* only; False where the kernel has no Landlock."""
+    """Let this thread, and those it starts, write below *folder* only; returns False if the kernel has no Landlock."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
     if version < 1:

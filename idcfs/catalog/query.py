@@ -1,39 +1,35 @@
-"""A user's query and its rows; a child process of its own.
+"""The program that runs a user's query and writes its rows to a file, in a child process.
 
-    python -m idcfs.catalog.query < specification
-
-The user's SQL runs in the sandbox of `idcfs.catalog.sandbox`.
+The SQL runs in the sandbox of `idcfs.catalog.sandbox`.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from idcfs.catalog import build
+from idcfs.catalog.messages import Bound, Query
 from idcfs.catalog.sandbox import bind, limit_resources, open_sandbox, refusals
-from idcfs.processes.program import Tell, serve
+from idcfs.processes.messages import Done
+from idcfs.processes.server import Report, run_once
 
 
 @build.build_errors()
-def run_query(specification: dict[str, Any], tell: Tell) -> None:
-    """Run a query.
-
-    The specification has `tables` (names to parquet files), `memory` (bytes), `sql`, `limit` (rows, or None for all)
-    and `result`, the Arrow file to write. The one message is ``{"step": "bound"}``, once the query is sound.
-    """
-    limit_resources(specification["memory"], Path(specification["result"]).parent)
-    sandbox = open_sandbox(specification["tables"], specification["memory"])
-    relation = bind(sandbox, specification["sql"])
-    tell({"step": "bound"})
+def run_query(request: Query, report: Report) -> Done:
+    """Run a query; *report* takes `Bound`."""
+    limit_resources(request.memory, Path(request.result).parent)
+    sandbox = open_sandbox(request.tables, request.memory)
+    relation = bind(sandbox, request.sql)
+    report(Bound())
     with refusals():
-        if specification["limit"] is not None:
-            relation = relation.limit(specification["limit"])
+        if request.limit is not None:
+            relation = relation.limit(request.limit)
         batches = build.arrow_reader(relation)
-        with pa.OSFile(specification["result"], "wb") as file, pa.ipc.new_stream(file, batches.schema) as writer:
+        with pa.OSFile(request.result, "wb") as file, pa.ipc.new_stream(file, batches.schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
+    return Done()
 
 
 if __name__ == "__main__":
-    serve(run_query)
+    run_once(Query, run_query)

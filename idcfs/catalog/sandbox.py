@@ -1,7 +1,7 @@
-"""Where users' SQL runs and can do no harm; for a child process, which it bounds.
+"""The sandbox for users' SQL; runs in a child process, which it limits.
 
-The SQL sees the index's tables and nothing else: no other file, no network, no extension, one SELECT, bounded
-memory and threads, no temporary files. Time is the parent's to bound: it ends the child.
+The SQL can read the index's tables and nothing else: no other file, no network, no extension, one SELECT, bounded
+memory and threads, no temporary files. The parent bounds the time, by killing the child.
 """
 
 import contextlib
@@ -22,38 +22,38 @@ from idcfs.catalog.landlock import confine_writes
 from idcfs.errors import IndexUnusable, QueryRefused
 
 THREADS = 2
-"""Threads of a query: the machine stays usable, and the whole index needs no more."""
+"""Threads of a query: enough for the whole index, and few enough to keep the machine usable."""
 
 NICENESS = 10
 
-MESSAGE = 4000
-"""Characters of duckdb's words that are told; its own messages have a few hundred."""
+MAX_MESSAGE = 4000
+"""Characters of DuckDB's messages that are passed on; its own have a few hundred."""
 
 _M_ARENA_MAX = -8
-"""glibc's name for the number of its arenas (malloc.h); another C library has no such choice."""
+"""glibc's option for the number of its arenas (malloc.h); other C libraries have none."""
 
-_WANT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError, RuntimeError)
-"""How it shows; the last is a thread that cannot be started."""
+_OUT_OF_MEMORY = (duckdb.OutOfMemoryException, MemoryError, RuntimeError)
+"""The errors of too little memory; a RuntimeError means that a thread cannot be started."""
 
 _NODE = re.compile(r'"type":"([A-Z_]+_NODE)"')
-_READING = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
-"""What a query may be made of, in duckdb's serialization; WITH can hold a COPY or an INSERT too, which are others."""
+_READING_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+"""The nodes of a query that only reads, in DuckDB's serialization; a COPY or INSERT inside WITH has others."""
 
 _NOT_A_SELECT = "not a SELECT: a query is one SELECT, or WITH ... SELECT"
 _FIRST_WORDS = frozenset({"select", "with", "from", "values", "table", "("})
 
 
 def limit_resources(memory: int, folder: Path) -> None:
-    """Bound this process.
+    """Limit this process.
 
     Args:
-        memory: bytes of its address space, because duckdb's own limit does not hold.
-        folder: where it may write, because duckdb's settings that forbid it have had holes; anywhere if the kernel
-            knows no Landlock.
+        memory: bytes of its address space, because DuckDB exceeds its own limit.
+        folder: the only one it may write to, because DuckDB's settings that forbid writing have had holes; not
+            enforced where the kernel has no Landlock.
     """
     confine_writes(folder)
     os.nice(NICENESS)
-    # An arena to each thread, and Arrow's own allocator, reserve far more address space than they use.
+    # An arena for each thread, and Arrow's own allocator, reserve far more address space than they use.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     pa.set_memory_pool(pa.system_memory_pool())
@@ -62,34 +62,34 @@ def limit_resources(memory: int, folder: Path) -> None:
 
 
 def connect_bounded(tables: dict[str, str], memory: int) -> build.Connection:
-    """A connection to the tables that the tree is made of, which stays below *memory* and leaves nothing on disk.
+    """Return a connection to the tree's tables that stays below *memory* bytes and writes no temporary files.
 
     Raises:
         IndexUnusable: a table is not readable.
-        QueryRefused: there is too little memory to begin.
+        QueryRefused: *memory* is too little to start.
     """
     try:
         connection = build.connect({name: tables[name] for name in REQUIRED}, THREADS)
-        # Below the process' own limit, so that a query is more often refused than ended.
+        # Half of the process' own limit, so that a query is more often refused by DuckDB than killed.
         for setting in (f"memory_limit = '{memory // 2 >> 20}MiB'", "temp_directory = ''"):
             connection.execute(f"SET {setting}")
-    except (IndexUnusable, *_WANT_OF_MEMORY) as error:
-        if isinstance(error, IndexUnusable) and not isinstance(error.__cause__, _WANT_OF_MEMORY):
+    except (IndexUnusable, *_OUT_OF_MEMORY) as error:
+        if isinstance(error, IndexUnusable) and not isinstance(error.__cause__, _OUT_OF_MEMORY):
             raise
         raise QueryRefused(f"{memory >> 20} MiB are too little for any query: set query_memory to more") from error
     return connection
 
 
 def open_sandbox(tables: dict[str, str], memory: int) -> build.Connection:
-    """A connection that can read the index's tables and do nothing else (duckdb's guide "Securing DuckDB").
+    """Return a connection that can only read the index's tables (DuckDB's guide "Securing DuckDB").
 
     Raises:
-        IndexUnusable: a table that the tree is made of is not readable.
-        QueryRefused: there is too little memory to begin.
+        IndexUnusable: a table that the tree is built from is not readable.
+        QueryRefused: *memory* is too little to start.
     """
     connection = connect_bounded(tables, memory)
     for name in tables.keys() - REQUIRED.keys():
-        # One that idc-index has fetched only half, say, is of no concern to a query that does without.
+        # A broken table, such as one that idc-index has fetched only half, only fails queries that read it.
         with contextlib.suppress(duckdb.Error):
             source = f"read_parquet({build.literal(tables[name])})"
             connection.execute(f"CREATE VIEW {build.identifier(name)} AS SELECT * FROM {source}")
@@ -107,10 +107,10 @@ def open_sandbox(tables: dict[str, str], memory: int) -> build.Connection:
 
 
 def bind(connection: build.Connection, sql: str) -> Any:
-    """The relation of the one SELECT that *sql* must be; nothing of it has run.
+    """Return the relation of *sql*, which must be one SELECT; nothing of it is run.
 
     Raises:
-        QueryRefused: it does not parse or bind, or is something else; duckdb's words say where.
+        QueryRefused: it does not parse or bind, or is not one SELECT; DuckDB's message says where.
     """
     with refusals():
         statements = connection.extract_statements(sql)
@@ -128,10 +128,10 @@ def bind(connection: build.Connection, sql: str) -> Any:
 
 
 def _check_reads_only(connection: build.Connection, statement: str) -> None:
-    """Make sure, before anything is bound, that all parts of a statement only read."""
+    """Make sure, before a statement is bound, that all its parts only read."""
     ((serialized,),) = connection.execute("SELECT CAST(json_serialize_sql(?) AS VARCHAR)", [statement]).fetchall()
     nodes = set(_NODE.findall(serialized))
-    if not nodes or nodes - _READING:
+    if not nodes or nodes - _READING_NODES:
         raise QueryRefused(_NOT_A_SELECT)
 
 
@@ -140,17 +140,17 @@ def _relation(connection: build.Connection, sql: str, statement: str) -> Any:
         return connection.sql(statement)
     except (duckdb.BinderException, duckdb.CatalogException):
         try:
-            # It fails again before anything runs, and then says where: in the statement, without what is above it.
+            # It fails again before anything runs, and this error has a line number, counted within the statement.
             connection.execute(statement)
         except duckdb.Error as error:
             above = sql.partition(statement)[0].count("\n")
-            told = re.sub(r"(?m)^LINE (\d+):", lambda line: f"LINE {int(line[1]) + above}:", str(error))
-            raise QueryRefused(_cut(told)) from error
+            message = re.sub(r"(?m)^LINE (\d+):", lambda line: f"LINE {int(line[1]) + above}:", str(error))
+            raise QueryRefused(_cut(message)) from error
         raise
 
 
 def _first_word(sql: str) -> str:
-    """The first token; duckdb counts PRAGMA, SHOW, DESCRIBE and CALL among the SELECTs."""
+    """Return the first token, because DuckDB counts PRAGMA, SHOW, DESCRIBE and CALL among the SELECTs."""
     text = sql.encode()
     starts = [start for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
     rest = text[starts[0] :].decode("utf-8", "replace") if starts else ""
@@ -162,20 +162,20 @@ def _first_word(sql: str) -> str:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Tell what goes wrong while a query is read or runs as a refusal.
+    """Raise the errors of a query that is parsed or runs as refusals.
 
     Raises:
-        QueryRefused: in duckdb's words, or for want of memory.
+        QueryRefused: with DuckDB's message, or because of too little memory.
     """
     try:
         yield
     except (duckdb.OutOfMemoryException, MemoryError) as error:
-        # duckdb's own advice is on settings that a query cannot make.
+        # DuckDB's own message recommends settings that a query cannot change.
         raise QueryRefused("the query needs more memory than it may take: set query_memory to more") from error
     except (duckdb.Error, RuntimeError, UnicodeError, pa.ArrowException) as error:
         raise QueryRefused(_cut(str(error))) from error
 
 
 def _cut(message: str) -> str:
-    # A query can say error(repeat('x', 1000000000)), and the daemon reads what is told.
-    return message if len(message) <= MESSAGE else message[:MESSAGE] + " ..."
+    # The daemon reads the message, which a query can make long: error(repeat('x', 1000000000)).
+    return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + " ..."

@@ -1,9 +1,8 @@
 """Tables on disk: Arrow IPC files read in small batches, each verified by its checksum before it is used.
 
-A batch is read when it is first touched, copied out of the file, checked, and kept in a cache that all tables
-of a catalogue share and that is bounded in bytes. So opening a table costs the same whatever its length, and a
-file that is damaged or cut while it is open raises `CatalogueDamaged`, where a memory map would end the
-process with SIGBUS or hand out the wrong bytes.
+A batch is read at its first use, copied, verified, and kept in a cache that all tables of a catalogue share and that is
+bounded in bytes. Opening a table therefore takes the same time whatever its length, and a file that is damaged or cut
+while it is open raises `CatalogueDamaged`, where a memory map would end the process with SIGBUS or return wrong bytes.
 
 Reading is synchronous and takes no lock: one table and its cache belong to one thread.
 """
@@ -12,24 +11,23 @@ import errno
 import itertools
 import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import pyarrow as pa
+from cachetools import LRUCache
 
 from idcfs.errors import CacheUnusable, CatalogueDamaged
 
 BATCH_ROWS = 4096
-"""Rows in every batch but the last: about 300 kB of names, which read and verify in half a millisecond."""
+"""Rows in every batch but the last: about 300 kB of names, which take half a millisecond to read and verify."""
 
 _CHECKSUM = "crc32"
 _NO_DAMAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES})
-"""What says nothing of a file itself; building it again would not help."""
+"""Errors that say nothing about the file itself, so that building it again would not help."""
 
-# Of this pool because Arrow's own reserves a gigabyte of address space at its first use; users' queries have three.
+# Not of Arrow's own pool, whose first use reserves one of the three gigabytes of address space of a user's query.
 _EACH_ROW = pa.array(range(BATCH_ROWS), pa.int32(), memory_pool=pa.system_memory_pool())
 
 
@@ -56,45 +54,25 @@ class Strings(Sequence[bytes]):
 Column = Strings | memoryview
 
 
-class BatchCache:
-    """The batches last used, up to *limit* bytes; the oldest goes first."""
+class BatchCache(LRUCache[tuple[int, int], tuple[Column, ...]]):
+    """The batches used last, up to *maxsize* bytes; a batch that is larger raises ValueError."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._batches: OrderedDict[tuple[int, int], tuple[tuple[Column, ...], int]] = OrderedDict()
-
-    def get(self, key: tuple[int, int]) -> tuple[Column, ...] | None:
-        """The batch under *key*, if it is still here."""
-        entry = self._batches.get(key)
-        if entry is None:
-            return None
-        self._batches.move_to_end(key)
-        return entry[0]
-
-    def put(self, key: tuple[int, int], columns: tuple[Column, ...], size: int) -> None:
-        """Keep a batch of *size* bytes and let go of the oldest beyond the limit."""
-        self._batches[key] = (columns, size)
-        self._size += size
-        while self._size > self._limit and len(self._batches) > 1:
-            self._size -= self._batches.popitem(last=False)[1][1]
-
-    def forget(self, key: tuple[int, int]) -> None:
-        """Let go of the batch under *key*, if it is here."""
-        if key in self._batches:
-            self._size -= self._batches.pop(key)[1]
+    @staticmethod
+    def getsizeof(value: tuple[Column, ...]) -> int:
+        """The bytes of a batch."""
+        return sum(len(part) for column in value for part in _buffers(column))
 
 
 class Table:
-    """An Arrow IPC file that `TableWriter` wrote.
+    """An open Arrow IPC file that `TableWriter` wrote.
 
     Args:
         path: the file.
         cache: where its batches are kept.
 
     Raises:
-        CatalogueDamaged: here and from every method, when the file is not what was written.
-        CacheUnusable: it cannot be opened now.
+        CatalogueDamaged: the file is not what was written; from every method too.
+        CacheUnusable: the file cannot be opened now.
     """
 
     _serial = 0
@@ -112,27 +90,27 @@ class Table:
             if batches:
                 last = self._reader.get_batch(batches - 1)
                 self._length = (batches - 1) * BATCH_ROWS + last.num_rows
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        except Exception as error:  # Arrow raises errors of many types for a damaged file.
             if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
                 raise CacheUnusable(f"{path} cannot be opened: {error.strerror or error}") from error
             raise CatalogueDamaged(f"{path} is not readable: {error}") from error
 
     def close(self) -> None:
-        """Close the file, and let go of its batches: those of small tables hold more memory than is counted."""
+        """Close the file and drop its batches, because those of small tables take more memory than is counted."""
         self._file.close()
         for number in range(-(-self._length // BATCH_ROWS)):
-            self._cache.forget((self._key, number))
+            self._cache.pop((self._key, number), None)
 
     def __len__(self) -> int:
         return self._length
 
     def value(self, column: int, row: int) -> Any:
-        """What stands in *column* of *row*: bytes of a string column, an int of a number column."""
+        """Return the value in *column* of *row*: bytes of a string column, an int of a number column."""
         number, at = divmod(row, BATCH_ROWS)
         return self._batch(number)[column][at]
 
     def values(self, column: int, start: int, stop: int) -> list[Any]:
-        """The values of *column* from row *start* to *stop* (exclusive)."""
+        """Return the values of *column* from row *start* to *stop* (exclusive)."""
         found: list[Any] = []
         while start < stop:
             number, at = divmod(start, BATCH_ROWS)
@@ -143,35 +121,35 @@ class Table:
         return found
 
     def _batch(self, number: int) -> tuple[Column, ...]:
-        columns = self._cache.get((self._key, number))
-        if columns is None:
-            columns, size = self._read(number)
-            self._cache.put((self._key, number), columns, size)
-        return columns
+        key = (self._key, number)
+        try:
+            return self._cache[key]
+        except KeyError:
+            columns = self._cache[key] = self._read(number)
+            return columns
 
-    def _read(self, number: int) -> tuple[tuple[Column, ...], int]:
+    def _read(self, number: int) -> tuple[Column, ...]:
         try:
             batch, metadata = self._reader.get_batch_with_custom_metadata(number)
             wanted = int(metadata[_CHECKSUM])
             columns = tuple(column_of(array) for array in batch.columns)
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
+        except Exception as error:  # Arrow raises errors of many types for a damaged file.
             raise CatalogueDamaged(f"{self._path}: batch {number} is not readable: {error}") from error
         rows = min(BATCH_ROWS, self._length - number * BATCH_ROWS)
         if batch.num_rows != rows:
             raise CatalogueDamaged(f"{self._path}: batch {number} has {batch.num_rows} rows, not {rows}")
         if checksum(number, columns) != wanted:
             raise CatalogueDamaged(f"{self._path}: batch {number} does not match its checksum")
-        return columns, sum(len(part) for column in columns for part in _buffers(column))
+        return columns
 
 
 class TableWriter:
-    """Writes a table under a temporary name; leaving the context without an error gives it its own."""
+    """Writes a table under a temporary name, and renames it when the context ends without an error."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
         self._schema = schema
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_rows = 0
+        self._pending = schema.empty_table()
         self._batches = 0
         self.rows = 0
 
@@ -180,11 +158,9 @@ class TableWriter:
         self._writer = pa.ipc.new_file(str(self._temporary), self._schema)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._pending_rows:
-            self._write(self._pending_rows)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None and self._pending.num_rows:
+            self._write(self._pending.num_rows)
         self._writer.close()
         if kind is None:
             with self._temporary.open("rb") as file:
@@ -194,28 +170,26 @@ class TableWriter:
             self._temporary.unlink(missing_ok=True)
 
     def append(self, arrays: Sequence[pa.Array]) -> None:
-        """Add rows: one array a column, as long as each other, without nulls."""
-        batch = pa.record_batch(list(arrays), schema=self._schema)
-        self._pending.append(batch)
-        self._pending_rows += batch.num_rows
-        self.rows += batch.num_rows
-        if self._pending_rows >= BATCH_ROWS:
-            self._write(self._pending_rows // BATCH_ROWS * BATCH_ROWS)
+        """Add rows: one array for each column, of equal lengths, without nulls."""
+        added = pa.table(list(arrays), schema=self._schema)
+        self._pending = pa.concat_tables([self._pending, added])
+        self.rows += added.num_rows
+        if self._pending.num_rows >= BATCH_ROWS:
+            self._write(self._pending.num_rows // BATCH_ROWS * BATCH_ROWS)
 
     def _write(self, rows: int) -> None:
-        pending = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
+        pending = self._pending.combine_chunks()
         for batch in pending.slice(0, rows).to_batches(max_chunksize=BATCH_ROWS):
-            # Taking copies the slice to buffers of its own, which is what the checksum is over.
+            # take() copies the slice to buffers of its own, which the checksum is computed over.
             batch = batch.take(_EACH_ROW.slice(0, batch.num_rows))
             value = checksum(self._batches, tuple(column_of(array) for array in batch.columns))
             self._writer.write_batch(batch, custom_metadata={_CHECKSUM: str(value)})
             self._batches += 1
-        self._pending = pending.slice(rows).to_batches()
-        self._pending_rows -= rows
+        self._pending = pending.slice(rows)
 
 
 def checksum(number: int, columns: Sequence[Column]) -> int:
-    """The CRC-32 of a batch's number in its file and its columns: a batch in another's place does not verify."""
+    """Return the CRC-32 of a batch's number and columns; the number detects batches that were exchanged."""
     value = number
     for column in columns:
         for part in _buffers(column):
@@ -240,7 +214,7 @@ _NUMBER_FORMATS: dict[Any, Literal["B", "I", "Q", "q"]] = {
 
 
 def column_of(array: pa.Array) -> Column:
-    """The values of *array*, copied out of Arrow's buffers."""
+    """Return the values of *array*, copied out of Arrow's buffers."""
     rows = len(array)
     buffers = array.buffers()
     if array.type == pa.binary():

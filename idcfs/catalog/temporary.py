@@ -1,8 +1,8 @@
-"""Views that come and go, as those of cohorts do; belongs to the event loop.
+"""Views that come and go, such as those of cohorts; belongs to the event loop.
 
-Each has a generation of its own, used once in the life of a mount: the kernel moves a folder that turns up under a
-second name, so what replaces a view must have other inode numbers. A view that is shown no more stays open as long
-as the kernel, or an open folder, refers to one of its folders.
+Each has its own generation, which a mount uses only once: the kernel moves a folder that appears under a second name,
+so a view that replaces another needs other inode numbers. A view that is no longer shown stays open as long as the
+kernel, or an open folder, refers to one of its folders.
 """
 
 from idcfs.catalog.view import View
@@ -10,7 +10,7 @@ from idcfs.errors import NoSpace
 from idcfs.inode import MAX_GENERATION
 
 FIRST_GENERATION = 1 << 16
-"""Lower ones belong to the views that an index always has."""
+"""Lower generations belong to the fixed views of an index."""
 
 
 class _Held:
@@ -21,7 +21,7 @@ class _Held:
 
 
 class TemporaryViews:
-    """The views, by generation."""
+    """The temporary views of a mount, by generation."""
 
     def __init__(self) -> None:
         self._held: dict[int, _Held] = {}
@@ -37,19 +37,19 @@ class TemporaryViews:
             NoSpace: the generations are used up, after almost a million.
         """
         if self._next > MAX_GENERATION:
-            raise NoSpace("this mount has shown as many cohorts as it can; mount again")
+            raise NoSpace("this mount has no generation left for another cohort; mount again")
         generation = self._next
         self._next += 1
         self._held[generation] = _Held(view)
         return generation
 
     def get(self, generation: int) -> View | None:
-        """The view of a generation, if it is open."""
+        """Return the view of a generation, or None if it is not open."""
         held = self._held.get(generation)
         return None if held is None else held.view
 
     def replace(self, generation: int, view: View) -> None:
-        """Put a view with the same folders in the place of one that is damaged, if that is still open."""
+        """Replace a damaged view by one with the same folders; closes the new one if the generation is closed."""
         held = self._held.get(generation)
         if held is None:
             view.close()
@@ -58,19 +58,19 @@ class TemporaryViews:
         held.view = view
 
     def retire(self, generation: int) -> None:
-        """Show a view no more; it closes when nothing refers to it."""
+        """Stop showing a view; it closes when nothing refers to it."""
         self._held[generation].shown = False
         self.release(generation, 0)
 
     def hold(self, generation: int, times: int = 1) -> None:
-        """Count references to folders of a view."""
+        """Add references to folders of a view."""
         self._held[generation].references += times
 
     def release(self, generation: int, times: int = 1) -> None:
-        """Give references back."""
+        """Remove references."""
         held = self._held.get(generation)
         if held is None:
-            # Nothing to close, and a count that went wrong is not worth the mount.
+            # A wrong count is no reason to end the mount.
             return
         held.references -= times
         if not held.shown and held.references <= 0:
@@ -78,7 +78,7 @@ class TemporaryViews:
             del self._held[generation]
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all views."""
         for held in self._held.values():
             held.view.close()
         self._held.clear()

@@ -1,6 +1,6 @@
-"""The daemon as a background process: started, waited for until it answers, and told of when it fails.
+"""The daemon as a background process, whose start is waited for and whose errors are reported.
 
-A fork is safe here because nothing is loaded yet that has threads, and the FUSE device is not open.
+The fork is safe because no module that has threads is loaded yet, and the FUSE device is not open.
 """
 
 import contextlib
@@ -17,60 +17,47 @@ from typing import Any, NoReturn
 import platformdirs
 
 from idcfs import errors
+from idcfs.cli.group import run_trio
 from idcfs.config import Settings
 from idcfs.printable import printable
 from idcfs.private import check_folder
 
-Tell = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]
 
 
-def serve(settings: Settings, path: Path, demo: bool, tell: Tell) -> None:
+def serve(settings: Settings, path: Path, demo: bool, report: Report) -> None:
     """Serve a mount in this process until it ends."""
-    import trio
-
     from idcfs.mount import daemon
 
-    try:
-        trio.run(daemon.serve, settings, path, tell, demo)
-    except ExceptionGroup as group:
-        raise errors.first_error(group) from group
-    except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
-        # Ctrl-C in the first moments, when it is Python that takes the signal.
-        raise KeyboardInterrupt from group
+    run_trio(daemon.serve, settings, path, report, demo)
 
 
-def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, tell: Tell) -> None:
-    """Start the daemon as a child in a session of its own, and wait until it is ready or says why not."""
+def serve_in_background(settings: Settings, path: Path, demo: bool, level: int, report: Report) -> None:
+    """Start the daemon as a child in a session of its own, and wait until it is ready or reports an error."""
     log_file = _log_file(path)
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(receive)
-        _be_daemon(settings, path, demo, send, log_file, level)
+        _run_daemon(settings, path, demo, send, log_file, level)
     os.close(send)
-    ready = False
     try:
         with open(receive) as lines:
             for line in lines:
                 message = json.loads(line)
                 if "error" in message:
                     raise getattr(errors, message["error"])(message["message"])
-                tell(message)
+                report(message)
                 if "ready" in message:
-                    ready = True
-                    break
+                    return
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
-    if not ready:
-        raise errors.MountFailed(f"{path}: the daemon ended while it started; see {log_file}")
+    raise errors.MountFailed(f"{path}: the daemon ended while it started; see {log_file}")
 
 
-def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: Path, level: int) -> NoReturn:
-    """The life of the background process; never returns."""
+def _run_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: Path, level: int) -> NoReturn:
     code = 1
     try:
         os.setsid()
@@ -83,19 +70,19 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
         os.set_inheritable(send, False)
         pipe = [send]
 
-        def tell(message: dict[str, Any]) -> None:
+        def report(message: dict[str, Any]) -> None:
             if pipe:
                 os.write(pipe[0], json.dumps(message).encode() + b"\n")
                 if "ready" in message:
                     os.close(pipe.pop())
 
         try:
-            serve(settings, path, demo, tell)
+            serve(settings, path, demo, report)
             code = 0
         except errors.IdcfsError as error:
             logging.error("%s", error)
             with contextlib.suppress(OSError):
-                tell({"error": type(error).__name__, "message": str(error)})
+                report({"error": type(error).__name__, "message": str(error)})
     except BaseException:
         logging.exception("the daemon ended")
     finally:
@@ -104,7 +91,7 @@ def _be_daemon(settings: Settings, path: Path, demo: bool, send: int, log_file: 
 
 
 class _Formatter(logging.Formatter):
-    """What servers say, and what is planted, cannot move a terminal's cursor or pass for a line of its own."""
+    """Formats records so that text from elsewhere cannot move a terminal's cursor or look like another record."""
 
     def format(self, record: logging.LogRecord) -> str:
         first, *more = super().format(record).split("\n")
@@ -112,13 +99,13 @@ class _Formatter(logging.Formatter):
 
 
 def log_to(handler: logging.Handler, form: str, level: int) -> None:
-    """Have everything that is logged from *level* on written by *handler*."""
+    """Write everything that is logged from *level* on with *handler*."""
     handler.setFormatter(_Formatter(form))
     logging.basicConfig(level=level, handlers=[handler])
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """The daemon's log, which is its standard error too: what libraries and children print as they die is worth it."""
+    """The daemon's log, which is also its standard error, to get what libraries and children print when they crash."""
 
     def _open(self) -> TextIOWrapper:
         stream = super()._open()

@@ -1,4 +1,4 @@
-"""`idcfs cache`."""
+"""The commands `idcfs cache info`, `idcfs cache clear` and `idcfs cache verify`."""
 
 import contextlib
 import json
@@ -10,55 +10,58 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import PARTS, counted, main, size_text
+from idcfs.cli.group import PARTS, counted, json_flag, main, option
 from idcfs.config import load_settings
 from idcfs.printable import printable
 from idcfs.private import UMASK
 
+_cache_dir_option = option("--cache-dir", "FOLDER", "The cache folder. Default: the configured one.")
+
 
 @main.group()
 def cache() -> None:
-    """Look at the cache folder, or empty it."""
+    """Inspect, verify or empty the cache folder."""
     os.umask(UMASK)
 
 
 @cache.command("info")
-@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_cache_dir_option
+@json_flag
 def cache_info(cache_dir: str | None, as_json: bool) -> None:
-    """Say where the cache is and what it takes."""
+    """Print where the cache is and how much disk space it takes."""
     settings = load_settings({"cache_dir": cache_dir})
     folder = settings.cache_dir
     parts = {name: _disk_use(folder / name) for name in PARTS}
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "limit": settings.cache_limit, "bytes": parts}, indent=2))
         return
-    click.echo(f"{folder}: objects may take {size_text(settings.cache_limit)}")
+    click.echo(f"{folder}: objects may take {filesize.decimal(settings.cache_limit)}")
     for name, used in parts.items():
-        click.echo(f"  {name:<10}{size_text(used):>12}")
+        click.echo(f"  {name:<10}{filesize.decimal(used):>12}")
 
 
 def _disk_use(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
     return total
 
 
 @cache.command("clear")
-@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
+@_cache_dir_option
 @click.option("--catalogue", is_flag=True, help="Drop the catalogue too; the next mount builds it again.")
 def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
     """Drop the cached objects and listings. Not while idcfs is mounted."""
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
-    from idcfs.cache.entries import is_in_use
+    from idcfs.cache.database import is_in_use
 
     if any(is_in_use(folder / name) for name in ("objects", "listings")):
-        raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (idcfs status says where)")
+        raise errors.CacheUnusable(f"{folder} is in use by a mount; unmount it first (see where: idcfs status)")
     before = sum(_disk_use(folder / name) for name in PARTS)
     for name in ["objects", "listings", *(["catalogue"] if catalogue else [])]:
         try:
@@ -68,24 +71,24 @@ def cache_clear(cache_dir: str | None, catalogue: bool) -> None:
         except OSError as error:
             raise errors.CacheUnusable(f"{folder / name}: {error.strerror}; remove it yourself") from error
     after = sum(_disk_use(folder / name) for name in PARTS)
-    click.echo(f"{size_text(before - after)} freed in {folder}")
+    click.echo(f"{filesize.decimal(before - after)} freed in {folder}")
 
 
 @cache.command("verify")
-@click.option("--cache-dir", metavar="FOLDER", help="The cache folder. Default: the configured one.")
-@click.option("--repair", is_flag=True, help="Drop what is damaged, and files that nobody knows.")
+@_cache_dir_option
+@click.option("--repair", is_flag=True, help="Drop what is damaged, and files that belong to no entry.")
 def cache_verify(cache_dir: str | None, repair: bool) -> None:
     """Look for damage in all of the cache; also while idcfs is mounted.
 
-    Whatever idcfs reads from the cache it checks anyway, so this is for those who want to know, or whose disk fails.
+    A mount verifies whatever it reads from the cache, so this is only needed to know whether a disk fails.
     What is dropped is fetched or built again when it is needed.
     """
     folder = load_settings({"cache_dir": cache_dir}).cache_dir
     found = left = 0
     for name in PARTS:
-        look = _verify_catalogue if name == "catalogue" else _verify_entries
+        verify = _verify_catalogue if name == "catalogue" else _verify_entries
         try:
-            for what, why, stays in look(folder / name, name, repair):
+            for what, why, stays in verify(folder / name, name, repair):
                 found += 1
                 left += stays
                 click.echo(f"{name}: {printable(what)}: {printable(why)}")
@@ -101,7 +104,7 @@ def cache_verify(cache_dir: str | None, repair: bool) -> None:
 
 
 def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
-    """What is damaged, why, and whether it stays."""
+    """Yield what is damaged, why, and whether it stays."""
     from idcfs.cache import upkeep
 
     with click.progressbar(length=upkeep.count(folder), label=name, file=sys.stderr) as progress:
@@ -110,7 +113,7 @@ def _verify_entries(folder: Path, name: str, repair: bool) -> Iterator[tuple[str
 
 
 def _verify_catalogue(folder: Path, name: str, repair: bool) -> Iterator[tuple[str, str, bool]]:
-    """As of entries."""
+    """Yield the same of the catalogue."""
     from idcfs.catalog import check
 
     with click.progressbar(check.files(folder), label=name, file=sys.stderr) as files:

@@ -1,27 +1,26 @@
-"""`idcfs cohort`: the texts of cohorts, with a mount or without; what they come to is kept for the next mount."""
+"""The commands `idcfs cohort ...`, which need no mount; their results are kept for the next one."""
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, check_folders, counted, main, size_text
+from idcfs.cli.group import Command, SqlCommand, check_folders, counted, index_option, json_flag, main, option, run_trio
+from idcfs.cohorts.folder import CohortTexts, check_name
 from idcfs.config import Settings, load_settings
 from idcfs.private import UMASK
 
-T = TypeVar("T")
 
-_Command = Callable[..., None]
-
-
-class Answer(NamedTuple):
-    """What a cohort comes to: what is in it, what its author should know, and what is wrong with its query."""
+class Outcome(NamedTuple):
+    """The outcome of evaluating a cohort: what is in it, what its author should know, and the error of its query."""
 
     summary: dict[str, Any] | None
     remarks: str
@@ -34,38 +33,31 @@ def cohort() -> None:
     os.umask(UMASK)
 
 
-def _named(command: _Command) -> _Command:
-    """The name of a cohort, and where it is kept."""
-    command = click.option(
-        "--cohort-dir", metavar="FOLDER", help="Where the queries are kept. Default: the configured one."
-    )(command)
-    return click.argument("name")(command)
+def _all(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds all of these arguments and options, in this order."""
+    return lambda command: functools.reduce(lambda done, add: add(done), reversed(decorators), command)
 
 
-def _evaluating(command: _Command) -> _Command:
-    """The flags of a command that evaluates a query."""
-    for option, metavar, told in (
-        ("--query-timeout", "SECONDS", "How long the query may take. Default: 60."),
-        ("--query-memory", "SIZE", "Memory that the query may take. Default: 3GiB."),
-        ("--cache-dir", "FOLDER", "Where results are kept. Default: the configured one."),
-        ("--index", "FOLDER", "Parquet files to use instead of the installed idc-index-data."),
-        ("--layout", "TEMPLATE", "The layout of a query that says none."),
-    ):
-        command = click.option(option, metavar=metavar, help=told)(command)
-    return command
+_FILE = click.Path(path_type=Path, allow_dash=True)
 
-
-def _defining(command: _Command) -> _Command:
-    """The ways to say what a cohort is."""
-    file = click.Path(path_type=Path, allow_dash=True)
-    for option, what in (("--manifest", "manifest"), ("--file", "query")):
-        told = f"Take the {what} in FILE (- for standard input)."
-        command = click.option(option, type=file, metavar="FILE", help=told)(command)
-    return click.argument("sql", required=False)(command)
+_cohort_dir = option("--cohort-dir", "FOLDER", "Where the queries are kept. Default: the configured one.")
+_name = _all(click.argument("name"), _cohort_dir)
+_definition = _all(
+    click.argument("sql", required=False),
+    option("--file", "FILE", "Take the query in FILE (- for standard input).", _FILE),
+    option("--manifest", "FILE", "Take the manifest in FILE (- for standard input).", _FILE),
+)
+_evaluation = _all(
+    option("--layout", "TEMPLATE", "The layout of a query that says none."),
+    index_option,
+    option("--cache-dir", "FOLDER", "Where results are kept. Default: the configured one."),
+    option("--query-memory", "SIZE", "Memory that the query may take. Default: 3GiB."),
+    option("--query-timeout", "SECONDS", "How long the query may take. Default: 60."),
+)
 
 
 def _text(sql: str | None, file: Path | None, manifest: Path | None) -> bytes | None:
-    """The one text that a command line gives, or None."""
+    """Return the one text that the command line gives, or None."""
     given = [value for value in (sql, file, manifest) if value is not None]
     if len(given) > 1:
         raise errors.UsageError("give the query once: as SQL, with --file or with --manifest")
@@ -80,15 +72,15 @@ def _text(sql: str | None, file: Path | None, manifest: Path | None) -> bytes | 
 
 
 @cohort.command("create", cls=SqlCommand, short_help="Make a cohort.")
-@_named
-@_defining
-@_evaluating
+@_name
+@_definition
+@_evaluation
 def create(name: str, sql: str | None, file: Path | None, manifest: Path | None, **flags: Any) -> None:
-    """Make the cohort NAME of a query or a manifest, and say what is in it.
+    """Make the cohort NAME of a query or a manifest, and print what is in it.
 
-    A query is one SELECT over the tables of 'idcfs query', whose result has a column that says which series are
-    meant. A manifest has a line for each series, as the IDC portal and idc-index write it. Without either the
-    cohort is empty.
+    A query is one SELECT over the tables of 'idcfs query', whose result has a column that identifies series. A
+    manifest has a line for each series, as the IDC portal and idc-index write it. Without either the cohort is
+    empty.
 
     \b
     Examples:
@@ -106,39 +98,39 @@ def create(name: str, sql: str | None, file: Path | None, manifest: Path | None,
     if text:
         try:
             folder.write(name, text)
-            answer = _evaluate(settings, name)
+            outcome = _evaluate(settings, name)
         except BaseException:
-            # Nothing is known of the query, and the next try is not to find the name taken.
+            # The query was not evaluated, and the name must be free for the next try.
             folder.delete(name)
             raise
-        _tell(name, answer)
+        _print_outcome(name, outcome)
 
 
 @cohort.command("edit", cls=SqlCommand, short_help="Change a cohort's query.")
-@_named
-@_defining
-@_evaluating
+@_name
+@_definition
+@_evaluation
 def edit(name: str, sql: str | None, file: Path | None, manifest: Path | None, **flags: Any) -> None:
-    """Put another query or manifest in the place of the cohort NAME's, in your editor if none is given."""
+    """Replace the query or manifest of the cohort NAME, in your editor if none is given."""
     text = _text(sql, file, manifest)
     settings = _settings(flags)
     before = _read(settings, name)
     if text is None:
-        text = _edited(name, before)
+        text = _edit_text(name, before)
         if text is None:
-            click.echo(f"{name} is as it was")
+            click.echo(f"{name} is unchanged")
             return
         _check_unchanged(name, before, _read(settings, name), text)
     folder = _folder(settings)
-    # If the new text does not work, what did is still shown.
+    # If the new text does not work, the cohort still shows the last one that did.
     if before.strip() and folder.read_last_good(name) is None:
         folder.keep_last_good(name, before)
     folder.write(name, text)
-    _tell(name, _evaluate(settings, name))
+    _print_outcome(name, _evaluate(settings, name))
 
 
 def _check_unchanged(name: str, before: bytes, now: bytes, text: bytes) -> None:
-    """Keep an edited text aside if the cohort was changed while the editor was open."""
+    """Raise an error, and keep the text in a file, if the cohort was changed while the editor was open."""
     if now != before:
         with tempfile.NamedTemporaryFile(prefix=f"{name}-", suffix=".sql", delete=False) as aside:
             aside.write(text)
@@ -148,53 +140,51 @@ def _check_unchanged(name: str, before: bytes, now: bytes, text: bytes) -> None:
         )
 
 
-def _edited(name: str, text: bytes) -> bytes | None:
-    """What the user makes of *text* in their editor, None if they leave it as it is."""
+def _edit_text(name: str, text: bytes) -> bytes | None:
+    """Return what the user makes of *text* in their editor, or None if they do not change it."""
     try:
         edited = click.edit(text, extension=".sql")
     except click.ClickException as error:
-        raise errors.IdcfsError(f"the editor failed, so cohort {name} is as it was ({error.message})") from error
+        raise errors.IdcfsError(f"the editor failed ({error.message}); cohort {name} is unchanged") from error
     return None if edited == text else edited
 
 
 @cohort.command("show", short_help="Print a cohort's query and what is in it.")
-@_named
-@_evaluating
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_name
+@_evaluation
+@json_flag
 def show(name: str, as_json: bool, **flags: Any) -> None:
     """Print the query of the cohort NAME and what is in it."""
     settings = _settings(flags)
     text = _read(settings, name)
-    answer = _evaluate(settings, name)
+    outcome = _evaluate(settings, name)
     if as_json:
-        told = {"name": name, "query": text.decode(errors="replace"), "summary": answer.summary}
-        click.echo(json.dumps(told | {"remarks": answer.remarks, "error": str(answer.error or "")}, indent=2))
+        facts = {"name": name, "query": text.decode(errors="replace"), "summary": outcome.summary}
+        click.echo(json.dumps(facts | {"remarks": outcome.remarks, "error": str(outcome.error or "")}, indent=2))
     else:
         click.echo(text.decode(errors="replace").rstrip())
         click.echo()
-        _tell(name, answer)
+        _print_outcome(name, outcome)
 
 
 @cohort.command("list", short_help="List the cohorts.")
-@click.option("--cohort-dir", metavar="FOLDER", help="Where the queries are kept. Default: the configured one.")
-@_evaluating
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_cohort_dir
+@_evaluation
+@json_flag
 def list_cohorts(as_json: bool, **flags: Any) -> None:
     """List the cohorts: what is known of each, and the first line of its query. Evaluates nothing."""
     settings = _settings(flags)
     folder = _folder(settings)
     found: dict[str, bytes] = {}
     for name in folder.names():
-        # It may have gone since.
+        # The file may be gone by now.
         with contextlib.suppress(errors.NotThereNow):
             found[name] = folder.read(name)[0]
     states = _states(settings, found) if found else {}
     if as_json:
-        told = [
-            {"name": name, "state": states[name], "query": text.decode(errors="replace")}
-            for name, text in found.items()
-        ]
-        click.echo(json.dumps(told, indent=2))
+        queries = {name: text.decode(errors="replace") for name, text in found.items()}
+        rows = [{"name": name, "state": states[name], "query": query} for name, query in queries.items()]
+        click.echo(json.dumps(rows, indent=2))
     elif not found:
         click.echo("There are no cohorts. Make one: idcfs cohort create NAME 'SELECT ...'")
     else:
@@ -205,10 +195,10 @@ def list_cohorts(as_json: bool, **flags: Any) -> None:
 
 
 def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
-    """What is known of texts without evaluating them, in a few words each."""
+    """Return what is known of texts without evaluating them, in a few words each."""
 
     async def states() -> dict[str, str]:
-        async with _opened(settings) as (_, results, version):
+        async with _open_cohorts(settings) as (_, results, version):
             found = {}
             for name, text in texts.items():
                 kept = await results.kept(text)
@@ -220,24 +210,22 @@ def _states(settings: Settings, texts: dict[str, bytes]) -> dict[str, str]:
                     found[name] = "refused"
                 else:
                     summary = kept.summary(version)
-                    found[name] = f"{summary['series']:,} series, {size_text(summary['bytes'])}"
+                    found[name] = f"{summary['series']:,} series, {filesize.decimal(summary['bytes'])}"
             return found
 
-    return _run(states)
+    return run_trio(states)
 
 
 @cohort.command("delete", short_help="Remove a cohort.")
-@_named
+@_name
 def delete(name: str, **flags: Any) -> None:
-    """Remove the cohort NAME. Its query is gone; what it showed stays where it was in IDC."""
+    """Remove the cohort NAME and its query. The series that it showed stay in IDC."""
     settings = _settings(flags)
     _read(settings, name)
     _folder(settings).delete(name)
 
 
 def _checked(name: str) -> str:
-    from idcfs.cohorts.folder import check_name
-
     try:
         return check_name(name.encode(errors="surrogateescape"))
     except errors.ReadError as error:
@@ -250,46 +238,31 @@ def _settings(flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _folder(settings: Settings) -> Any:
-    from idcfs.cohorts.folder import CohortFolder
-
-    return CohortFolder(settings.cohort_dir)
+def _folder(settings: Settings) -> CohortTexts:
+    return CohortTexts(settings.cohort_dir)
 
 
 def _read(settings: Settings, name: str) -> bytes:
     try:
-        return bytes(_folder(settings).read(_checked(name))[0])
+        return _folder(settings).read(_checked(name))[0]
     except errors.NotThereNow as error:
         raise errors.UsageError(f"there is no cohort {name} in {settings.cohort_dir}; see idcfs cohort list") from error
 
 
-def _evaluate(settings: Settings, name: str) -> Answer:
-    """What a cohort comes to."""
-
-    async def evaluate() -> Answer:
-        async with _opened(settings) as (cohorts, _, version):
+def _evaluate(settings: Settings, name: str) -> Outcome:
+    async def evaluate() -> Outcome:
+        async with _open_cohorts(settings) as (cohorts, _, version):
             found = await cohorts.find(name)
             error = await cohorts.evaluated(found)
             result = found.result
-            if result is None:
-                return Answer(None, "", error)
-            return Answer(result.summary(version), result.remarks(), error)
+            return Outcome(result and result.summary(version), result.remarks() if result else "", error)
 
-    return _run(evaluate)
-
-
-def _run(work: Callable[[], Awaitable[T]]) -> T:
-    import trio
-
-    try:
-        return trio.run(work)
-    except ExceptionGroup as group:
-        raise errors.first_error(group) from group
+    return run_trio(evaluate)
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[tuple[Any, Any, int]]:
-    """The cohorts as a mount has them, their results, and the version of IDC."""
+async def _open_cohorts(settings: Settings) -> AsyncIterator[tuple[Any, Any, int]]:
+    """Open the cohorts as a mount does; yields them, their results, and the version of IDC."""
     import trio
 
     from idcfs.catalog.catalogue import open_catalogue
@@ -297,39 +270,39 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Any, Any, int]]:
     from idcfs.cohorts.registry import Cohorts
     from idcfs.cohorts.results import Results
 
-    def tell(step: str) -> None:
+    def report(step: str) -> None:
         click.echo(f"idcfs: {step} ...", err=True)
 
     index = find_index(settings.index)
-    # The main tree's layout is of no use here but as the default.
-    async with open_catalogue(settings.cache_dir, index, tell=tell) as catalogue, trio.open_nursery() as nursery:
-        # Nobody's read waits here: as long as a query may take, and some for its queue.
+    # The main tree is not shown, so its layout only matters as the default of cohorts.
+    async with open_catalogue(settings.cache_dir, index, report=report) as catalogue, trio.open_nursery() as nursery:
+        # No read waits here, so there is time for the query and for those before it in the queue.
         timeout = 2 * settings.query_timeout
         results = Results(catalogue, settings)
         yield Cohorts(settings.cohort_dir, catalogue, results, nursery, timeout), results, catalogue.version
         nursery.cancel_scope.cancel()
 
 
-def _tell(name: str, answer: Answer) -> None:
-    """Print what a cohort comes to.
+def _print_outcome(name: str, outcome: Outcome) -> None:
+    """Print what is in a cohort.
 
     Raises:
         QueryRefused: its query does not work.
     """
-    if answer.error is not None:
-        still = "; it still shows what worked last" if answer.summary else ""
+    if outcome.error is not None:
+        still = "; it still shows what worked last" if outcome.summary else ""
         remedy = f"The query is kept{still}. Change it: idcfs cohort edit {name}"
-        raise type(answer.error)(f"cohort {name}: {answer.error}\n{remedy}")
-    if answer.summary is None:
+        raise type(outcome.error)(f"cohort {name}: {outcome.error}\n{remedy}")
+    if outcome.summary is None:
         click.echo(f"{name} is empty: it has no query")
         return
-    told = answer.summary
+    summary = outcome.summary
     click.echo(
-        f"{name}: {told['series']:,} series of {counted(told['patients'], 'patient')} in "
-        f"{counted(len(told['collections']), 'collection')}, {counted(told['instances'], 'file')}, "
-        f"{size_text(told['bytes'])}"
+        f"{name}: {summary['series']:,} series of {counted(summary['patients'], 'patient')} in "
+        f"{counted(len(summary['collections']), 'collection')}, {counted(summary['instances'], 'file')}, "
+        f"{filesize.decimal(summary['bytes'])}"
     )
-    for licence, series in told["licences"].items():
+    for licence, series in summary["licences"].items():
         click.echo(f"  {licence}: {series:,} series")
-    if answer.remarks:
-        click.echo(answer.remarks.rstrip(), err=True)
+    if outcome.remarks:
+        click.echo(outcome.remarks.rstrip(), err=True)

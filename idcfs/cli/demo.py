@@ -1,17 +1,18 @@
-"""`idcfs demo-mirror`."""
+"""The command `idcfs demo-mirror`."""
 
 from pathlib import Path
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import main, size_text
+from idcfs.cli.group import index_option, main
 from idcfs.config import load_settings
 
 
 @main.command("demo-mirror", short_help="Write the synthetic sample as a mirror.")
 @click.argument("folder", type=click.Path(path_type=Path, readable=False))
-@click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
+@index_option
 def demo_mirror(folder: Path, index: str | None) -> None:
     """Write the synthetic sample of about a dozen small series as a mirror into FOLDER.
 
@@ -25,4 +26,4 @@ def demo_mirror(folder: Path, index: str | None) -> None:
         summary = write_demo_mirror(folder, find_index(settings.index).tables["index"])
     except OSError as error:
         raise errors.UsageError(f"{folder}: {error.strerror}; choose a folder that you can write") from error
-    click.echo(f"{summary.series} series, {summary.instances} files, {size_text(summary.bytes)} in {folder}")
+    click.echo(f"{summary.series} series, {summary.instances} files, {filesize.decimal(summary.bytes)} in {folder}")

@@ -1,8 +1,10 @@
-"""The command group: exit codes, and how an error is told."""
+"""The command group with its exit codes and error messages, and what commands share."""
 
 import re
 import sys
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -11,8 +13,11 @@ from idcfs.config import Settings
 from idcfs.printable import printable
 from idcfs.private import check_folder
 
+Command = Callable[..., None]
+T = TypeVar("T")
+
 PARTS = ("objects", "listings", "catalogue")
-"""What is in a cache folder."""
+"""The folders in a cache folder."""
 
 EXIT_CODES: dict[type[errors.IdcfsError], int] = {
     errors.UsageError: 2,
@@ -26,28 +31,24 @@ EXIT_CODES: dict[type[errors.IdcfsError], int] = {
     errors.QueryTooLong: 6,
     errors.QueryTooCostly: 6,
 }
-"""Anything else that goes wrong exits with 1, and Ctrl-C with 130. Documented in docs/commands.md."""
+"""Any other error exits with 1, and Ctrl-C with 130. Documented in docs/commands.md."""
 
 
 class _Group(click.Group):
-    """Turns our errors into one line and an exit code."""
+    """Prints errors of idcfs as one line, and exits with their codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except errors.IdcfsError as error:
-            _fail(error)
+            # A refused query has more lines, which show where it is wrong.
+            lines = [printable(line) for line in str(error).split("\n")]
+            click.echo("idcfs: " + "\n".join(lines), err=True)
+            sys.exit(EXIT_CODES.get(type(error), 1))
         except KeyboardInterrupt:
             click.echo("idcfs: interrupted", err=True)
             sys.exit(130)
-
-
-def _fail(error: errors.IdcfsError) -> NoReturn:
-    # A refused query has lines that say where it is wrong.
-    lines = [printable(line) for line in str(error).split("\n")]
-    click.echo("idcfs: " + "\n".join(lines), err=True)
-    sys.exit(EXIT_CODES.get(type(error), 1))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -65,37 +66,53 @@ def main() -> None:
 
 
 def check_folders(settings: Settings) -> None:
-    """Make sure that nobody else can change what is believed.
+    """Make sure that nobody else can change the cache or the cohorts, because a mount trusts them.
 
     Raises:
-        CacheUnusable, CohortsUnusable: somebody can.
+        CacheUnusable, CohortsUnusable: somebody else can.
     """
     for folder in (settings.cache_dir, *(settings.cache_dir / name for name in PARTS)):
         check_folder(folder, "cache folder", "--cache-dir", errors.CacheUnusable)
-    # A colleague's cohorts can be shown.
+    # The folder may belong to a colleague, whose cohorts are to be shown.
     check_folder(settings.cohort_dir, "cohort folder", "--cohort-dir", errors.CohortsUnusable, may_be_foreign=True)
 
 
 class SqlCommand(click.Command):
-    """A command that takes SQL, which may begin with a comment: ``-- text`` is no flag."""
+    """A command that takes SQL, which may begin with a comment: ``-- text`` is not a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put what begins so where flags are no more looked for."""
+        """Move arguments that begin with a comment behind ``--``, where no flags are expected."""
         if "--" not in args:
             sql = [word for word in args if re.match(r"--[^=]*\s", word)]
             args = [*(word for word in args if word not in sql), *(["--", *sql] if sql else [])]
         return super().parse_args(ctx, args)
 
 
-def size_text(count: float) -> str:
-    """A number of bytes as people read it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
 def counted(number: int, noun: str) -> str:
-    """A number of things as people read it; *noun* has an s in the plural."""
+    """Return a number of things as people read it, such as 2 files; *noun* has an s in the plural."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def option(name: str, metavar: str, text: str, kind: Any = None) -> Callable[[Command], Command]:
+    """Return a decorator that adds an option with a value."""
+    return click.option(name, metavar=metavar, help=text, type=kind)
+
+
+index_option = option("--index", "FOLDER", "Parquet files to use instead of the installed idc-index-data.")
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+mountpoint_argument = click.argument("mountpoint", type=Path, required=False)
+
+
+def run_trio(work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Return the result of *work* in an event loop; of the errors of a nursery, the first is raised."""
+    import trio
+
+    try:
+        return trio.run(work, *arguments)
+    except ExceptionGroup as group:
+        raise errors.first_error(group) from group
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        # Ctrl-C while Python itself handles the signal, as a mount does in its first moments.
+        raise KeyboardInterrupt from group

@@ -1,4 +1,4 @@
-"""`idcfs query`."""
+"""The command `idcfs query`."""
 
 import csv
 import io
@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from idcfs import errors
-from idcfs.cli.group import SqlCommand, main
+from idcfs.cli.group import SqlCommand, index_option, main, option
 from idcfs.config import Settings, load_settings
 
 TABLE_ROWS = 100
-"""Rows that a table shows if no limit is given: a look, not an export."""
+"""Rows that a table shows if no limit is given: a table is for reading, not for export."""
 
 
 @main.command(cls=SqlCommand, short_help="Run SQL over the tables of the IDC index.")
@@ -24,9 +24,9 @@ TABLE_ROWS = 100
     "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", help="Default: table."
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Rows. Default: 100 for a table, else all.")
-@click.option("--index", metavar="FOLDER", help="Parquet files to use instead of the installed idc-index-data.")
-@click.option("--query-memory", metavar="SIZE", help="Memory that the query may take. Default: 3GiB.")
-@click.option("--query-timeout", metavar="SECONDS", help="How long the query may take. Default: 60.")
+@index_option
+@option("--query-memory", "SIZE", "Memory that the query may take. Default: 3GiB.")
+@option("--query-timeout", "SECONDS", "How long the query may take. Default: 60.")
 def query(sql: str, form: str, limit: int | None, **flags: Any) -> None:
     """Run one SELECT over the tables of the IDC index and print the result.
 
@@ -49,19 +49,15 @@ def _run(settings: Settings, sql: str, limit: int | None, result: Path) -> None:
     import trio
 
     from idcfs.catalog.index import find_index
-    from idcfs.processes.child import run_child
+    from idcfs.catalog.messages import Bound, Query
+    from idcfs.processes.child import run_program
+    from idcfs.processes.messages import Done
 
-    specification = {
-        "tables": find_index(settings.index).query_tables,
-        "memory": settings.query_memory,
-        "sql": sql,
-        "limit": limit,
-        "result": str(result),
-    }
+    request = Query(find_index(settings.index).query_tables, settings.query_memory, sql, limit, str(result))
 
     async def run() -> None:
         with trio.fail_after(settings.query_timeout):
-            await run_child("idcfs.catalog.query", specification)
+            await run_program("idcfs.catalog.query", request, Done, [Bound])
 
     try:
         trio.run(run)
@@ -101,14 +97,14 @@ def _print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
     for name in names:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        # Text, not str: a value in square brackets is no markup.
+        # Text, because rich takes square brackets in a str for markup.
         table.add_row(*(Text(_text(value)) for value in row.values()))
     Console().print(table)
     click.echo(f"{len(rows):,} rows")
 
 
 def _text(value: Any) -> str:
-    """A value in one cell; lists and structures as JSON."""
+    """Return a value as the text of a cell; lists and structures as JSON."""
     if value is None:
         return ""
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else str(value)

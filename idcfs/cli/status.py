@@ -1,4 +1,4 @@
-"""`idcfs status`."""
+"""The command `idcfs status`."""
 
 import errno
 import json
@@ -6,24 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from idcfs import errors
-from idcfs.cli.group import main, size_text
+from idcfs.cli.group import json_flag, main, mountpoint_argument
 from idcfs.mount import mountpoint as mountpoints
 from idcfs.printable import printable
 
-NO_STATUS = {"failure": "what this mount says about itself is no status of idcfs"}
+NO_STATUS = {"failure": "what this mount returns is no status of idcfs"}
 
 STATUS_BYTES = 1 << 20
-"""More than any status has; a mount that is somebody else's may say more."""
+"""More than any status has; the mount of another program may return more."""
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What the mount on *path*, which may be anybody's, says about itself.
+    """Return the status of the mount on *path*, which may be any user's.
 
     Raises:
-        OSError: it does not answer; TimeoutError if it does not even fail.
-        ValueError: what it says is no status of idcfs.
+        OSError: the mount fails; TimeoutError if it does not answer at all.
+        ValueError: its answer is no status of idcfs.
     """
 
     def read() -> bytes:
@@ -34,17 +35,17 @@ def read_status(path: Path) -> dict[str, Any]:
         facts = json.loads(mountpoints.in_time(read))
     except RecursionError as error:
         raise ValueError(str(error)) from error
-    # Only this command says that a mount fails, and what to do then.
+    # Only this command reports that a mount fails, and what to do then.
     if not isinstance(facts, dict) or "failure" in facts:
         raise ValueError("no status")
     return facts
 
 
-@main.command(short_help="Say what a mount is doing.")
-@click.argument("mountpoint", type=Path, required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@main.command(short_help="Show what a mount is doing.")
+@mountpoint_argument
+@json_flag
 def status(mountpoint: Path | None, as_json: bool) -> None:
-    """Say what MOUNTPOINT (default: every idcfs mount) is doing."""
+    """Show what MOUNTPOINT (default: every idcfs mount) is doing."""
     paths = [mountpoints.absolute(mountpoint)] if mountpoint else mountpoints.idcfs_mounts()
     if mountpoint and paths[0] not in mountpoints.idcfs_mounts():
         raise errors.MountFailed(f"{paths[0]}: idcfs is not mounted here; mount it: idcfs mount {paths[0]}")
@@ -83,7 +84,7 @@ def _print_status(path: str, facts: dict[str, Any]) -> None:
         rows = _rows(NO_STATUS)
     table = Table(title=Text(printable(path)), title_justify="left", show_header=False)
     for row in rows:
-        # Another user's mount may say anything, and a mirror too.
+        # Another user's mount, or a mirror, may return any characters.
         table.add_row(*map(printable, row))
     Console(markup=False).print(table)
 
@@ -102,13 +103,13 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("limited", facts["limits_failure"]))
     rows += [
         ("running for", f"{facts['uptime_seconds']:,.0f} s, process {facts['pid']}"),
-        ("served", f"{size_text(facts['bytes_served'])}, {facts['open_files']} files open"),
-        ("fetched", f"{size_text(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests"),
+        ("served", f"{filesize.decimal(facts['bytes_served'])}, {facts['open_files']} files open"),
+        ("fetched", f"{filesize.decimal(facts['bytes_fetched'])} in {facts['objects_fetched']:,} requests"),
         ("listings fetched", f"{facts['listings_fetched']:,}"),
-        ("found in the cache", "nothing asked yet" if rate is None else f"{rate:.0%} of extents"),
+        ("found in the cache", "nothing read yet" if rate is None else f"{rate:.0%} of extents"),
     ]
     for name, cache in facts["cache"].items():
-        text = f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}, {cache['entries']:,} entries"
+        text = f"{filesize.decimal(cache['bytes'])} of {filesize.decimal(cache['limit'])}, {cache['entries']:,} entries"
         rows.append((f"cache of {name}", text))
         if cache["failure"]:
             rows.append(("", f"not working: {cache['failure']}"))

@@ -1,12 +1,11 @@
-"""The series that a cohort's text names, as a view; a child process of its own.
+"""The program that makes a view of the series that a cohort's text names; a child process runs it.
 
-    python -m idcfs.cohorts.build < specification
-
-The user's SQL runs in its sandbox (`idcfs.catalog.sandbox`) and gives identifiers. A second connection, which
-the SQL never meets, finds the series and writes the view.
+The user's SQL runs in the sandbox of `idcfs.catalog.sandbox` and returns identifiers. A second connection, which the
+SQL cannot reach, finds the series and writes the view.
 """
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ import pyarrow as pa
 
 from idcfs.catalog import build
 from idcfs.catalog.description import write_description
+from idcfs.catalog.messages import Bound
 from idcfs.catalog.sandbox import bind, connect_bounded, limit_resources, open_sandbox, refusals
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.cohorts.text import Manifest, parse_text
 from idcfs.errors import QueryRefused, UsageError
 from idcfs.layout import Template, parse_template
-from idcfs.processes.program import Tell, serve
+from idcfs.processes.server import Report, run_once
 
 IDENTIFIERS: dict[str, tuple[str, ...]] = {
     "crdc_series_uuid": (),
@@ -27,19 +28,17 @@ IDENTIFIERS: dict[str, tuple[str, ...]] = {
     "PatientID": ("collection_id",),
     "collection_id": (),
 }
-"""The columns that can say which series a row means, the most specific first, each with those that narrow it down.
-
-One study can belong to two patients, and one PatientID to two collections.
-"""
+"""The columns that identify a row's series, the most specific first, each with the columns that narrow it down: one
+study can belong to two patients, and one PatientID to two collections."""
 
 _OF_ONE_SERIES = {"crdc_series_uuid", "SeriesInstanceUID"}
-"""The columns with one value for each series."""
+"""The identifiers whose values each name one series."""
 
 EXAMPLES = 100
-"""Lines, or rows, that match nothing are told up to this number."""
+"""The most lines, or rows, without a series that are listed."""
 
 EXAMPLE_LENGTH = 200
-"""Characters of each value that are told: the daemon reads them, and a value can have gigabytes."""
+"""Characters of each value that are listed: the daemon reads them, and a value can have gigabytes."""
 
 MAX_LAYOUT = 4096
 """Characters of a layout: no longer path can be opened on Linux (PATH_MAX)."""
@@ -48,83 +47,59 @@ _FACTS = (
     "crdc_series_uuid", "collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "instanceCount",
     "series_size_MB", "license_short_name",
 )  # fmt: skip
-"""The columns that a series is found and counted by."""
+"""The columns that series are found and counted by."""
 
 
-class _Given:
-    """What a query gives: its identifying columns, and those that its layout may take from it.
+def _positions(columns: list[str], known: frozenset[str]) -> dict[str, int]:
+    """Return the first position of each column of a query's result, under the name that the index has for it."""
+    # SQL ignores the case of names: a column is the index's of that name, however it is written.
+    spelled = {name.lower(): name for name in known}
+    positions: dict[str, int] = {}
+    for position, name in enumerate(columns):
+        positions.setdefault(spelled.setdefault(name.lower(), name), position)
+    return positions
 
-    Args:
-        columns: of the query's result.
-        known: of the index.
-    """
 
-    def __init__(self, columns: list[str], known: frozenset[str]) -> None:
-        # SQL knows no case in names: a column means the index's of that name, however it is written.
-        spelled = {name.lower(): name for name in known}
-        self._known = known
-        self.places: dict[str, int] = {}
-        for place, name in enumerate(columns):
-            self.places.setdefault(spelled.setdefault(name.lower(), name), place)
-        found = next((name for name in IDENTIFIERS if name in self.places), None)
-        if found is None:
-            raise QueryRefused(
-                "the result has none of the columns that say which series are meant; "
-                f"select one of {', '.join(IDENTIFIERS)}"
-            )
-        self.keys = [found, *(name for name in IDENTIFIERS[found] if name in self.places)]
-
-    def values(self, template: Template) -> list[str]:
-        """The columns that the layout takes from the result.
-
-        A column of the index is the series' own: a row that means a whole collection says nothing of each modality.
-        """
-        return [name for name in template.columns if name not in self._known]
+def _keys(columns: Collection[str]) -> list[str]:
+    """Return the columns of a query's result that identify series."""
+    found = next((name for name in IDENTIFIERS if name in columns), None)
+    if found is None:
+        raise QueryRefused(f"the result has no column that identifies series; select one of {', '.join(IDENTIFIERS)}")
+    return [found, *(name for name in IDENTIFIERS[found] if name in columns)]
 
 
 @build.build_errors()
-def run(specification: dict[str, Any], tell: Tell) -> None:
-    """Build what a cohort's text names.
-
-    The specification has `tables` (names to parquet files), `memory` (bytes), `text` (a file), `layout` (for a text
-    that says none), `series` (the table of all series), `folder`, where the view and its facts are to be, and
-    `only_bind`, to end once the text is known to be sound. The messages are ``{"step": "bound"}``, at that point, and
-    ``{"facts": ...}``.
-    """
+def run(request: BuildCohort, report: Report) -> Facts:
+    """Build what a cohort's text names; *report* takes `Bound`."""
     started = time.monotonic()
-    folder = Path(specification["folder"])
+    folder = Path(request.folder)
     folder.mkdir(parents=True)
-    limit_resources(specification["memory"], folder)
+    limit_resources(request.memory, folder)
     with refusals():
-        facts = _build(specification, tell, folder)
-    if not facts:
-        return
-    facts["seconds"] = round(time.monotonic() - started, 3)
-    write_description(folder / "facts.json", facts)
-    tell({"facts": facts})
+        facts = _build(request, report, folder)
+    if facts:
+        facts["seconds"] = round(time.monotonic() - started, 3)
+        write_description(folder / "facts.json", facts)
+    return Facts(facts)
 
 
-def _build(specification: dict[str, Any], tell: Tell, folder: Path) -> dict[str, Any]:
-    text = parse_text(Path(specification["text"]).read_bytes())
-    layout = specification["layout"] if text.layout is None else text.layout
-    connection = connect_bounded(specification["tables"], specification["memory"])
+def _build(request: BuildCohort, report: Report, folder: Path) -> dict[str, Any]:
+    text = parse_text(Path(request.text).read_bytes())
+    layout = request.layout if text.layout is None else text.layout
+    connection = connect_bounded(request.tables, request.memory)
     if text.manifest is not None:
-        template = _template(layout, _index_columns(connection))
-        tell({"step": "bound"})
-        if specification["only_bind"]:
+        template = _template(layout, frozenset(build.columns_of(connection, "index")))
+        report(Bound())
+        if request.only_bind:
             return {}
         problems = _match_manifest(connection, text.manifest, template)
     else:
-        template, problems = _match_query(connection, specification, text.sql or "", layout, tell)
-        if specification["only_bind"]:
+        template, problems = _match_query(connection, request, text.sql or "", layout, report)
+        if request.only_bind:
             return {}
     facts = _facts(connection) | problems | {"layout": template.text}
-    build.build_view(connection, Path(specification["series"]), "matched", template, facts["counts"], folder)
+    build.build_view(connection, Path(request.series), "matched", template, facts["counts"], folder)
     return facts
-
-
-def _index_columns(connection: build.Connection) -> frozenset[str]:
-    return frozenset(row[0] for row in connection.execute('DESCRIBE "index"').fetchall())
 
 
 def _template(layout: str, columns: frozenset[str]) -> Template:
@@ -137,33 +112,35 @@ def _template(layout: str, columns: frozenset[str]) -> Template:
 
 
 def _match_query(
-    connection: build.Connection, specification: dict[str, Any], sql: str, layout: str, tell: Tell
+    connection: build.Connection, request: BuildCohort, sql: str, layout: str, report: Report
 ) -> tuple[Template, dict[str, Any]]:
-    """Make the table `matched` of the series that a SELECT names; returns the layout, and what matches nothing."""
-    sandbox = open_sandbox(specification["tables"], specification["memory"])
+    """Make the table `matched` of the series of a SELECT; returns the layout, and the facts of rows without series."""
+    sandbox = open_sandbox(request.tables, request.memory)
     relation = bind(sandbox, sql)
-    known = _index_columns(connection)
-    given = _Given(relation.columns, known)
-    template = _template(layout, known | frozenset(given.places))
-    tell({"step": "bound"})
-    if specification["only_bind"]:
+    known = frozenset(build.columns_of(connection, "index"))
+    positions = _positions(relation.columns, known)
+    keys = _keys(positions)
+    template = _template(layout, known | positions.keys())
+    report(Bound())
+    if request.only_bind:
         return template, {}
-    values = given.values(template)
-    taken = {f"k{number}": name for number, name in enumerate(given.keys)}
+    # A column of the index has the series' own values: a row for a whole collection has no modality of each series.
+    values = [name for name in template.columns if name not in known]
+    taken = {f"k{number}": name for number, name in enumerate(keys)}
     taken |= {f"v{number}": name for number, name in enumerate(values)}
-    names = ", ".join(f"c{place}" for place in range(max(given.places[name] for name in taken.values()) + 1))
-    columns = ", ".join(f"CAST(c{given.places[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
-    # By place: a result may have two columns of one name.
+    names = ", ".join(f"c{number}" for number in range(max(positions[name] for name in taken.values()) + 1))
+    columns = ", ".join(f"CAST(c{positions[name]} AS VARCHAR) AS {short}" for short, name in taken.items())
+    # Columns are taken by number, because a result may have two of one name.
     rows = relation.query("cohort_result", f"SELECT DISTINCT {columns} FROM cohort_result AS result({names})")
     connection.register("given", build.arrow_reader(rows).read_all())
     sandbox.close()
-    return template, _match_rows(connection, given.keys, values, template)
+    return template, _match_rows(connection, keys, values, template)
 
 
 def _match_rows(connection: build.Connection, keys: list[str], values: list[str], template: Template) -> dict[str, Any]:
-    """Make the table `matched` of the series that the rows of `given` mean; returns the rows that mean none."""
-    here = ["lower(given.k0)"] if keys == ["crdc_series_uuid"] else [f"given.k{n}" for n in range(len(keys))]
-    on = " AND ".join(f"{key} = source.{name}" for key, name in zip(here, keys, strict=True))
+    """Make the table `matched` of the series of the rows of `given`; returns the facts of rows without series."""
+    given_keys = ["lower(given.k0)"] if keys == ["crdc_series_uuid"] else [f"given.k{n}" for n in range(len(keys))]
+    on = " AND ".join(f"{key} = source.{name}" for key, name in zip(given_keys, keys, strict=True))
     taken = {name: f"given.v{number}" for number, name in enumerate(values)}
     join = "JOIN" if values else "SEMI JOIN"
     connection.execute(
@@ -183,7 +160,7 @@ def _match_rows(connection: build.Connection, keys: list[str], values: list[str]
         examples = connection.execute(f"SELECT {cut} FROM missed ORDER BY ALL LIMIT {EXAMPLES}").fetchall()
     connection.unregister("given")
     if values:
-        # Rows may say different things of one series: the first in order counts. (As bytes: see `build_view`.)
+        # Rows may have different values for one series: the first in the order of bytes counts (see `build_view`).
         order = ", ".join(["crdc_series_uuid", *(f"encode({build.identifier(name)})" for name in values)])
         first = f"SELECT DISTINCT ON (crdc_series_uuid) * FROM matched ORDER BY {order}"
         connection.execute(f"CREATE OR REPLACE TEMP TABLE matched AS {first}")
@@ -191,11 +168,11 @@ def _match_rows(connection: build.Connection, keys: list[str], values: list[str]
 
 
 def _count(connection: build.Connection, table: str) -> int:
-    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+    return int(build.first_column(connection, f"SELECT count(*) FROM {table}")[0])
 
 
 def _selected(template: Template, taken: dict[str, str] | None = None, known: set[str] | None = None) -> str:
-    """The columns of `matched`, of a table `source` or where they are *taken* from; NULL if not *known*."""
+    """Return the SQL of the columns of `matched`: as in *taken*, else of the table `source`, or NULL if not *known*."""
     taken = taken or {}
     columns = dict.fromkeys([*_FACTS, *template.columns])
     return ", ".join(
@@ -208,14 +185,14 @@ def _selected(template: Template, taken: dict[str, str] | None = None, known: se
 def _add_past_versions(
     connection: build.Connection, uuids: str, template: Template, taken: dict[str, str] | None = None, join: str = ""
 ) -> None:
-    """Put the series of these UUIDs that only past versions have into `matched`."""
-    known = {row[0] for row in connection.execute("DESCRIBE prior_versions_index").fetchall()}
-    source = build.first_of_each_prior(f"WHERE crdc_series_uuid IN ({uuids})")
+    """Add the series of these UUIDs that only past versions have to `matched`."""
+    known = set(build.columns_of(connection, "prior_versions_index"))
+    source = build.prior_series(f"WHERE crdc_series_uuid IN ({uuids})")
     connection.execute(f"INSERT INTO matched SELECT {_selected(template, taken, known)} FROM {source} AS source {join}")
 
 
 def _match_manifest(connection: build.Connection, manifest: Manifest, template: Template) -> dict[str, Any]:
-    """Make the table `matched` of the series of a manifest; returns the lines that match nothing."""
+    """Make the table `matched` of the series of a manifest; returns the facts of lines without series."""
     for name, lines in (("uuids", manifest.uuids), ("uids", manifest.uids)):
         numbers, values = zip(*lines, strict=True) if lines else ((), ())
         table = pa.table({"line": pa.array(numbers, pa.int64()), "value": pa.array(values, pa.string())})
@@ -244,9 +221,9 @@ def _facts(connection: build.Connection) -> dict[str, Any]:
     licences = connection.execute("""
         SELECT coalesce(license_short_name, 'unknown'), count(*) FROM matched GROUP BY 1 ORDER BY 2 DESC, 1""")
     facts: dict[str, Any] = {"licences": dict(licences.fetchall())}
-    collections = connection.execute("SELECT DISTINCT collection_id FROM matched ORDER BY 1").fetchall()
-    return facts | {"collections": [name for (name,) in collections], "counts": build.count(connection, "matched")}
+    collections = build.first_column(connection, "SELECT DISTINCT collection_id FROM matched ORDER BY 1")
+    return facts | {"collections": collections, "counts": build.count(connection, "matched")}
 
 
 if __name__ == "__main__":
-    serve(run)
+    run_once(BuildCohort, run)

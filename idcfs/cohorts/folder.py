@@ -1,10 +1,10 @@
-"""Cohorts on disk: a folder with one text file each, made for version control; synchronous, may block on the disk.
+"""The folder of cohorts: a text file for each, fit for version control; synchronous, may wait for the disk.
 
     <folder>/NAME.sql             the cohort's text, as it was written
-    <folder>/.last-good/NAME.sql  the text before it, kept while the one above does not work
+    <folder>/.last-good/NAME.sql  the last text that worked, kept while the one above does not work
 
-Files change as a whole: written under another name and renamed, under a lock that every idcfs takes, so that two
-mounts that write at once lose nothing. Files may be added, changed and removed by hand at any time.
+Files are written under another name and renamed, under a lock that every idcfs takes, so that two mounts that write at
+the same time lose nothing. Files may be added, changed and removed by hand at any time.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ from idcfs.errors import (
 SUFFIX = ".sql"
 
 MAX_NAME_BYTES = 255 - len(SUFFIX)
-"""A file's name has 255 bytes on Linux (NAME_MAX)."""
+"""The name of a file has at most 255 bytes on Linux (NAME_MAX)."""
 
 MAX_COHORTS = 10_000
-"""A guess at more than anyone keeps; listing that many takes some 20 ms."""
+"""A guess at more than anyone keeps; listing so many takes about 20 ms."""
 
 LOCK_SECONDS = 5.0
-"""Others hold the lock for milliseconds; one that is stuck must not hold up everybody."""
+"""Seconds to wait for the lock. Others hold it for milliseconds, but one that hangs must not block everybody."""
 
 _LOCK_POLL = 0.005
 _LAST_GOOD = ".last-good"
@@ -50,7 +50,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f/]")
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file from another; the time is in nanoseconds since the epoch."""
+    """The state of a file, which changes with its content; the time is in nanoseconds since the epoch."""
 
     modified_ns: int
     size: int
@@ -58,10 +58,10 @@ class Stamp(NamedTuple):
 
 
 def check_name(name: bytes) -> str:
-    """A cohort's name from the bytes of a file name.
+    """Return a cohort's name from the bytes of a file name.
 
     Raises:
-        NameRefused, NameTooLong: a cohort cannot be called so.
+        NameRefused, NameTooLong: a cohort cannot have this name.
     """
     if len(name) > MAX_NAME_BYTES:
         raise NameTooLong(f"a cohort's name has at most {MAX_NAME_BYTES} bytes")
@@ -74,88 +74,88 @@ def check_name(name: bytes) -> str:
     return text
 
 
-class CohortFolder:
+class CohortTexts:
     """The files of a folder of cohorts; the folder is made when the first is written.
 
     Raises:
-        CohortsUnusable, NoSpace: from every method, when the disk says no.
+        CohortsUnusable, NoSpace: the disk fails, or is full; from every method.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def names(self) -> dict[str, Stamp]:
-        """The cohorts there are, sorted; files with other names are somebody else's."""
+        """Return the stamps of all cohorts by name, sorted; files with other names are ignored."""
         found = {}
-        with self._telling(), contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:
+        with self._translated_errors(), contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:
             for entry in entries:
                 name = entry.name.removesuffix(SUFFIX)
-                if name == entry.name or not _is_name(name):
+                if name == entry.name:
                     continue
-                # It may have gone, or be a link to nowhere: that is no reason to show none of the others.
-                with contextlib.suppress(OSError):
-                    found[name] = _stamp(_regular(entry.stat(), entry.path))
+                # The file may be gone, or a link to nowhere; the others are shown nevertheless.
+                with contextlib.suppress(OSError, NameRefused, NameTooLong):
+                    found[check_name(os.fsencode(name))] = _stamp(_require_regular(entry.stat(), entry.path))
         return dict(sorted(found.items()))
 
     def stamp(self, name: str) -> Stamp:
-        """The state of a cohort's file.
+        """Return the state of a cohort's file.
 
         Raises:
-            NotThereNow: there is none.
+            NotThereNow: there is no such cohort.
         """
-        with self._telling():
-            return _stamp(_regular(os.stat(self._file(name)), str(self._file(name))))
+        with self._translated_errors():
+            return _stamp(_require_regular(os.stat(self._file(name)), str(self._file(name))))
 
     def read(self, name: str) -> tuple[bytes, Stamp]:
-        """A cohort's text, and the state of the file it was in.
+        """Return a cohort's text and the state of its file.
 
         Raises:
-            NotThereNow: there is none.
+            NotThereNow: there is no such cohort.
         """
-        with self._telling(), open(self._file(name), "rb", opener=_open_regular) as file:
-            # No longer text is of use, and a file that was put here can have any size.
+        with self._translated_errors(), open(self._file(name), "rb", opener=_open_regular) as file:
+            # A longer text cannot be used, and a file that was put here by hand can have any size.
             return file.read(MAX_TEXT + 1), _stamp(os.fstat(file.fileno()))
 
     def create(self, name: str) -> Stamp:
         """Make a cohort with an empty text.
 
         Raises:
-            AlreadyThere: there is one.
+            AlreadyThere: there is a cohort of this name.
             NoSpace: there are `MAX_COHORTS`.
         """
         if len(self.names()) >= MAX_COHORTS:
             raise NoSpace(f"there are {MAX_COHORTS:,} cohorts in {self.path}; remove one first")
-        with self._locked(), self._telling(), self._file(name).open("xb") as file:
-            # One of this name may have been removed by hand.
+        with self._locked(), self._file(name).open("xb") as file:
+            # A cohort of this name may have been removed by hand.
             self._forget_last_good(name)
             return _stamp(os.fstat(file.fileno()))
 
     def write(self, name: str, text: bytes) -> Stamp:
-        """Put *text* in the place of a cohort's text."""
-        with self._locked(), self._telling():
+        """Replace a cohort's text."""
+        with self._locked():
             return self._replace(self._file(name), text)
 
     def append(self, name: str, text: bytes) -> tuple[bytes, Stamp]:
-        """Add *text* to what a cohort's file holds by now; returns all of it.
+        """Add *text* to the end of a cohort's file; returns the whole text and the state of the file.
 
         Raises:
-            NotThereNow: there is none.
-            QueryTooLong: there would be more than a cohort may have; the file is as it was.
+            NotThereNow: there is no such cohort.
+            QueryTooLong: the whole text would be longer than `MAX_TEXT`; the file is unchanged.
         """
-        with self._locked(), self._telling():
+        with self._locked():
             whole = self.read(name)[0] + text
             if len(whole) > MAX_TEXT:
                 raise QueryTooLong(f"a query has at most {MAX_TEXT:,} bytes")
             return whole, self._replace(self._file(name), whole)
 
     def rename(self, old: str, new: str) -> None:
-        """Give a cohort another name.
+        """Rename a cohort.
 
         Raises:
-            NotThereNow: there is none of the old name.
-            AlreadyThere: there is one of the new name.
+            NotThereNow: there is no cohort *old*.
+            AlreadyThere: there is a cohort *new*.
         """
-        with self._locked(), self._telling():
+        with self._locked():
             os.stat(self._file(old))
             if os.path.lexists(self._file(new)):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._file(new)))
@@ -168,37 +168,35 @@ class CohortFolder:
         """Remove a cohort.
 
         Raises:
-            NotThereNow: there is none.
+            NotThereNow: there is no such cohort.
         """
-        with self._locked(), self._telling():
+        with self._locked():
             self._file(name).unlink()
             self._forget_last_good(name)
 
     def read_last_good(self, name: str) -> bytes | None:
-        """The text that worked before the present one, if it was kept."""
-        with self._telling():
-            try:
-                return self._last_good(name).read_bytes()
-            except FileNotFoundError:
-                return None
+        """Return the last text that worked, or None if it was not kept."""
+        with self._translated_errors(), contextlib.suppress(FileNotFoundError):
+            return self._last_good(name).read_bytes()
+        return None
 
     def keep_last_good(self, name: str, text: bytes | None) -> None:
-        """Keep the text that worked before the present one; None if the present one works."""
-        with self._telling():
+        """Keep the last text that worked; None removes it, because the present text works."""
+        with self._translated_errors():
             if text is None and not self._last_good(name).exists():
                 return
-        with self._locked(), self._telling():
+        with self._locked():
             if text is None:
                 self._last_good(name).unlink(missing_ok=True)
             else:
-                _make_folder(self._last_good(name).parent)
+                _make_folder(self.path / _LAST_GOOD)
                 self._replace(self._last_good(name), text)
 
     def remove_leftovers(self) -> None:
-        """Remove what writers that were killed have left. Where that cannot be done it stays, and does no harm."""
-        with contextlib.suppress(IdcfsError), self._telling():
+        """Remove what killed writers have left. If it cannot be removed it stays, and does no harm."""
+        with contextlib.suppress(IdcfsError), self._translated_errors():
             if any(self._partial()):
-                # Whoever writes one has the lock.
+                # Writers hold the lock, so no partial file is in use now.
                 with self._locked():
                     for file in self._partial():
                         file.unlink(missing_ok=True)
@@ -214,7 +212,7 @@ class CohortFolder:
         return self.path / _LAST_GOOD / (name + SUFFIX)
 
     def _forget_last_good(self, name: str) -> None:
-        # Not worth failing for: what is left counts only while a later text of this name does not work.
+        # A failure is ignored: a text that stays is used only while a later text of this name does not work.
         with contextlib.suppress(OSError):
             self._last_good(name).unlink()
 
@@ -233,15 +231,15 @@ class CohortFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._telling():
+        """Hold the lock, and raise the system's errors as errors of idcfs."""
+        with self._translated_errors():
             _make_folder(self.path)
             descriptor = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            with self._telling():
+            try:
                 self._wait_for_lock(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
+                yield
+            finally:
+                os.close(descriptor)
 
     def _wait_for_lock(self, descriptor: int) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -254,8 +252,8 @@ class CohortFolder:
                 time.sleep(_LOCK_POLL)
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Turn the system's errors into ours."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise the system's errors as errors of idcfs."""
         try:
             yield
         except FileNotFoundError as error:
@@ -270,35 +268,27 @@ class CohortFolder:
             ) from error
 
 
-def _is_name(name: str) -> bool:
-    try:
-        check_name(os.fsencode(name))
-    except (NameRefused, NameTooLong):
-        return False
-    return True
-
-
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError) as error:
-        # What is told of a cohort's file would be wrong of the folder.
+        # These errors would be reported as those of a cohort's file.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
 
 
 def _open_regular(path: str, flags: int) -> int:
-    # Opening a pipe would wait for a writer.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     try:
-        _regular(os.fstat(descriptor), path)
+        _require_regular(os.fstat(descriptor), path)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _regular(status: os.stat_result, path: str) -> os.stat_result:
-    """The status of what is a file; other things are no cohorts, whatever their names."""
+def _require_regular(status: os.stat_result, path: str) -> os.stat_result:
+    """Return *status* if it is a regular file's; anything else is no cohort, whatever its name."""
     if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return status

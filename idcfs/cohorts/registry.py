@@ -1,8 +1,8 @@
-"""The cohorts of a mount: named texts, and the views that they come to; belongs to the event loop.
+"""The cohorts of a mount: named texts, and the views that they define; belongs to the event loop.
 
-A cohort is evaluated when somebody first looks into it, or when it is written. While that goes on, whoever looks
-waits. What comes out replaces what was shown as a whole, under a new generation (`idcfs.catalog.temporary`), and a
-text that is refused replaces nothing. Files changed by hand count from the next look on.
+A cohort is evaluated when its text is written or when somebody first looks into it; whoever looks meanwhile waits. The
+new view replaces the one that was shown as a whole, under a new generation (`idcfs.catalog.temporary`); a text that is
+refused replaces nothing. Files that are changed by hand are noticed at the next look.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import TypeVar
 import trio
 
 from idcfs.catalog.catalogue import Catalogue
-from idcfs.cohorts.folder import CohortFolder, Stamp
+from idcfs.cohorts.folder import CohortTexts, Stamp
 from idcfs.cohorts.results import Result, Results
 from idcfs.errors import (
     CatalogueDamaged,
@@ -33,20 +33,17 @@ from idcfs.errors import (
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""After what is no fault of the text, such as a full disk, a look tries again, but not before that."""
+"""Seconds after which a failed text is evaluated again if the failure was not its fault, as on a full disk."""
 
 BIND_SECONDS = 10.0
-"""How long writing a text waits to hear whether it is sound: a busy machine takes seconds to start the process that
-says so, and a quiet one half a second. A guess at what its author waits for rather than not hear of an error."""
+"""Seconds that writing a text waits for its check, which takes half a second in a child process, and seconds on a busy
+machine; a guess at how long an author waits to see an error."""
 
 T = TypeVar("T")
 
 
 class Evaluation:
-    """One text on its way to a result.
-
-    `bound` is set once the text is known to be sound or `error` says what is wrong with it, `done` at the end.
-    """
+    """The evaluation of a text; `bound` is set once the text is known to be valid or has failed, `done` at the end."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -57,14 +54,14 @@ class Evaluation:
         self.ended = 0.0
 
     @property
-    def may_go_better(self) -> bool:
-        """Whether it failed for want of something that may be there now."""
+    def may_succeed_now(self) -> bool:
+        """Whether it failed for a reason that may be gone now."""
         lasting = self.error is None or isinstance(self.error, QueryRefused)
         return self.done.is_set() and not lasting and time.monotonic() - self.ended > RETRY_SECONDS
 
 
 class Cohort:
-    """A named text. `generation` is of the view that is shown, None while there is none."""
+    """A named text. `generation` is that of the view that it shows, None while it shows none."""
 
     def __init__(self, number: int, name: str, stamp: Stamp) -> None:
         self.number = number
@@ -90,7 +87,7 @@ class Cohorts:
     def __init__(
         self, folder: Path, catalogue: Catalogue, results: Results, nursery: trio.Nursery, timeout: float
     ) -> None:
-        self._folder = CohortFolder(folder)
+        self._folder = CohortTexts(folder)
         self._catalogue = catalogue
         self._results = results
         self._nursery = nursery
@@ -98,32 +95,32 @@ class Cohorts:
         self._by_name: dict[str, Cohort] = {}
         self._by_number: dict[int, Cohort] = {}
         self._numbers = itertools.count()
-        # What is read of the disk and what is remembered change together.
+        # Held while the folder and what is known of it change.
         self._changing = trio.Lock()
-        # A disk that hangs holds one thread.
+        # A disk that hangs blocks one thread only.
         self._threads = trio.CapacityLimiter(1)
         self._repairing = trio.Lock()
         self._repairs = 0
 
     async def all(self) -> list[Cohort]:
-        """The cohorts there are, by name."""
+        """Return all cohorts, sorted by name."""
         async with self._disk():
             found = await self._on_disk(self._folder.names)
             for name in self._by_name.keys() - found.keys():
-                self._forget(self._by_name[name])
+                self._forget(name)
             return [self._by_name.get(name) or self._remember(name, stamp) for name, stamp in found.items()]
 
     async def find(self, name: str) -> Cohort:
-        """The cohort called *name*, as its file is now.
+        """Return the cohort called *name*, with the present text of its file.
 
         Raises:
-            NotThereNow: there is none.
+            NotThereNow: there is no such cohort.
         """
         async with self._disk():
             return await self._refresh(name)
 
     async def get(self, number: int) -> Cohort:
-        """A cohort by its number, as its file is now.
+        """Return a cohort by its number, with the present text of its file.
 
         Raises:
             NotThereNow: it is gone.
@@ -135,29 +132,31 @@ class Cohorts:
         """Make a cohort with an empty text.
 
         Raises:
-            AlreadyThere, NoSpace: it cannot be.
+            AlreadyThere, NoSpace: it cannot be made.
         """
         async with self._disk():
             await self._on_disk(self._folder.create, name)
-            self._forget_name(name)
+            # A cohort of this name that was removed by hand is another one.
+            self._forget(name)
             return await self._refresh(name)
 
     async def rename(self, number: int, name: str) -> None:
-        """Give a cohort another name; it stays the same cohort.
+        """Rename a cohort, which keeps its number and its view.
 
         Raises:
-            NotThereNow, AlreadyThere: it cannot be.
+            NotThereNow, AlreadyThere: it cannot be renamed.
         """
         async with self._disk():
             cohort = self._numbered(number)
             await self._on_disk(self._folder.rename, cohort.name, name)
-            self._forget_name(name)
+            # A cohort of this name that was removed by hand is another one.
+            self._forget(name)
             del self._by_name[cohort.name]
             cohort.name = name
             self._by_name[name] = cohort
 
     async def delete(self, number: int) -> None:
-        """Remove a cohort; what is open of it can still be read.
+        """Remove a cohort; its open files and folders can still be read.
 
         Raises:
             NotThereNow: it is gone.
@@ -165,34 +164,34 @@ class Cohorts:
         async with self._disk():
             cohort = self._numbered(number)
             await self._on_disk(self._folder.delete, cohort.name)
-            self._forget(cohort)
+            self._forget(cohort.name)
 
     async def write(self, number: int, text: bytes, append: bool = False) -> None:
-        """Put *text* in the place of a cohort's text, or after it; waits until it is known to be sound.
+        """Replace a cohort's text, or add to its end; waits, up to `BIND_SECONDS`, until the text is known to be valid.
 
         Raises:
-            QueryRefused: it is kept, but does not work, and what was shown before still is.
-            NotThereNow, NoSpace: it cannot be kept.
+            QueryRefused: the text is kept, but does not work; the cohort still shows its last view.
+            NotThereNow, NoSpace: the text cannot be kept.
         """
         async with self._disk():
             cohort = self._numbered(number)
-            await self._keep_what_works(cohort)
+            await self._keep_working_text(cohort)
             if append:
                 text, stamp = await self._on_disk(self._folder.append, cohort.name, text)
             else:
                 stamp = await self._on_disk(self._folder.write, cohort.name, text)
             self._set_text(cohort, text, stamp)
-            evaluation = self._start(cohort, again=True)
+            evaluation = self._start(cohort, retry=True)
         with trio.move_on_after(BIND_SECONDS):
             await evaluation.bound.wait()
         if evaluation.error is not None:
             raise again(evaluation.error)
 
     async def evaluated(self, cohort: Cohort) -> IdcfsError | None:
-        """Wait until a cohort's view is that of its text; returns what is wrong with the text, if anything is.
+        """Wait until a cohort shows the view of its text; returns the error if the text does not work.
 
         Raises:
-            DeadlineExceeded: it takes too long.
+            DeadlineExceeded: it takes longer than the timeout.
             NotThereNow: the cohort is gone.
         """
         try:
@@ -200,7 +199,7 @@ class Cohorts:
                 while True:
                     self._numbered(cohort.number)
                     evaluation = cohort.evaluation
-                    if evaluation is None or evaluation.may_go_better:
+                    if evaluation is None or evaluation.may_succeed_now:
                         evaluation = self._start(cohort)
                     await evaluation.done.wait()
                     if cohort.evaluation is evaluation:
@@ -211,24 +210,21 @@ class Cohorts:
             ) from None
 
     async def remarks(self, cohort: Cohort) -> bytes | None:
-        """What a cohort's author should know, or None; waits as `evaluated` does."""
+        """Return what a cohort's author should know, or None; waits as `evaluated` does."""
         error = await self.evaluated(cohort)
         if error is not None:
             return f"{error}\n".encode()
         return (cohort.result.remarks().encode() or None) if cohort.result else None
 
     async def summary(self, cohort: Cohort) -> bytes | None:
-        """What is in the view that a cohort shows, as JSON; None if it shows none. Waits as `evaluated` does."""
+        """Return a summary of the view that a cohort shows, as JSON, or None; waits as `evaluated` does."""
         await self.evaluated(cohort)
         if cohort.result is None:
             return None
         return json.dumps(cohort.result.summary(self._catalogue.version), indent=2).encode() + b"\n"
 
     async def repair(self) -> None:
-        """Build again what the cohorts show, after something turned out damaged; takes seconds.
-
-        Callers that come together are content with one repair.
-        """
+        """Build all shown views again, after one turned out damaged; takes seconds, shared by concurrent calls."""
         repairs = self._repairs
         async with self._repairing:
             if self._repairs != repairs:
@@ -242,7 +238,7 @@ class Cohorts:
         await self._results.drop(damaged)
         try:
             result = await self._results.get(cohort.shown_text)
-            # Another text may have come meanwhile.
+            # Another text may have replaced it meanwhile.
             if cohort.generation == generation:
                 self._catalogue.show_again(generation, result.folder)
                 cohort.result = result
@@ -259,7 +255,7 @@ class Cohorts:
 
     @contextlib.asynccontextmanager
     async def _disk(self) -> AsyncIterator[None]:
-        """Read and write the folder, and remember what is there; what is not done in time is done, or not, later."""
+        """Hold the lock of the folder for an operation, which may still be done after it has timed out."""
         try:
             with trio.fail_after(self._timeout):
                 async with self._changing:
@@ -280,12 +276,11 @@ class Cohorts:
                 return known
             text, stamp = await self._on_disk(self._folder.read, name)
         except NotThereNow:
-            if known is not None:
-                self._forget(known)
+            self._forget(name)
             raise
         cohort = known or self._remember(name, stamp)
         if cohort.text != text:
-            await self._keep_what_works(cohort)
+            await self._keep_working_text(cohort)
         self._set_text(cohort, text, stamp)
         return cohort
 
@@ -294,15 +289,12 @@ class Cohorts:
         self._by_name[name] = self._by_number[cohort.number] = cohort
         return cohort
 
-    def _forget_name(self, name: str) -> None:
-        """Let go of one that was removed by hand: what has its name now is another cohort."""
-        if name in self._by_name:
-            self._forget(self._by_name[name])
-
-    def _forget(self, cohort: Cohort) -> None:
-        self._stop(cohort)
-        self._show_nothing(cohort)
-        del self._by_name[cohort.name], self._by_number[cohort.number]
+    def _forget(self, name: str) -> None:
+        cohort = self._by_name.pop(name, None)
+        if cohort is not None:
+            self._stop(cohort)
+            self._show_nothing(cohort)
+            del self._by_number[cohort.number]
 
     def _set_text(self, cohort: Cohort, text: bytes, stamp: Stamp) -> None:
         cohort.stamp = stamp
@@ -315,70 +307,70 @@ class Cohorts:
             cohort.evaluation.scope.cancel()
             cohort.evaluation = None
 
-    def _start(self, cohort: Cohort, again: bool = False) -> Evaluation:
+    def _start(self, cohort: Cohort, retry: bool = False) -> Evaluation:
         self._stop(cohort)
         assert cohort.text is not None
         evaluation = cohort.evaluation = Evaluation(cohort.text)
-        self._nursery.start_soon(self._evaluate, cohort, evaluation, again)
+        self._nursery.start_soon(self._evaluate, cohort, evaluation, retry)
         return evaluation
 
-    async def _evaluate(self, cohort: Cohort, evaluation: Evaluation, again: bool) -> None:
+    async def _evaluate(self, cohort: Cohort, evaluation: Evaluation, retry: bool) -> None:
         try:
             with evaluation.scope:
-                await self._evaluate_text(cohort, evaluation, again)
+                await self._evaluate_text(cohort, evaluation, retry)
         except IdcfsError as error:
             evaluation.error = error
         except Exception as error:
-            # It must not end the mount; whoever looks is told.
+            # The error must not end the mount; whoever looks into the cohort gets it.
             log.exception("cohort %s was not evaluated", cohort.name)
-            evaluation.error = QueryRefused(f"idcfs failed over this query ({error}); its log says more")
+            evaluation.error = QueryRefused(f"idcfs failed to evaluate this query ({error}); see its log")
         finally:
             evaluation.ended = time.monotonic()
             evaluation.bound.set()
             evaluation.done.set()
 
-    async def _evaluate_text(self, cohort: Cohort, evaluation: Evaluation, again: bool) -> None:
+    async def _evaluate_text(self, cohort: Cohort, evaluation: Evaluation, retry: bool) -> None:
         text = evaluation.text
         try:
             if text and not text.isspace():
-                await self._adopt(cohort, text, evaluation.bound.set, again)
+                await self._show_text(cohort, text, evaluation.bound.set, retry)
             else:
                 self._show_nothing(cohort)
         except QueryRefused as error:
             evaluation.error = error
-            # Whoever wrote it need not wait for the last good one.
+            # Its author need not wait for the evaluation of the last text that worked.
             evaluation.bound.set()
             if cohort.generation is not None:
                 await self._keep_last_good(cohort.name, cohort.shown_text)
             else:
-                await self._adopt_last_good(cohort)
+                await self._show_last_good(cohort)
         else:
             await self._keep_last_good(cohort.name, None)
 
-    async def _adopt(self, cohort: Cohort, text: bytes, bound: Callable[[], None], again: bool = False) -> None:
-        """Show what *text* comes to."""
-        result = await self._results.get(text, bound, again)
+    async def _show_text(self, cohort: Cohort, text: bytes, bound: Callable[[], None], retry: bool = False) -> None:
+        """Show the view of *text*."""
+        result = await self._results.get(text, bound, retry)
         try:
             self._show(cohort, result, text)
         except CatalogueDamaged:
             await self._results.drop(result)
             self._show(cohort, await self._results.get(text), text)
 
-    async def _adopt_last_good(self, cohort: Cohort) -> None:
-        """Show what was shown in the mount before this one; its text may work no more, with another index."""
-        # What is wrong with the present text is what its author is to read.
+    async def _show_last_good(self, cohort: Cohort) -> None:
+        """Show what the mount before this one showed, unless its text fails with the present index."""
+        # The author is to read the error of the present text, not of this one.
         with contextlib.suppress(IdcfsError):
             text = await self._on_disk(self._folder.read_last_good, cohort.name)
             if text is not None:
-                await self._adopt(cohort, text, lambda: None)
+                await self._show_text(cohort, text, lambda: None)
 
-    async def _keep_what_works(self, cohort: Cohort) -> None:
-        """Keep a text before another takes its place: that one may be refused, even after the mount's end."""
+    async def _keep_working_text(self, cohort: Cohort) -> None:
+        """Keep a text before another replaces it, which may be refused, even by a later mount."""
         failed = cohort.evaluation is not None and cohort.evaluation.error is not None
         if cohort.generation is not None:
             await self._keep_last_good(cohort.name, cohort.shown_text)
         elif cohort.text and cohort.text.strip() and not failed:
-            # Nobody has looked at it yet. If it did not work, the one that did is kept already.
+            # The text was never evaluated. If it does not work, the last one that did is kept already.
             with contextlib.suppress(CohortsUnusable):
                 if await self._on_disk(self._folder.read_last_good, cohort.name) is None:
                     await self._keep_last_good(cohort.name, cohort.text)
@@ -387,8 +379,8 @@ class Cohorts:
         try:
             await self._on_disk(self._folder.keep_last_good, name, text)
         except (CohortsUnusable, NoSpace) as error:
-            # A folder of cohorts that is read-only is good enough to read.
-            log.warning("after the next mount cohort %s does not show what worked last: %s", name, error)
+            # Cohorts in a read-only folder can still be read.
+            log.warning("cohort %s: the last query that worked is not kept for the next mount: %s", name, error)
 
     def _show(self, cohort: Cohort, result: Result, text: bytes) -> None:
         if cohort.result is not None and cohort.result.folder == result.folder:

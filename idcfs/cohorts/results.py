@@ -1,9 +1,9 @@
-"""What cohorts' texts come to: views on disk, built by a child process and kept for the next mount.
+"""The results of cohorts' texts: views on disk, built by a child process and kept for the next mount.
 
-    <catalogue>/cohorts/<digest>/    a view, and `facts.json`: what is told of it, or why there is none
+    <catalogue>/cohorts/<digest>/    a view, and `facts.json`: facts about the view, or why there is none
 
-The digest is of the text, the layout that it does without, and every table that a query may read. Belongs to the
-event loop; files are touched in threads.
+The digest is of the text, the default layout, DuckDB's version and every table that a query may read. Belongs to the
+event loop; files are accessed in threads.
 """
 
 import contextlib
@@ -24,18 +24,20 @@ import trio
 from idcfs import errors
 from idcfs.catalog.catalogue import Catalogue
 from idcfs.catalog.description import SERIES_TABLE, read_description, write_description
+from idcfs.catalog.messages import Bound
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.config import Settings
 from idcfs.errors import CatalogueDamaged, ChildEnded, QueryRefused, QueryTooCostly
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
 
 AT_ONCE = 2
-"""Children that build at a time: more would only take each other's cores, and three gigabytes each."""
+"""Children that build at the same time: more would compete for cores, and take three gigabytes each."""
 
 KEPT_BYTES = 2 << 30
-"""Results are kept up to this size; a guess: 30 cohorts of all series, or thousands of usual ones."""
+"""The size up to which results are kept; a guess: 30 cohorts of all series, or thousands of usual ones."""
 
 BINDING_AT_ONCE = 2
-"""Children that only say whether a text is sound, while as many as may build do so."""
+"""Children that only check whether a text is valid, beside those that build."""
 
 _BUILDING = ".building"
 _FACTS = "facts.json"
@@ -43,26 +45,19 @@ _FACTS = "facts.json"
 
 @dataclass(frozen=True)
 class Result:
-    """A cohort's view, in *folder*, and what is told of it (see `idcfs.cohorts.build`)."""
+    """A cohort's view, in *folder*, and facts about it (see `idcfs.cohorts.build`)."""
 
     folder: Path
     facts: dict[str, Any]
 
     def summary(self, idc_version: int) -> dict[str, Any]:
-        """What is in the cohort; *idc_version* is the index's."""
-        facts = self.facts
-        counts = facts["counts"]
-        return {
-            **{name: counts[name] for name in ("series", "studies", "patients", "instances", "bytes")},
-            "licences": facts["licences"],
-            "collections": facts["collections"],
-            "layout": facts["layout"],
-            "idc_version": idc_version,
-            "seconds": facts["seconds"],
-        }
+        """Return the facts of `.summary`; *idc_version* is the index's."""
+        counts = {name: self.facts["counts"][name] for name in ("series", "studies", "patients", "instances", "bytes")}
+        facts = {name: self.facts[name] for name in ("licences", "collections", "layout")}
+        return counts | facts | {"idc_version": idc_version, "seconds": self.facts["seconds"]}
 
     def remarks(self) -> str:
-        """What the cohort's author should know; empty if there is nothing."""
+        """Return what the cohort's author should know, or an empty text."""
         facts = self.facts
         rows, missed = facts["rows"], facts["missed"]
         if not rows:
@@ -70,42 +65,38 @@ class Result:
         if not missed:
             return ""
         if "lines" in facts:
-            told = [f"{missed:,} of {rows:,} lines match no series:"]
-            told += [f"line {number}: {reason}" for number, reason in facts["lines"]]
+            lines = [f"{missed:,} of {rows:,} lines match no series:"]
+            lines += [f"line {number}: {reason}" for number, reason in facts["lines"]]
         else:
-            told = [f"{missed:,} of {rows:,} values of {', '.join(facts['keys'])} match no series:"]
-            told += [
+            lines = [f"{missed:,} of {rows:,} values of {', '.join(facts['keys'])} match no series:"]
+            lines += [
                 ", ".join("NULL" if value is None else repr(value)[:200] for value in row) for row in facts["examples"]
             ]
-        if missed > len(told) - 1:
-            told.append("...")
-        return "\n".join(told) + "\n"
+        if missed > len(lines) - 1:
+            lines.append("...")
+        return "\n".join(lines) + "\n"
 
 
 class Results:
-    """Evaluates cohorts' texts.
-
-    Args:
-        settings: the layout of texts that say none, and the memory and time of a query.
-    """
+    """Evaluates cohorts' texts; *settings* has the default layout, and bounds the memory and time of a query."""
 
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
         self._catalogue = catalogue
         self._settings = settings
         self._folder = catalogue.folder / "cohorts"
-        # Another duckdb may know other functions, or say other things.
-        self._made_of = [catalogue.index.query_fingerprint, settings.layout, version("duckdb")]
+        # Another version of DuckDB may have other functions and messages.
+        self._inputs = [catalogue.index.query_fingerprint, settings.layout, version("duckdb")]
         self._building = trio.CapacityLimiter(AT_ONCE)
         self._binding = trio.CapacityLimiter(BINDING_AT_ONCE)
         self._limits = [settings.query_memory, settings.query_timeout]
 
-    async def get(self, text: bytes, bound: Callable[[], None] = lambda: None, again: bool = False) -> Result:
-        """The result of *text*, evaluated first if it must be; may take as long as a query may.
+    async def get(self, text: bytes, bound: Callable[[], None] = lambda: None, retry: bool = False) -> Result:
+        """Return the result of *text*; if it must be evaluated first, that takes as long as a query may take.
 
         Args:
             text: a cohort's.
-            bound: called once the text is known to be sound.
-            again: somebody has just written it, so it is tried again if it was refused.
+            bound: called once the text is known to be valid.
+            retry: evaluate a text again that was refused, because somebody has just written it.
 
         Raises:
             QueryRefused: it does not parse or bind, or takes too much.
@@ -114,26 +105,26 @@ class Results:
         kept = await self.kept(text)
         if isinstance(kept, Result):
             return kept
-        if kept is not None and not again:
+        if kept is not None and not retry:
             raise kept
-        place = await trio.to_thread.run_sync(self._place, text)
-        if again and self._building.available_tokens == 0:
-            # The author, who waits to hear whether it is sound, is not to wait for the queries of others.
+        folder = await trio.to_thread.run_sync(self._result_folder, text)
+        if retry and self._building.available_tokens == 0:
+            # The author, who waits until the text is known to be valid, is not to wait for the queries of others.
             async with self._binding:
-                await self._build(text, place, bound, only_bind=True)
+                await self._build(text, folder, bound, only_bind=True)
         async with self._building:
-            return await self._build(text, place, bound)
+            return await self._build(text, folder, bound)
 
     async def kept(self, text: bytes) -> Result | QueryRefused | None:
-        """What is known of *text* without evaluating it."""
-        return await trio.to_thread.run_sync(lambda: self._read(self._place(text)))
+        """Return the result or refusal of *text* that is known without evaluating it, or None."""
+        return await trio.to_thread.run_sync(lambda: self._read(self._result_folder(text)))
 
     async def drop(self, result: Result) -> None:
-        """Forget a result that turned out damaged."""
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(result.folder, ignore_errors=True))
+        """Remove a result that turned out damaged."""
+        await trio.to_thread.run_sync(_remove, result.folder)
 
-    def _place(self, text: bytes) -> Path:
-        digest = hashlib.sha256(json.dumps(self._made_of).encode() + b"\n")
+    def _result_folder(self, text: bytes) -> Path:
+        digest = hashlib.sha256(json.dumps(self._inputs).encode() + b"\n")
         digest.update(text)
         return self._folder / digest.hexdigest()[:32]
 
@@ -143,93 +134,87 @@ class Results:
         except CatalogueDamaged:
             return None
         if "refused" in facts:
-            # With other limits it may go another way.
+            # With other limits the text may work.
             kind, message = facts["refused"]
             return getattr(errors, kind)(message) if facts["limits"] == self._limits else None
         with contextlib.suppress(OSError):
-            # The time says when it was last of use.
+            # The time of the folder is that of its last use.
             os.utime(folder)
         return Result(folder, facts)
 
-    async def _build(self, text: bytes, place: Path, bound: Callable[[], None], only_bind: bool = False) -> Result:
-        building = place.with_name(f"{place.name}.{os.getpid()}.{secrets.token_hex(4)}{_BUILDING}")
-        source = building.with_suffix(".text")
+    async def _build(self, text: bytes, folder: Path, bound: Callable[[], None], only_bind: bool = False) -> Result:
+        # The process ID shows later whether the folder is in use.
+        scratch = folder.with_name(f"{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{_BUILDING}")
+        source, view = scratch / "text", scratch / "view"
         try:
             await trio.to_thread.run_sync(_write, source, text)
-            facts = await self._run(source, building, bound, only_bind)
+            facts = await self._run(source, view, bound, only_bind)
             if not only_bind:
-                await trio.to_thread.run_sync(self._keep, building, place)
-            return Result(place, facts)
+                await trio.to_thread.run_sync(self._keep, view, folder)
+            return Result(folder, facts)
         except QueryTooCostly:
             raise
         except QueryRefused as error:
             refused = {"refused": [type(error).__name__, str(error)], "limits": self._limits}
-            # Kept or not, its author is to read what is wrong with it.
+            # The author is to read the error even if it cannot be kept.
             with contextlib.suppress(OSError):
-                await trio.to_thread.run_sync(_write_refusal, building, refused)
-                await trio.to_thread.run_sync(self._keep, building, place)
+                await trio.to_thread.run_sync(_write_refusal, view, refused)
+                await trio.to_thread.run_sync(self._keep, view, folder)
             raise
         except OSError as error:
-            raise errors.CacheUnusable(f"{self._folder} cannot be written: {error.strerror}") from error
+            raise errors.CacheUnusable(f"{self._folder}: {error.strerror}; choose another --cache-dir") from error
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_remove, source)
-                await trio.to_thread.run_sync(_remove, building)
+                await trio.to_thread.run_sync(_remove, scratch)
 
-    async def _run(self, source: Path, building: Path, bound: Callable[[], None], only_bind: bool) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
+    async def _run(self, source: Path, view: Path, bound: Callable[[], None], only_bind: bool) -> dict[str, Any]:
+        request = BuildCohort(
+            tables=self._catalogue.index.query_tables,
+            memory=self._settings.query_memory,
+            text=str(source),
+            layout=self._settings.layout,
+            series=str(self._catalogue.folder / SERIES_TABLE),
+            folder=str(view),
+            only_bind=only_bind,
+        )
 
-        def hear(message: dict[str, Any]) -> None:
-            if "facts" in message:
-                facts.update(message["facts"])
-            else:
-                bound()
+        async def run() -> Facts:
+            return await run_program("idcfs.cohorts.build", request, Facts, [Bound], lambda step: bound())
 
-        specification = {
-            "tables": self._catalogue.index.query_tables,
-            "memory": self._settings.query_memory,
-            "text": str(source),
-            "layout": self._settings.layout,
-            "series": str(self._catalogue.folder / SERIES_TABLE),
-            "folder": str(building),
-            "only_bind": only_bind,
-        }
-        if await trio.to_thread.run_sync(lambda: self._catalogue.index.query_fingerprint) != self._made_of[0]:
-            raise errors.IndexUnusable("the IDC index is another one than when this mount was made; mount again")
+        if await trio.to_thread.run_sync(lambda: self._catalogue.index.query_fingerprint) != self._inputs[0]:
+            raise errors.IndexUnusable("the IDC index has changed since this mount was made; mount again")
         limit = self._settings.query_timeout
         try:
             with trio.fail_after(limit):
                 try:
-                    await run_child("idcfs.cohorts.build", specification, hear)
+                    return (await run()).facts
                 except ChildEnded:
-                    # Somebody may have killed it.
-                    await trio.to_thread.run_sync(_remove, building)
-                    await run_child("idcfs.cohorts.build", specification, hear)
+                    # Somebody may have killed the child.
+                    await trio.to_thread.run_sync(_remove, view)
+                    return (await run()).facts
         except trio.TooSlowError:
-            raise QueryTooCostly(f"the query took more than {limit:g} seconds; set query_timeout for more") from None
+            raise QueryTooCostly(f"the query took more than {limit:g} seconds; set query_timeout to more") from None
         except ChildEnded as error:
             raise QueryTooCostly(
                 f"the query ended its process; it may need more memory: set query_memory ({error})"
             ) from error
-        return facts
 
-    def _keep(self, building: Path, place: Path) -> None:
-        """Give a result its name; an older one of the same text goes, and so do the oldest of all."""
-        # Replaced as a whole: a mount that has the older one open goes on reading it.
-        old = building.with_suffix(".old")
+    def _keep(self, view: Path, folder: Path) -> None:
+        """Give a result its name, replace an older one of the same text, and remove the least recently used ones."""
+        # The folder is renamed and not written over, so that a mount that has it open can go on reading it.
+        old = view.with_name("old")
         while True:
             with contextlib.suppress(FileNotFoundError):
-                place.replace(old)
+                folder.replace(old)
             try:
-                building.replace(place)
+                view.replace(folder)
                 break
             except OSError as error:
-                # Another process has put its own there meanwhile.
+                # Another process has put its result there meanwhile.
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
                 _remove(old)
-        _remove(old)
-        _sweep(self._folder, place)
+        _remove_unused(self._folder, folder)
 
 
 def _write(file: Path, text: bytes) -> None:
@@ -237,14 +222,14 @@ def _write(file: Path, text: bytes) -> None:
     file.write_bytes(text)
 
 
-def _write_refusal(building: Path, refused: dict[str, Any]) -> None:
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    write_description(building / _FACTS, refused)
+def _write_refusal(view: Path, refused: dict[str, Any]) -> None:
+    _remove(view)
+    view.mkdir()
+    write_description(view / _FACTS, refused)
 
 
-def _sweep(folder: Path, newest: Path) -> None:
-    """Remove what killed processes left, and the results that were of no use for longest."""
+def _remove_unused(folder: Path, newest: Path) -> None:
+    """Remove what killed processes have left, and the least recently used results beyond `KEPT_BYTES`."""
     found = []
     for path in folder.iterdir():
         process = path.name.partition(".")[2].partition(".")[0]
@@ -263,10 +248,5 @@ def _sweep(folder: Path, newest: Path) -> None:
             _remove(path)
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder or file as far as that can be done."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

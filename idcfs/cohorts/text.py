@@ -1,8 +1,8 @@
-"""What a cohort's text says: its layout, and the SELECT or the manifest that names its series; pure.
+"""The text of a cohort: its layout, and the SELECT or the manifest that names its series; pure.
 
-A manifest has one series to a line, as the IDC portal and idc-index write them: ``s3://bucket/uuid/*`` (alone, or in
-a ``cp`` line of s5cmd's), ``gs://...``, a crdc_series_uuid or a SeriesInstanceUID. Lines that are blank or start
-with ``#`` or ``--`` are comments. Everything else is SQL.
+A manifest has one series on each line, as the IDC portal and idc-index write it: ``s3://bucket/uuid/*`` (alone, or in a
+``cp`` line of s5cmd), ``gs://...``, a crdc_series_uuid or a SeriesInstanceUID. Lines that are blank or start with ``#``
+or ``--`` are comments. Everything else is SQL.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from idcfs.errors import QueryRefused, QueryTooLong
 
 MAX_SQL = 1 << 20
-"""Bytes of SQL: far more than anyone writes by hand, and little enough that DuckDB parses it at once."""
+"""Bytes of SQL: far more than anyone writes by hand, and little enough for DuckDB to parse at once."""
 
 MAX_TEXT = 128 << 20
 """Bytes of a cohort's text: a manifest of every series of IDC takes half of it."""
@@ -31,7 +31,7 @@ _SERIES = re.compile(
 
 
 class Manifest(NamedTuple):
-    """The series of a manifest, each with the number of its line: UUIDs, UIDs, and lines that name no series."""
+    """The lines of a manifest, each with its number: UUIDs, UIDs, and lines that name no series."""
 
     uuids: list[tuple[int, str]]
     uids: list[tuple[int, str]]
@@ -39,7 +39,7 @@ class Manifest(NamedTuple):
 
 
 class CohortText(NamedTuple):
-    """What a cohort's text says. `layout` is None if it says none; a blank text has neither SQL nor manifest."""
+    """A parsed text. `layout` is None if it has none; a blank text has neither SQL nor a manifest."""
 
     layout: str | None
     sql: str | None
@@ -47,7 +47,7 @@ class CohortText(NamedTuple):
 
 
 def parse_text(data: bytes) -> CohortText:
-    """Read a cohort's text.
+    """Parse a cohort's text.
 
     Raises:
         QueryRefused: it is not UTF-8, or SQL with a NUL byte.
@@ -59,13 +59,13 @@ def parse_text(data: bytes) -> CohortText:
         text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise QueryRefused(f"the query is not UTF-8 text (byte {error.start})") from error
-    # Not splitlines: no editor counts lines by form feeds and their like.
+    # Not splitlines(), which ends lines at form feeds and the like, too: editors do not.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     layout = _layout(lines)
     first = next((line for line in lines if not _COMMENT.match(line)), None)
     if first is None:
         return CohortText(layout, None, None)
-    # By its first words, so that a manifest whose first line is wrong is not told to be wrong SQL.
+    # The first words decide, so that a manifest with a wrong first line is not reported as wrong SQL.
     if not _SQL.match(first):
         manifest = _read_manifest(lines)
         if manifest.uuids or manifest.uids:
@@ -73,7 +73,7 @@ def parse_text(data: bytes) -> CohortText:
     if len(data) > MAX_SQL:
         raise QueryTooLong(f"the query has {len(data):,} bytes of SQL; {MAX_SQL:,} are the most")
     if "\0" in text:
-        # DuckDB takes it for a part of the name before it, which nobody would see in its message.
+        # DuckDB would take it for a part of the name before it, where its message does not show it.
         number = text.count("\n", 0, text.index("\0")) + 1
         raise QueryRefused(f"line {number} of the query has a NUL byte")
     return CohortText(layout, text, None)

@@ -1,8 +1,8 @@
-"""A demo of the Imaging Data Commons that needs no network: a folder mirror of synthetic DICOM objects.
+"""The demo: a folder mirror of synthetic DICOM objects, for a mount that needs no network.
 
-Contract: `write_demo_mirror` fills a folder in the buckets' layout for the fixed series in
-`idcfs.demo.selection`. Identifiers and dates are those of the index, so that every view and cohort finds
-them; pixels, contours and texts are made up and say so. Two runs write the same bytes.
+`write_demo_mirror` writes the series of `selection` in the layout of the buckets. Identifiers and dates are those of
+the index, so that every view and cohort finds the objects; pixels, contours and texts are made up and say so. Two runs
+write the same bytes. The rooms after `demo` may import it. It is synchronous and keeps nothing in memory.
 """
 
 from idcfs.demo.folder import temporary_folder

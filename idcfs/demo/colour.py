@@ -1,7 +1,7 @@
-"""The sRGB colour profile that an RGB slide must carry, as bytes.
+"""The sRGB colour profile that an RGB slide must have, as bytes.
 
-Contract: `SRGB_PROFILE` is a version 2 ICC matrix profile with sRGB's primaries and a plain gamma of 2.2. It
-is built here because no dependency has one, and a file of one would carry another's licence.
+`SRGB_PROFILE` is a version 2 ICC matrix profile with sRGB's primaries and a gamma of 2.2. It is built here because no
+dependency has one, and a file of one would have another's licence.
 """
 
 import struct
@@ -39,20 +39,9 @@ def _profile() -> bytes:
     for tag, value in tags.items():
         table += tag + struct.pack(">II", start + len(data), len(value))
         data += value + bytes(-len(value) % 4)
-    return _header(start + len(data)) + table + data
-
-
-def _header(size: int) -> bytes:
     created = struct.pack(">6H", 2020, 1, 1, 0, 0, 0)
-    return (
-        struct.pack(">I4sI", size, bytes(4), 0x02100000)
-        + b"scnrRGB XYZ "
-        + created
-        + b"acsp"
-        + bytes(28)
-        + _fixed(_ILLUMINANT)
-        + bytes(48)
-    )
+    header = struct.pack(">I4sI", start + len(data), bytes(4), 0x02100000) + b"scnrRGB XYZ " + created + b"acsp"
+    return header + bytes(28) + _fixed(_ILLUMINANT) + bytes(48) + table + data
 
 
 SRGB_PROFILE = _profile()

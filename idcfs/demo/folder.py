@@ -1,4 +1,4 @@
-"""The folder of a demo's mount, which goes with it; synchronous."""
+"""The temporary folder of a demo's mount; synchronous."""
 
 import contextlib
 import fcntl
@@ -13,17 +13,17 @@ _PREFIX = "idcfs-demo-"
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for the length of the context; those whose processes were killed before their end are removed, too."""
+    """Yield a folder that is removed at the end; also removes the folders of processes that were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             _remove_if_left(path)
-    # Another process that ends at the same time may help to remove it.
+    # Another process may remove the folder at the same time.
     with contextlib.ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
         lock = _open(folder.name)
         stack.callback(os.close, lock)
         stack.enter_context(folder)
-        # Where folders cannot be locked, none is taken for one that was left.
+        # Where folders cannot be locked, the folders of killed processes stay.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(folder.name)
@@ -32,7 +32,7 @@ def temporary_folder() -> Iterator[Path]:
 def _remove_if_left(path: Path) -> None:
     lock = _open(path)
     try:
-        # Whoever has just made a folder locks it before anything is in it.
+        # An empty folder was just made: it is locked before a file is in it.
         if os.fstat(lock).st_uid == os.geteuid() and os.listdir(lock):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path)

@@ -1,8 +1,7 @@
-"""Writing the demo's folder mirror.
+"""The writer of the demo's folder mirror; one run at a time.
 
-Contract: afterwards the folder holds exactly right files for the demo's series, whatever an interrupted run
-left there. Right files are not written again. A folder that is anything else is refused, untouched. One run
-at a time.
+Afterwards the folder has the right files of the demo's series, whatever an interrupted run left there. Right files are
+not written again. Any other folder is refused and left as it is.
 """
 
 import os
@@ -11,17 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
-    CTImageStorage,
-    EnhancedSRStorage,
-    MRImageStorage,
-    PositronEmissionTomographyImageStorage,
-    RTStructureSetStorage,
-    SegmentationStorage,
-    VLWholeSlideMicroscopyImageStorage,
-)
 
 from idcfs.demo.derived import report, segmentation, structure_set
 from idcfs.demo.modules import encode
@@ -31,7 +19,7 @@ from idcfs.demo.slides import slide_level
 from idcfs.errors import UsageError
 
 Progress = Callable[[int, int], None]
-"""Told after each instance: how many are done, and how many there are."""
+"""A progress callback: called after each instance with the number of those written, and of all."""
 
 _README = "README.txt"
 _TITLE = "idcfs demo mirror: synthetic DICOM objects"
@@ -43,26 +31,23 @@ patient, and none must be taken for what the Imaging Data Commons publishes unde
 
 Licence of everything in this folder: CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/).
 """
-_WRITTEN = 1_577_836_800  # 2020-01-01T00:00:00Z, so that two mirrors are the same to the attribute
+_WRITTEN = 1_577_836_800  # 2020-01-01T00:00:00Z, so that the files of two mirrors have the same times
 
-_IMAGES: dict[str, Callable[[IndexedSeries, int], Dataset]] = {
-    CTImageStorage: slice_image,
-    MRImageStorage: slice_image,
-    PositronEmissionTomographyImageStorage: slice_image,
-    VLWholeSlideMicroscopyImageStorage: slide_level,
+_BUILDERS: dict[str, Callable[..., Dataset]] = {
+    "CT": slice_image,
+    "MR": slice_image,
+    "PT": slice_image,
+    "SM": slide_level,
+    "SEG": segmentation,
+    "RTSTRUCT": structure_set,
+    "SR": report,
 }
-_DERIVED: dict[str, Callable[[IndexedSeries, int, IndexedSeries], Dataset]] = {
-    SegmentationStorage: segmentation,
-    RTStructureSetStorage: structure_set,
-    EnhancedSRStorage: report,
-    ComprehensiveSRStorage: report,
-    Comprehensive3DSRStorage: report,
-}
+"""What makes an instance, by modality, of its series, its number and, if it is derived, the series that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """What a demo mirror holds, and which of the demo's series the installed index does not have."""
+    """What a demo mirror has; `skipped` are the demo's series that the installed index does not have."""
 
     series: int
     instances: int
@@ -74,8 +59,8 @@ def write_demo_mirror(folder: Path, index_parquet: Path, *, progress: Progress |
     """Write the demo's mirror, or complete it.
 
     Raises:
-        UsageError: The folder holds something else, or cannot be made.
-        IndexUnusable: The index cannot be read or has none of the demo's series.
+        UsageError: the folder holds something else, or cannot be made.
+        IndexUnusable: the index cannot be read or has none of the demo's series.
     """
     found = {series.crdc_series_uuid: series for series in read_series(index_parquet)}
     _claim(folder)
@@ -93,16 +78,10 @@ def write_demo_mirror(folder: Path, index_parquet: Path, *, progress: Progress |
 
 def _files(found: dict[str, IndexedSeries]) -> Iterator[tuple[Path, bytes]]:
     for uuid, series in found.items():
+        sources = [found[SOURCES[uuid]]] if uuid in SOURCES else []
         for number in range(1, series.instance_count + 1):
-            instance = _instance(series, number, found.get(SOURCES.get(uuid, "")))
-            path = Path(series.aws_bucket, uuid, series.file_name(number))
-            yield path, encode(instance, series)
-
-
-def _instance(series: IndexedSeries, number: int, source: IndexedSeries | None) -> Dataset:
-    if source is None:
-        return _IMAGES[series.sop_class_uid](series, number)
-    return _DERIVED[series.sop_class_uid](series, number, source)
+            instance = _BUILDERS[series.modality](series, number, *sources)
+            yield Path(series.aws_bucket, uuid, series.file_name(number)), encode(instance, series)
 
 
 def _claim(folder: Path) -> None:
@@ -110,7 +89,7 @@ def _claim(folder: Path) -> None:
     readme = folder / _README
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # an interrupted run may have left no more than this
+        # An interrupted run may have left only this file.
         is_empty = {entry.name for entry in folder.iterdir()} <= {_unfinished(readme).name}
         is_demo = readme.is_file() and readme.read_bytes().startswith(_TITLE.encode())
     except OSError as error:
@@ -130,5 +109,5 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    """Return the name a file has while it is written: always the same, so that the next run takes it up."""
+    """Return the name of a file while it is written; always the same, so that the next run replaces the file."""
     return path.with_name(f".{path.name}.unfinished")

@@ -1,11 +1,11 @@
-"""The DICOM modules that all the demo's objects share, and their encoding into files.
+"""The DICOM modules that all the demo's objects share, and the encoding of objects as files.
 
-Contract: `new_object` gives a data set with patient, study, series, equipment and SOP common modules filled
-in from the index; every free text in it says that it is synthetic. `encode` gives a file's bytes, in which
-nothing names the version of pydicom that wrote them.
+The values are those of the index; every free text says that it is synthetic. No file names the version of pydicom that
+wrote it, so that all versions write the same bytes.
 """
 
 import io
+from typing import Any
 
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -17,14 +17,9 @@ from idcfs.demo.selection import IndexedSeries, synthetic_uid
 PATIENT_NAME = "SYNTHETIC^IDCFS DEMO"
 NOTE = "synthetic demo data, not a patient"
 TIME = "120000"
-"""Every time of day, where one must be given."""
+"""The time of day wherever one is required."""
 
 _IMPLEMENTATION_CLASS_UID = UID(synthetic_uid("implementation"))
-
-
-def dicom_date(date: str) -> str:
-    """Turn the index's 2001-02-03 into DICOM's 20010203."""
-    return date.replace("-", "")
 
 
 def code(value: str, scheme: str, meaning: str) -> list[Dataset]:
@@ -32,7 +27,7 @@ def code(value: str, scheme: str, meaning: str) -> list[Dataset]:
     return [item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
 
 
-def item(**attributes: object) -> Dataset:
+def item(**attributes: Any) -> Dataset:
     """Return a sequence item with these attributes."""
     result = Dataset()
     for keyword, value in attributes.items():
@@ -45,73 +40,87 @@ def reference(series: IndexedSeries, number: int) -> Dataset:
     return item(ReferencedSOPClassUID=series.sop_class_uid, ReferencedSOPInstanceUID=series.sop_instance_uid(number))
 
 
-def new_object(series: IndexedSeries, number: int) -> Dataset:
-    """Return the modules that every object of the demo has."""
-    result = item(
-        SpecificCharacterSet="ISO_IR 192",
-        SOPClassUID=series.sop_class_uid,
-        SOPInstanceUID=series.sop_instance_uid(number),
-        InstanceNumber=number,
-        PatientName=PATIENT_NAME,
-        PatientID=series.patient_id,
-        PatientBirthDate="",
-        PatientSex=series.patient_sex,
-        PatientAge=series.patient_age,
-        PatientComments=NOTE,
-        QualityControlSubject="YES",
-        StudyInstanceUID=series.study_instance_uid,
-        StudyDate=dicom_date(series.study_date),
-        StudyTime=TIME,
-        StudyID="DEMO",
-        StudyDescription=f"SYNTHETIC: {NOTE}",
-        AccessionNumber="",
-        ReferringPhysicianName="",
-        SeriesInstanceUID=series.series_instance_uid,
-        SeriesNumber=series.series_number,
-        SeriesDescription=f"SYNTHETIC {series.modality}: {NOTE}",
-        Modality=series.modality,
-        Manufacturer="SYNTHETIC (idcfs demo)",
-        ManufacturerModelName="SYNTHETIC idcfs demo",
-        DeviceSerialNumber="SYNTHETIC",
-        SoftwareVersions="1",
-        InstitutionName="SYNTHETIC (idcfs demo)",
-    )
+def new_object(series: IndexedSeries, number: int, **attributes: Any) -> Dataset:
+    """Return an instance with these attributes and its patient, study, series, equipment and SOP common modules."""
+    common: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "SOPClassUID": series.sop_class_uid,
+        "SOPInstanceUID": series.sop_instance_uid(number),
+        "InstanceNumber": number,
+        "PatientName": PATIENT_NAME,
+        "PatientID": series.patient_id,
+        "PatientBirthDate": "",
+        "PatientSex": series.patient_sex,
+        "PatientAge": series.patient_age,
+        "PatientComments": NOTE,
+        "QualityControlSubject": "YES",
+        "StudyInstanceUID": series.study_instance_uid,
+        "StudyDate": series.study_date,
+        "StudyTime": TIME,
+        "StudyID": "DEMO",
+        "StudyDescription": f"SYNTHETIC: {NOTE}",
+        "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "SeriesInstanceUID": series.series_instance_uid,
+        "SeriesNumber": series.series_number,
+        "SeriesDescription": f"SYNTHETIC {series.modality}: {NOTE}",
+        "Modality": series.modality,
+        "Manufacturer": "SYNTHETIC (idcfs demo)",
+        "ManufacturerModelName": "SYNTHETIC idcfs demo",
+        "DeviceSerialNumber": "SYNTHETIC",
+        "SoftwareVersions": "1",
+        "InstitutionName": "SYNTHETIC (idcfs demo)",
+    }
     if series.series_date:
-        result.SeriesDate = dicom_date(series.series_date)
-        result.SeriesTime = TIME
-    return result
+        common |= {"SeriesDate": series.series_date, "SeriesTime": TIME}
+    return item(**(common | attributes))
 
 
-def add_frame_of_reference(target: Dataset, series: IndexedSeries) -> None:
-    """Add the frame of reference module."""
-    target.FrameOfReferenceUID = series.frame_of_reference_uid
-    target.PositionReferenceIndicator = ""
+def frame_of_reference(series: IndexedSeries, position_reference: str = "") -> dict[str, Any]:
+    """Return the frame of reference module."""
+    return {"FrameOfReferenceUID": series.frame_of_reference_uid, "PositionReferenceIndicator": position_reference}
 
 
-def add_dimensions(target: Dataset, series: IndexedSeries, kind: str, indexes: dict[str, str]) -> None:
-    """Add the multi-frame dimension module; *indexes* has the keyword of each dimension's functional group."""
+def content_time(series: IndexedSeries) -> dict[str, Any]:
+    """Return the date and time of the content."""
+    return {"ContentDate": series.content_date, "ContentTime": TIME}
+
+
+def pixels(side: int, bits: int, data: bytes, interpretation: str = "MONOCHROME2") -> dict[str, Any]:
+    """Return the image pixel module of square frames with unsigned samples of *bits* bits."""
+    return {
+        "SamplesPerPixel": 3 if interpretation == "RGB" else 1,
+        "PhotometricInterpretation": interpretation,
+        "Rows": side,
+        "Columns": side,
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": 0,
+        "PixelData": data,
+    }
+
+
+def dimensions(series: IndexedSeries, kind: str, indexes: dict[str, str]) -> dict[str, Any]:
+    """Return the multi-frame dimension module; *indexes* has the keyword of each dimension's functional group."""
     organization = synthetic_uid("dimensions", series.crdc_series_uuid)
-    target.DimensionOrganizationType = kind
-    target.DimensionOrganizationSequence = [item(DimensionOrganizationUID=organization)]
-    target.DimensionIndexSequence = [
-        item(
-            DimensionOrganizationUID=organization,
-            DimensionIndexPointer=Tag(pointer),
-            FunctionalGroupPointer=Tag(group),
-            DimensionDescriptionLabel=pointer,
-        )
-        for pointer, group in indexes.items()
-    ]
-
-
-def add_content_moment(target: Dataset, series: IndexedSeries) -> None:
-    """Add when the content was made."""
-    target.ContentDate = dicom_date(series.content_date)
-    target.ContentTime = TIME
+    return {
+        "DimensionOrganizationType": kind,
+        "DimensionOrganizationSequence": [item(DimensionOrganizationUID=organization)],
+        "DimensionIndexSequence": [
+            item(
+                DimensionOrganizationUID=organization,
+                DimensionIndexPointer=Tag(pointer),
+                FunctionalGroupPointer=Tag(group),
+                DimensionDescriptionLabel=pointer,
+            )
+            for pointer, group in indexes.items()
+        ],
+    }
 
 
 def encode(instance: Dataset, series: IndexedSeries) -> bytes:
-    """Return the file of an object; compressed transfer syntaxes become the plain one."""
+    """Return the file of an object; Explicit VR Little Endian replaces a compressed transfer syntax."""
     implicit = series.transfer_syntax_uid == ImplicitVRLittleEndian
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\0\1"

@@ -1,7 +1,7 @@
 """The made-up anatomy: ellipsoids on a grid, as pixel bytes, masks and contours.
 
-Contract: integer arithmetic only, so that every machine gets the same bytes. Columns and rows are pixels;
-depth is in thousandths of the volume, so that a phantom fits any number of slices.
+Only integer arithmetic is used, so that every machine computes the same bytes. Columns and rows are pixels; depth is in
+thousandths of the volume, so that a phantom fits any number of slices.
 """
 
 import struct
@@ -15,7 +15,7 @@ _DEPTH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Ellipsoid:
-    """A body with a value that rises by `gradient` from its volume's left edge to its right one."""
+    """A body whose value rises by `gradient` from the left edge of the volume to the right one."""
 
     column: int
     row: int
@@ -26,15 +26,15 @@ class Ellipsoid:
     value: int
     gradient: int = 0
 
-    def span(self, row: int, depth: int) -> range:
-        """Return the columns it covers in this row at this depth."""
-        in_row = (self.row_radius * (depth - self.depth)) ** 2
-        in_depth = (self.depth_radius * (row - self.row)) ** 2
-        left_over = (self.row_radius * self.depth_radius) ** 2 - in_row - in_depth
-        if left_over <= 0:
-            return range(0)
-        half = self.column_radius * isqrt(left_over) // (self.row_radius * self.depth_radius)
-        return range(max(0, self.column - half), min(COLUMNS, self.column + half + 1))
+    def spans(self, depth: int) -> Iterator[tuple[int, range]]:
+        """Yield the rows at this depth that the body reaches, and the columns it covers there."""
+        for row in range(ROWS):
+            in_row = (self.row_radius * (depth - self.depth)) ** 2
+            in_depth = (self.depth_radius * (row - self.row)) ** 2
+            left_over = (self.row_radius * self.depth_radius) ** 2 - in_row - in_depth
+            if left_over > 0:
+                half = self.column_radius * isqrt(left_over) // (self.row_radius * self.depth_radius)
+                yield row, range(max(0, self.column - half), min(COLUMNS, self.column + half + 1))
 
     def shades(self) -> bytes:
         """Return its value in each column, as 16-bit little-endian pixels."""
@@ -53,11 +53,6 @@ class Phantom:
     thickness: float
     bodies: tuple[Ellipsoid, ...]
 
-    @property
-    def lesion(self) -> Ellipsoid:
-        """The body that derived objects are about."""
-        return self.bodies[-1]
-
     def position(self, index: int) -> list[float]:
         """Return the patient coordinates of the centre of a slice's first pixel."""
         return [*self.point(0, 0), index * self.thickness]
@@ -72,25 +67,19 @@ class Phantom:
         depth = _depth(index, slices)
         for body in self.bodies:
             shades = body.shades()
-            for row in range(ROWS):
-                span = body.span(row, depth)
-                if span:
-                    start = 2 * row * COLUMNS
-                    left, right = 2 * span.start, 2 * span.stop
-                    image[start + left : start + right] = shades[left:right]
+            for row, span in body.spans(depth):
+                start = 2 * row * COLUMNS
+                left, right = 2 * span.start, 2 * span.stop
+                image[start + left : start + right] = shades[left:right]
         return bytes(image)
 
     def lesion_slices(self, slices: int) -> list[int]:
         """Return the indices of the slices that show the lesion."""
-        return [index for index in range(slices) if any(True for _ in self.lesion_spans(index, slices))]
+        return [index for index in range(slices) if any(self.lesion_spans(index, slices))]
 
     def lesion_spans(self, index: int, slices: int) -> Iterator[tuple[int, range]]:
-        """Yield the rows of a slice that show the lesion, and the columns it covers there."""
-        depth = _depth(index, slices)
-        for row in range(ROWS):
-            span = self.lesion.span(row, depth)
-            if span:
-                yield row, span
+        """Return the rows of a slice that show the lesion, and the columns it covers there."""
+        return self.bodies[-1].spans(_depth(index, slices))
 
     def lesion_mask(self, index: int, slices: int) -> bytes:
         """Return the lesion in a slice as one bit a pixel, the first in the lowest bit."""

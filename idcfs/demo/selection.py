@@ -1,7 +1,6 @@
-"""Which series of the Imaging Data Commons the demo imitates, and what the index says of them.
+"""The series of the Imaging Data Commons that the demo imitates, and their values in the index.
 
-Contract: `read_series` returns the demo's series that the installed index has, in the order of `DEMO_SERIES`.
-Names and UIDs of instances follow from the series and the instance's number alone: no randomness, no clock.
+Names and UIDs of instances depend on the series and the instance's number alone: no randomness, no clock.
 """
 
 import uuid
@@ -29,8 +28,8 @@ DEMO_SERIES = (
     "c4136534-d280-4c39-b199-5ecf4fecea7f",
     # anti_pd_1_lung, PD-1-Lung-00032: a PT in idc-open-data-two
     "ff086bac-269b-40de-abb0-6a1e28250b8e",
-    # midrc_ricord_1b: a CT in idc-open-data-cr. That bucket is CC BY-NC throughout, which binds the true
-    # images; the demo's are made up.
+    # midrc_ricord_1b: a CT in idc-open-data-cr. The licence of that bucket, CC BY-NC, is that of the true images; the
+    # demo's are made up.
     "98ec51e4-fbb4-4dc9-80db-8857aa20dc27",
     # gtex, GTEX-17HHY: a slide in four resolutions
     "0dd042f4-35ba-43ce-89f6-e1e07dafdab2",
@@ -46,29 +45,18 @@ SOURCES = {
 }
 """The image series that each derived series (segmentation, structure set, report) was made from."""
 
-_COLUMNS = {
-    "crdc_series_uuid": "crdc_series_uuid",
-    "aws_bucket": "aws_bucket",
-    "patient_id": "PatientID",
-    "patient_age": "PatientAge",
-    "patient_sex": "PatientSex",
-    "study_instance_uid": "StudyInstanceUID",
-    "study_date": "StudyDate",
-    "series_instance_uid": "SeriesInstanceUID",
-    "series_date": "SeriesDate",
-    "series_number": "SeriesNumber",
-    "modality": "Modality",
-    "body_part_examined": "BodyPartExamined",
-    "sop_class_uid": "SOPClassUID",
-    "transfer_syntax_uid": "TransferSyntaxUID",
-    "instance_count": "instanceCount",
-}
+_COLUMNS = [
+    "crdc_series_uuid", "aws_bucket", "PatientID", "PatientAge", "PatientSex", "StudyInstanceUID", "StudyDate",
+    "SeriesInstanceUID", "SeriesDate", "SeriesNumber", "Modality", "BodyPartExamined", "SOPClassUID",
+    "TransferSyntaxUID", "instanceCount",
+]  # fmt: skip
+"""The columns of the index that an `IndexedSeries` has, in the order of its fields."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "demo.idcfs")
 
 
 def synthetic_uid(*parts: object) -> str:
-    """Return the UID that always belongs to these parts."""
+    """Return a UID that depends on these parts alone."""
     return f"2.25.{_synthetic_uuid(*parts).int}"
 
 
@@ -78,7 +66,7 @@ def _synthetic_uuid(*parts: object) -> uuid.UUID:
 
 @dataclass(frozen=True, slots=True)
 class IndexedSeries:
-    """A series as the index has it; absent values are empty. Instances are numbered from 1."""
+    """A series as the index has it. Missing values are empty, dates are as in DICOM; instances are numbered from 1."""
 
     crdc_series_uuid: str
     aws_bucket: str
@@ -98,12 +86,12 @@ class IndexedSeries:
 
     @property
     def content_date(self) -> str:
-        """The day to give to what must have one, even where the index has none."""
-        return self.series_date or self.study_date or "2000-01-01"
+        """The date of what must have one, even where the index has none."""
+        return self.series_date or self.study_date or "20000101"
 
     @property
     def frame_of_reference_uid(self) -> str:
-        """The coordinate system, which all series of one study share."""
+        """The coordinate system, which all series of a study share."""
         return synthetic_uid("frame of reference", self.study_instance_uid)
 
     def file_name(self, number: int) -> str:
@@ -116,17 +104,17 @@ class IndexedSeries:
 
 
 def read_series(index_parquet: Path) -> tuple[IndexedSeries, ...]:
-    """Read the demo's series from the index.
+    """Return the demo's series that the index has, in the order of `DEMO_SERIES`.
 
-    A derived series without its source is left out: it would refer to nothing.
+    A derived series whose source is missing is left out, because it would refer to nothing.
 
     Raises:
-        IndexUnusable: The index cannot be read or has none of the series.
+        IndexUnusable: the index cannot be read or has none of the series.
     """
     try:
         table = pyarrow.parquet.read_table(
             index_parquet,
-            columns=list(_COLUMNS.values()),
+            columns=_COLUMNS,
             filters=[("crdc_series_uuid", "in", list(DEMO_SERIES))],
         )
         rows = {row["crdc_series_uuid"]: row for row in table.to_pylist()}
@@ -144,6 +132,7 @@ def read_series(index_parquet: Path) -> tuple[IndexedSeries, ...]:
 
 
 def _indexed_series(row: dict[str, Any]) -> IndexedSeries:
-    values: dict[str, Any] = {field: row[column] for field, column in _COLUMNS.items()}
-    values.update({field: "" for field, value in values.items() if value is None})
-    return IndexedSeries(**values)
+    values: dict[str, Any] = {column: "" if row[column] is None else row[column] for column in _COLUMNS}
+    for column in ("StudyDate", "SeriesDate"):
+        values[column] = values[column].replace("-", "")
+    return IndexedSeries(*values.values())

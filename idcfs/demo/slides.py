@@ -1,24 +1,16 @@
 """The demo's whole slide image: a pyramid of tiled, uncompressed RGB images.
 
-Contract: `slide_level` makes one resolution of a slide; each instance of the series halves the one before it.
-All levels show the same stained tissue, and cover the same area of glass.
+Each instance of the series has half the resolution of the one before it. All show the same stained tissue, and cover
+the same area of glass.
 """
 
 from math import isqrt
+from typing import Any
 
 from pydicom.dataset import Dataset
 
 from idcfs.demo.colour import SRGB_PROFILE
-from idcfs.demo.modules import (
-    TIME,
-    add_content_moment,
-    add_dimensions,
-    add_frame_of_reference,
-    code,
-    dicom_date,
-    item,
-    new_object,
-)
+from idcfs.demo.modules import TIME, code, content_time, dimensions, frame_of_reference, item, new_object, pixels
 from idcfs.demo.selection import IndexedSeries, synthetic_uid
 
 TILE = 256
@@ -35,27 +27,38 @@ def slide_level(series: IndexedSeries, number: int) -> Dataset:
     reduction = number - 1
     size = max(1, _BASE >> reduction)
     tiles = _tiles(_tissue(size, reduction), size)
-    image = new_object(series, number)
-    add_frame_of_reference(image, series)
-    add_content_moment(image, series)
-    image.PositionReferenceIndicator = "SLIDE_CORNER"
-    image.ImageType = (
+    image_type = (
         ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"] if reduction else ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     )
-    image.AcquisitionDateTime = dicom_date(series.content_date) + TIME
-    image.AcquisitionContextSequence = []
-    image.PyramidUID = synthetic_uid("pyramid", series.crdc_series_uuid)
-    _add_specimen(image, series)
-    _add_matrix(image, size)
-    _add_optical_path(image)
-    add_dimensions(image, series, "TILED_FULL", dict.fromkeys(_DIMENSIONS, "PlanePositionSlideSequence"))
-    _add_functional_groups(image, reduction)
-    _add_pixels(image, tiles)
-    return image
+    spacing = _BASE_SPACING * 2**reduction
+    return new_object(
+        series,
+        number,
+        **frame_of_reference(series, "SLIDE_CORNER"),
+        **content_time(series),
+        **dimensions(series, "TILED_FULL", dict.fromkeys(_DIMENSIONS, "PlanePositionSlideSequence")),
+        **pixels(TILE, 8, b"".join(tiles), "RGB"),
+        **_specimen(series),
+        **_matrix(size),
+        **_optical_path(),
+        ImageType=image_type,
+        AcquisitionDateTime=series.content_date + TIME,
+        AcquisitionContextSequence=[],
+        PyramidUID=synthetic_uid("pyramid", series.crdc_series_uuid),
+        PlanarConfiguration=0,
+        NumberOfFrames=len(tiles),
+        SharedFunctionalGroupsSequence=[
+            item(
+                PixelMeasuresSequence=[item(PixelSpacing=[spacing, spacing], SliceThickness=0.004)],
+                WholeSlideMicroscopyImageFrameTypeSequence=[item(FrameType=image_type)],
+                OpticalPathIdentificationSequence=[item(OpticalPathIdentifier="1")],
+            )
+        ],
+    )
 
 
 def _tissue(size: int, reduction: int) -> list[bytes]:
-    """Paint a round section with nuclei strewn over it, as rows of RGB."""
+    """Paint a round section with scattered nuclei, as rows of RGB."""
     glass = _GLASS * size
     stain = b"".join(bytes((232 - 30 * x // size, 150 + 30 * x // size, 190)) for x in range(size))
     rows = [bytearray(glass) for _ in range(size)]
@@ -63,7 +66,7 @@ def _tissue(size: int, reduction: int) -> list[bytes]:
     _paint_disc(rows, half, half, size * 45 // 100, stain)
     nuclei = _NUCLEUS * size
     for nucleus in range(_NUCLEI):
-        # multiples of numbers prime to the modulus strew the nuclei evenly, without randomness
+        # Multiples of a number that is prime to the modulus scatter the nuclei evenly, without randomness.
         x, y = nucleus * 389 % 997, nucleus * 613 % 991
         if (x - _BASE // 2) ** 2 + (y - _BASE // 2) ** 2 < (_BASE * 43 // 100) ** 2:
             _paint_disc(rows, x >> reduction, y >> reduction, (5 + nucleus % 6) >> reduction, nuclei)
@@ -78,7 +81,7 @@ def _paint_disc(rows: list[bytearray], x: int, y: int, radius: int, paint: bytes
 
 
 def _tiles(rows: list[bytes], size: int) -> list[bytes]:
-    """Cut the rows into tiles, row by row; what a tile has beyond the image is glass."""
+    """Cut the rows into tiles, row by row; a tile that reaches beyond the image is filled with glass."""
     side = -(-size // TILE) * TILE
     padded = [row + _GLASS * (side - size) for row in rows] + [_GLASS * side] * (side - size)
     return [
@@ -88,67 +91,47 @@ def _tiles(rows: list[bytes], size: int) -> list[bytes]:
     ]
 
 
-def _add_specimen(image: Dataset, series: IndexedSeries) -> None:
-    image.ContainerIdentifier = "SYNTHETIC"
-    image.IssuerOfTheContainerIdentifierSequence = []
-    image.ContainerTypeCodeSequence = code("433466003", "SCT", "Microscope slide")
-    image.SpecimenDescriptionSequence = [
-        item(
-            SpecimenIdentifier="SYNTHETIC",
-            SpecimenUID=synthetic_uid("specimen", series.crdc_series_uuid),
-            IssuerOfTheSpecimenIdentifierSequence=[],
-            SpecimenPreparationSequence=[],
-        )
-    ]
+def _specimen(series: IndexedSeries) -> dict[str, Any]:
+    specimen = item(
+        SpecimenIdentifier="SYNTHETIC",
+        SpecimenUID=synthetic_uid("specimen", series.crdc_series_uuid),
+        IssuerOfTheSpecimenIdentifierSequence=[],
+        SpecimenPreparationSequence=[],
+    )
+    return {
+        "ContainerIdentifier": "SYNTHETIC",
+        "IssuerOfTheContainerIdentifierSequence": [],
+        "ContainerTypeCodeSequence": code("433466003", "SCT", "Microscope slide"),
+        "SpecimenDescriptionSequence": [specimen],
+    }
 
 
-def _add_matrix(image: Dataset, size: int) -> None:
-    image.ImagedVolumeWidth = image.ImagedVolumeHeight = _BASE * _BASE_SPACING
-    image.ImagedVolumeDepth = 4.0
-    image.TotalPixelMatrixColumns = image.TotalPixelMatrixRows = size
-    image.TotalPixelMatrixFocalPlanes = 1
-    image.TotalPixelMatrixOriginSequence = [item(XOffsetInSlideCoordinateSystem=20, YOffsetInSlideCoordinateSystem=40)]
-    image.ImageOrientationSlide = [0, -1, 0, -1, 0, 0]
-    image.VolumetricProperties = "VOLUME"
-    image.SpecimenLabelInImage = "NO"
-    image.BurnedInAnnotation = "NO"
-    image.FocusMethod = "AUTO"
-    image.ExtendedDepthOfField = "NO"
-    image.LossyImageCompression = "00"
+def _matrix(size: int) -> dict[str, Any]:
+    return {
+        "ImagedVolumeWidth": _BASE * _BASE_SPACING,
+        "ImagedVolumeHeight": _BASE * _BASE_SPACING,
+        "ImagedVolumeDepth": 4.0,
+        "TotalPixelMatrixColumns": size,
+        "TotalPixelMatrixRows": size,
+        "TotalPixelMatrixFocalPlanes": 1,
+        "TotalPixelMatrixOriginSequence": [item(XOffsetInSlideCoordinateSystem=20, YOffsetInSlideCoordinateSystem=40)],
+        "ImageOrientationSlide": [0, -1, 0, -1, 0, 0],
+        "VolumetricProperties": "VOLUME",
+        "SpecimenLabelInImage": "NO",
+        "BurnedInAnnotation": "NO",
+        "FocusMethod": "AUTO",
+        "ExtendedDepthOfField": "NO",
+        "LossyImageCompression": "00",
+    }
 
 
-def _add_optical_path(image: Dataset) -> None:
-    image.NumberOfOpticalPaths = 1
-    image.OpticalPathSequence = [
-        item(
-            OpticalPathIdentifier="1",
-            OpticalPathDescription="SYNTHETIC brightfield",
-            IlluminationTypeCodeSequence=code("111744", "DCM", "Brightfield illumination"),
-            IlluminationColorCodeSequence=code("414298005", "SCT", "Full Spectrum"),
-            ICCProfile=SRGB_PROFILE,
-            ColorSpace="SRGB",
-        )
-    ]
-
-
-def _add_functional_groups(image: Dataset, reduction: int) -> None:
-    spacing = _BASE_SPACING * 2**reduction
-    image.SharedFunctionalGroupsSequence = [
-        item(
-            PixelMeasuresSequence=[item(PixelSpacing=[spacing, spacing], SliceThickness=0.004)],
-            WholeSlideMicroscopyImageFrameTypeSequence=[item(FrameType=image.ImageType)],
-            OpticalPathIdentificationSequence=[item(OpticalPathIdentifier="1")],
-        )
-    ]
-
-
-def _add_pixels(image: Dataset, tiles: list[bytes]) -> None:
-    image.NumberOfFrames = len(tiles)
-    image.SamplesPerPixel = 3
-    image.PhotometricInterpretation = "RGB"
-    image.PlanarConfiguration = 0
-    image.Rows = image.Columns = TILE
-    image.BitsAllocated = image.BitsStored = 8
-    image.HighBit = 7
-    image.PixelRepresentation = 0
-    image.PixelData = b"".join(tiles)
+def _optical_path() -> dict[str, Any]:
+    path = item(
+        OpticalPathIdentifier="1",
+        OpticalPathDescription="SYNTHETIC brightfield",
+        IlluminationTypeCodeSequence=code("111744", "DCM", "Brightfield illumination"),
+        IlluminationColorCodeSequence=code("414298005", "SCT", "Full Spectrum"),
+        ICCProfile=SRGB_PROFILE,
+        ColorSpace="SRGB",
+    )
+    return {"NumberOfOpticalPaths": 1, "OpticalPathSequence": [path]}

@@ -1,57 +1,49 @@
-"""Programs that read every file they find, told apart by name, so that none of them fetches 100 TB; synchronous.
+"""Crawlers: programs that read every file they find, recognised by name, so that none fetches 100 TB; synchronous.
 
-Asked when a series is listed or an instance looked up or opened, never for a read.
+The FUSE adapter asks when a series is listed, or an instance is looked up or opened, never at a read.
 """
 
 import contextlib
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+from cachetools import TTLCache
 
 NAME_BYTES = 15
-"""What the kernel keeps of a program's name (TASK_COMM_LEN)."""
+"""The kernel keeps so much of a program's name (TASK_COMM_LEN)."""
 
-_BELIEVED_SECONDS = 5.0
-"""How long a thread keeps its name here: one that starts another program gets that one's."""
+_CACHE_SECONDS = 5.0
+"""How long a thread's name is cached; exec() of another program changes it."""
 
-_REMEMBERED = 1024
-
-
-class _Known(NamedTuple):
-    until: float
-    crawler: str | None
+_CACHED_THREADS = 1024
 
 
 class Crawlers:
-    """Knows the programs called *names*."""
+    """Recognises the programs called *names*."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.encode()[:NAME_BYTES]: name for name in names}
-        self._threads: dict[int, _Known] = {}
+        self._threads = TTLCache[int, str | None](_CACHED_THREADS, _CACHE_SECONDS)
 
     def find(self, thread: int) -> str | None:
-        """The name of the crawler that a thread belongs to, as it was given; None if it is of none.
+        """The name of the crawler that *thread* belongs to, as in *names*; None if it belongs to none.
 
-        Args:
-            thread: its number, or 0 if it is of another namespace of processes, which may mean anything.
+        The thread is 0 if it is in a PID namespace that this process does not see; then it is not a crawler's.
         """
         if not self._names or not thread:
             return None
-        now = time.monotonic()
-        known = self._threads.get(thread)
-        if known is None or now > known.until:
-            if len(self._threads) >= _REMEMBERED:
-                self._threads.clear()
+        try:
+            return self._threads[thread]
+        except KeyError:
             found = next((self._names[name] for name in _names(thread) if name in self._names), None)
-            known = self._threads[thread] = _Known(now + _BELIEVED_SECONDS, found)
-        return known.crawler
+            self._threads[thread] = found
+            return found
 
 
 def _names(thread: int) -> Iterator[bytes]:
-    """The name of a thread, and of its process; a thread may have one of its own."""
-    # Gone, or hidden.
+    """The names of a thread and of its process, which may differ."""
+    # The thread may have ended, or /proc may hide it.
     with contextlib.suppress(OSError):
         folder = Path("/proc", str(thread))
         yield (folder / "comm").read_bytes().rstrip(b"\n")

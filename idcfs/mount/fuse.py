@@ -1,7 +1,7 @@
-"""The FUSE adapter: pyfuse3's requests to the file system's calls, and its errors to errnos; nothing else.
+"""The FUSE adapter: answers pyfuse3's requests from the providers of the tree, and turns errors into errnos.
 
-Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end
-the whole mount; but for `forget`, which has no answer to give: there any exception would.
+Runs in trio's loop. Every handler goes through `answered`, because an exception that is no FUSEError would end the
+whole mount. `forget` gives no answer, so any exception would, and it catches them itself.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from idcfs import errors
 from idcfs.metrics import Metrics
 from idcfs.mount.crawlers import Crawlers
 from idcfs.node import Node
-from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
+from idcfs.tree.filesystem import FileSystem
+from idcfs.tree.provider import ENTRIES_AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,9 @@ BLOCK_SIZE = 32 << 10
 The kernel makes 64 kB of a first read of so many, but 128 kB of a longer one. Tools that copy read more anyway.
 """
 
-ERRNOS: dict[type[errors.IdcfsError], int] = {
+ERRNOS: dict[type[BaseException], int] = {
+    errors.IdcfsError: errno.EIO,
     errors.NotFound: errno.ENOENT,
-    errors.NotThereNow: errno.ENOENT,
-    errors.SeriesMissing: errno.ENOENT,
     errors.NotAFolder: errno.ENOTDIR,
     errors.IsAFolder: errno.EISDIR,
     errors.ReadOnly: errno.EROFS,
@@ -44,36 +44,25 @@ ERRNOS: dict[type[errors.IdcfsError], int] = {
     errors.AccessDenied: errno.EACCES,
     errors.CrawlerRefused: errno.EACCES,
     errors.Unreachable: errno.EHOSTUNREACH,
-    errors.MirrorAway: errno.EHOSTUNREACH,
     errors.Stalled: errno.ETIMEDOUT,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
     errors.ObjectChanged: errno.ESTALE,
-    errors.Untrusted: errno.EIO,
     errors.AlreadyThere: errno.EEXIST,
     errors.NameRefused: errno.EINVAL,
     errors.NameTooLong: errno.ENAMETOOLONG,
     errors.NoSpace: errno.ENOSPC,
     errors.QueryRefused: errno.EINVAL,
     errors.QueryTooLong: errno.EFBIG,
-    errors.QueryTooCostly: errno.EINVAL,
-    errors.CohortsUnusable: errno.EIO,
-    # What has to be built first cannot be: a view, the attributes, a cohort.
-    errors.CacheUnusable: errno.EIO,
-    errors.CatalogueDamaged: errno.EIO,
-    errors.IndexUnusable: errno.EIO,
-    errors.ChildEnded: errno.EIO,
 }
+"""The errno of a class of errors, and of those of its subclasses that are not listed."""
 
-_ORDINARY = frozenset(
-    {
-        errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EROFS, pyfuse3.ENOATTR, errno.EEXIST, errno.EINVAL,
-        errno.ENAMETOOLONG, errno.EFBIG,
-    }
+_QUIET = (
+    errors.NotFound, errors.NotAFolder, errors.IsAFolder, errors.ReadOnly, errors.NoSuchAttribute, errors.AlreadyThere,
+    errors.NameRefused, errors.NameTooLong, errors.QueryRefused,
+    # Their reason is in the log already, in one line for all of them.
+    errors.CrawlerRefused, errors.MirrorAway,
 )  # fmt: skip
-"""Errors that tools, and the authors of queries, provoke all the time: told to them, not to the log."""
-
-_LOGGED_BEFORE = (errors.CrawlerRefused, errors.MirrorAway)
-"""Errors for which one line in the log has told why, and that there will be more."""
+"""Errors that are not logged, because tools and the authors of queries provoke them all the time."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -89,14 +78,10 @@ def answered(
     @functools.wraps(handler)
     async def wrapper(self: "Adapter", *arguments: P.args, **keywords: P.kwargs) -> T:
         try:
-            return await handler(self, *arguments, **keywords)
-        except FUSEError:
-            raise
-        except errors.CatalogueDamaged as error:
-            log.warning("%s; building the catalogue again", error)
-        except Exception as error:
-            self.fail(error)
-        try:
+            try:
+                return await handler(self, *arguments, **keywords)
+            except errors.CatalogueDamaged as error:
+                log.warning("%s; building the catalogue again", error)
             await self.filesystem.repair()
             return await handler(self, *arguments, **keywords)
         except FUSEError:
@@ -112,7 +97,7 @@ class Adapter(pyfuse3.Operations):
 
     Args:
         filesystem: what answers them.
-        xattr: whether extended attributes are told; without, the kernel is told once that there are none.
+        xattr: whether there are extended attributes; if not, the kernel does not ask a second time.
         all_write: whether every user who may reach the mount may write what can be written.
         crawlers: programs that get nothing for which a mirror would be asked.
     """
@@ -133,27 +118,24 @@ class Adapter(pyfuse3.Operations):
         self._xattr = xattr
         self._crawlers = crawlers or Crawlers(())
         self._refused: set[str] = set()
-        self._entry = EntryAttributes()
         self._owner = os.getuid(), os.getgid()
         self._write_mode = 0o222 if all_write else stat.S_IWUSR
 
     def fail(self, error: Exception) -> NoReturn:
         """Count an error, log it if a person should know, and raise the FUSEError for it."""
         error = errors.first_error(error)
-        number = ERRNOS.get(type(error), errno.EIO)  # type: ignore[arg-type]  # any other class is not in the table
+        number = next((ERRNOS[kind] for kind in type(error).__mro__ if kind in ERRNOS), errno.EIO)
         if type(error) is not errors.NotThereNow:
             self._metrics.errors[type(error).__name__] += 1
-        if type(error) not in ERRNOS:
+        if not isinstance(error, errors.IdcfsError):
             log.error("a request failed", exc_info=error)
-        elif number in _ORDINARY or isinstance(error, _LOGGED_BEFORE):
+        elif isinstance(error, _QUIET):
             log.debug("%s", error)
         else:
             log.warning("%s: %s", errno.errorcode[number], error)
         raise FUSEError(number) from None
 
-    def _refuse_crawlers(self, ctx: RequestContext, inode: int, name: bytes | None = None) -> None:
-        if not self.filesystem.is_of_mirror(inode, name):
-            return
+    def _refuse_crawlers(self, ctx: RequestContext) -> None:
         crawler = self._crawlers.find(ctx.pid)
         if crawler is None:
             return
@@ -178,10 +160,12 @@ class Adapter(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Answer a look-up; that a name is missing is kept by the kernel, where no name is ever added."""
-        self._refuse_crawlers(ctx, parent_inode, name)
+        """Answer a look-up; the kernel also keeps that a name is missing, where no name is ever added."""
+        provider, folder = self.filesystem.find(parent_inode)
+        if provider.is_of_mirror(folder, name):
+            self._refuse_crawlers(ctx)
         try:
-            node = await self.filesystem.lookup(parent_inode, name)
+            node = await provider.lookup(folder, name)
         except errors.NotThereNow:
             raise
         except errors.NotFound as error:
@@ -196,14 +180,16 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Answer stat."""
-        return self._fill(EntryAttributes(), await self.filesystem.getattr(inode))
+        provider, address = self.filesystem.find(inode)
+        return self._fill(EntryAttributes(), await provider.attributes(address))
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         """Everything may be read by whoever may reach the mount; little may be written."""
         if not mode & (os.W_OK | os.X_OK):
             return True
-        node = await self.filesystem.getattr(inode)
+        provider, address = self.filesystem.find(inode)
+        node = await provider.attributes(address)
         if mode & os.W_OK and not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
         return node.is_folder or not mode & os.X_OK
@@ -211,17 +197,19 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """Open a folder."""
-        self._refuse_crawlers(ctx, inode)
-        return await self.filesystem.open_folder(inode)
+        provider, folder = self.filesystem.find(inode)
+        if provider.is_of_mirror(folder):
+            self._refuse_crawlers(ctx)
+        return self.filesystem.add_folder(await provider.entries(folder))
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """Fill the kernel's buffer with entries and their attributes."""
-        entry = self._entry
+        entry, page = EntryAttributes(), self.filesystem.folders[fh].page
         folders_time: int | None = None
-        first_id, told = start_id, fh
+        first_id, last = start_id, fh
         while True:
-            entries = await self.filesystem.entries(fh, start_id)
+            entries = await page(start_id)
             for name, node in entries:
                 if node.is_folder and node.modified_ns == folders_time:
                     # Folders of one view differ in nothing else, and a listing can have many thousands.
@@ -231,12 +219,12 @@ class Adapter(pyfuse3.Operations):
                     folders_time = node.modified_ns if node.is_folder else None
                 if not pyfuse3.readdir_reply(token, name, entry, start_id + 1):
                     break
-                start_id, told = start_id + 1, node.inode
+                start_id, last = start_id + 1, node.inode
             else:
                 if len(entries) == ENTRIES_AT_ONCE:
                     continue
-            # An entry that was told counts as looked up; those of one folder are all of one view, or all files.
-            return self.filesystem.remember(told, start_id - first_id)
+            # An entry in the answer counts as looked up; those of one folder are all of one view, or all files.
+            return self.filesystem.remember(last, start_id - first_id)
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -246,55 +234,61 @@ class Adapter(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; the pages of what never changes stay in the kernel's cache."""
+        provider, address = self.filesystem.find(inode)
         if flags & (_WRITES | os.O_TRUNC):
-            append, truncate = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
-            return FileInfo(fh=await self.filesystem.cohort_files.open_draft(inode, append, truncate), direct_io=True)
-        self._refuse_crawlers(ctx, inode)
-        handle = await self.filesystem.open(inode)
-        is_object = handle == inode
-        return FileInfo(fh=handle, keep_cache=is_object, direct_io=not is_object)
+            file = await provider.draft(address, bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC))
+        else:
+            if provider.is_of_mirror(address):
+                self._refuse_crawlers(ctx)
+            file = await provider.content(address)
+        return FileInfo(fh=self.filesystem.add_file(file), keep_cache=file.permanent, direct_io=not file.permanent)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read from an open file."""
-        return await self.filesystem.read(fh, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        return await self.filesystem.files[fh].read(off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write into a query."""
-        return self.filesystem.cohort_files.write(fh, off, buf)
+        return self.filesystem.files[fh].write(off, buf)
 
     @answered
     async def flush(self, fh: int) -> None:
         """Answer close: what was written is kept and, if it does not work, refused."""
-        await self.filesystem.cohort_files.flush(fh)
+        await self.filesystem.files[fh].flush()
 
     @answered
     async def release(self, fh: int) -> None:
-        """Close a file; nobody hears of an error any more."""
-        await self.filesystem.release(fh)
+        """Close a file; no program gets an error any more."""
+        await self.filesystem.release_file(fh)
 
     @answered
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Cut a query. Its mode, owner and times are what they are: editors set them and need no more than a yes."""
-        node = await self.filesystem.getattr(inode)
+        """Cut a query. Its mode, owner and times stay: editors set them, and are content when that does not fail."""
+        provider, address = self.filesystem.find(inode)
+        node = await provider.attributes(address)
         if node.is_folder or not node.writable:
             raise errors.ReadOnly("idcfs is read-only here")
-        if fields.update_size:
-            await self.filesystem.cohort_files.resize(inode, fh, attr.st_size)
+        if fields.update_size and fh is not None:
+            self.filesystem.files[fh].resize(attr.st_size)
+        elif fields.update_size:
+            await provider.resize(address, attr.st_size)
         return await self.getattr(inode, ctx)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Make a cohort."""
-        return self._fill(EntryAttributes(), await self.filesystem.cohort_files.create(parent_inode, name))
+        provider, folder = self.filesystem.find(parent_inode)
+        return self._fill(EntryAttributes(), await provider.create(folder, name))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a cohort, although it shows folders."""
-        await self.filesystem.cohort_files.delete(parent_inode, name)
+        provider, folder = self.filesystem.find(parent_inode)
+        await provider.delete(folder, name)
 
     @answered
     async def rename(
@@ -302,16 +296,17 @@ class Adapter(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:  # fmt: skip
         """Give a cohort another name, never in the place of another one."""
-        await self.filesystem.cohort_files.rename(parent_inode_old, name_old, parent_inode_new, name_new)
+        provider, folder = self.filesystem.find(parent_inode_old)
+        await provider.rename(folder, name_old, self.filesystem.find(parent_inode_new)[1], name_new)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The totals of the index; nothing is free, because nothing can be written."""
-        totals = self.filesystem.totals()
+        counts = self.filesystem.catalogue.counts
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
-        answer.f_blocks = totals.size // 4096
-        answer.f_files = totals.files
+        answer.f_blocks = counts["bytes"] // 4096
+        answer.f_files = counts["instances"]
         answer.f_namemax = 255
         return answer
 
@@ -319,20 +314,20 @@ class Adapter(pyfuse3.Operations):
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         """The names of extended attributes."""
         self._need_xattr()
-        return [name.encode() for name in await self.filesystem.attributes(inode)]
+        return [name.encode() for name in await self.filesystem.xattrs(inode)]
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """An extended attribute."""
         self._need_xattr()
-        return (await self.filesystem.attribute(inode, name.decode(errors="replace"))).encode()
+        return (await self.filesystem.xattr(inode, name.decode(errors="replace"))).encode()
 
     def _need_xattr(self) -> None:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Count what the kernel refers to no more; only cohorts' views are kept for it."""
+        """Count references that the kernel gives back; only the views of cohorts are kept for them."""
         for inode, times in inode_list:
             try:
                 self.filesystem.forget(inode, times)
@@ -345,13 +340,5 @@ async def _refuse(self: Adapter, *arguments: Any) -> NoReturn:
     raise FUSEError(errno.EROFS)
 
 
-for _name in [
-    "create",
-    "mknod",
-    "symlink",
-    "link",
-    "unlink",
-    "setxattr",
-    "removexattr",
-]:
+for _name in ("create", "mknod", "symlink", "link", "unlink", "setxattr", "removexattr"):
     setattr(Adapter, _name, _refuse)

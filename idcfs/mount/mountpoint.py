@@ -1,7 +1,7 @@
-"""Mountpoints: what is mounted where, whether a folder can take a mount, and unmounting; synchronous.
+"""Mountpoints: what is mounted where, whether a folder can be mounted on, and unmounting; synchronous.
 
-Everything is read from the kernel (/proc/self/mountinfo), so there is no list of mounts to keep true. Nothing
-in here touches what is below a mountpoint, except `check` after it has seen that nothing is mounted there.
+All is read from the kernel (/proc/self/mountinfo), so there is no list of mounts that could become wrong. Nothing below
+a mountpoint is touched, except by `prepare` once it knows that nothing is mounted there.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -22,13 +23,13 @@ FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONFIG = Path("/etc/fuse.conf")
 
 ANSWER_TIMEOUT = 5.0
-"""Seconds in which a mount that is well answers, even on a busy machine."""
+"""Seconds within which a healthy mount answers, even on a busy machine."""
 
 T = TypeVar("T")
 
 
 class Mount(NamedTuple):
-    """A mount as the kernel tells it."""
+    """A mount: its mountpoint, its file-system type, and its device as major:minor."""
 
     path: Path
     kind: str
@@ -36,34 +37,34 @@ class Mount(NamedTuple):
 
 
 def mounts() -> list[Mount]:
-    """All mounts that this process sees, the last one on a path last."""
+    """All mounts that this process sees; of those on one path, the uppermost comes last."""
     return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts in a text such as /proc/self/mountinfo, in its order."""
+    """The mounts in a text with the form of /proc/self/mountinfo, in its order."""
     found = []
-    # Not splitlines(): the kernel leaves other line ends, such as a form feed, as they are in paths.
+    # Not splitlines(): paths may contain what it takes for line ends, such as form feeds.
     for line in text.removesuffix("\n").split("\n"):
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        # The kernel writes blanks and the like in octal (proc_pid_mountinfo(5)).
+        # The kernel writes white space and backslashes in octal (proc_pid_mountinfo(5)).
         path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
         found.append(Mount(Path(path), after.split(" ")[0], fields[2]))
     return found
 
 
 def idcfs_mounts() -> list[Path]:
-    """Where idcfs is mounted."""
+    """The mountpoints of all idcfs mounts."""
     return [mount.path for mount in mounts() if mount.kind == f"fuse.{SUBTYPE}"]
 
 
 def absolute(path: Path) -> Path:
-    """The path as the kernel would name it; it may be a mount that is dead or hangs.
+    """The path as the kernel names it; the path may be a mount that is dead or hangs.
 
     Raises:
         UsageError: there is no such home folder.
-        MountFailed: it is inside a mount that hangs.
+        MountFailed: the path is inside a mount that hangs.
     """
     try:
         path = path.expanduser()
@@ -76,7 +77,7 @@ def absolute(path: Path) -> Path:
 
 def _resolved(path: Path) -> Path:
     try:
-        # Not resolve(), which stats each part: a mount that hangs does not answer that.
+        # Not resolve(), which stats each part: on a mount that hangs it would wait for ever.
         file = os.open(path, os.O_PATH)
     except OSError:
         return path.resolve()
@@ -87,37 +88,33 @@ def _resolved(path: Path) -> Path:
 
 
 def in_time(call: Callable[[], T]) -> T:
-    """What *call* gives, which asks a mount something. A thread waits for it: whoever asks could not be ended.
+    """Return the result of *call*, which uses a mount; a thread makes the call, so that only it hangs with the mount.
 
     Raises:
-        TimeoutError: nothing has come in `ANSWER_TIMEOUT` seconds.
+        TimeoutError: the call has not returned after `ANSWER_TIMEOUT` seconds.
         Exception: whatever the call raises.
     """
-    answers: list[T] = []
-    failures: list[Exception] = []
+    answer: Future[T] = Future()
 
     def ask() -> None:
         try:
-            answers.append(call())
+            answer.set_result(call())
         except Exception as error:
-            failures.append(error)
+            answer.set_exception(error)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(ANSWER_TIMEOUT)
-    for error in failures:
-        raise error
-    for answer in answers:
-        return answer
-    raise TimeoutError(errno.ETIMEDOUT, f"no answer in {ANSWER_TIMEOUT:g} seconds")
+    threading.Thread(target=ask, daemon=True).start()
+    wait([answer], ANSWER_TIMEOUT)
+    if not answer.done():
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {ANSWER_TIMEOUT:g} seconds")
+    return answer.result()
 
 
 def is_dead(path: Path) -> bool:
-    """Whether an idcfs mount is there whose daemon is gone; one that hangs is not."""
+    """Whether *path* is an idcfs mount whose daemon is gone; a mount that hangs is not dead."""
     if path not in idcfs_mounts():
         return False
     try:
-        # Not stat: the kernel answers that from what it remembers of the root.
+        # Not stat(), which the kernel may answer from its cache.
         in_time(lambda: os.statvfs(path))
     except OSError as error:
         return error.errno == errno.ENOTCONN
@@ -125,14 +122,12 @@ def is_dead(path: Path) -> bool:
 
 
 def prepare(path: Path, recover: bool) -> bool:
-    """Make sure that *path* can take a mount: an empty folder, created if only it is missing, as is returned.
+    """Make sure that *path* is an empty folder to mount on; create it if only its last part is missing.
 
-    Args:
-        path: an absolute path.
-        recover: replace a mount whose daemon is gone.
+    A mount there whose daemon is gone is unmounted if *recover* is set. Returns whether the folder was created.
 
     Raises:
-        MountFailed: it cannot, and why.
+        MountFailed: the path cannot be mounted on, for the reason in the message.
     """
     if is_dead(path):
         if not recover:
@@ -158,17 +153,13 @@ def prepare(path: Path, recover: bool) -> bool:
     if occupied:
         raise MountFailed(f"{path} is not empty; choose an empty folder, which the mount then covers")
     if not os.access(path, os.W_OK):
-        raise MountFailed(f"{path} is not yours to write, so you cannot mount on it; choose another folder")
+        raise MountFailed(f"{path}: you may not write to it, so you cannot mount on it; choose another folder")
     return is_new
 
 
 @contextlib.contextmanager
 def prepared(path: Path, recover: bool) -> Iterator[None]:
-    """`prepare`, and take back the folder it made if the mount then fails.
-
-    Raises:
-        MountFailed: as `prepare`.
-    """
+    """`prepare`, and remove the folder that it created if the mount then fails."""
     is_new = prepare(path, recover)
     try:
         yield
@@ -180,10 +171,10 @@ def prepared(path: Path, recover: bool) -> Iterator[None]:
 
 
 def check_machine(allow_other: bool) -> None:
-    """Make sure that this machine lets this user mount.
+    """Make sure that this user can mount on this machine.
 
     Raises:
-        MountFailed: it does not, and what to do.
+        MountFailed: the user cannot; the message has the remedy.
     """
     if not FUSE_DEVICE.exists():
         raise MountFailed(
@@ -191,7 +182,7 @@ def check_machine(allow_other: bool) -> None:
             f"with --device {FUSE_DEVICE} --cap-add SYS_ADMIN"
         )
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise MountFailed(f"{FUSE_DEVICE} is not open to you; ask for membership in its group, or mount as root")
+        raise MountFailed(f"{FUSE_DEVICE}: you may not open it; ask for membership in its group, or mount as root")
     if shutil.which("fusermount3") is None:
         raise MountFailed("fusermount3 is missing; install it: sudo apt install fuse3")
     if allow_other and os.getuid() != 0 and not _user_allow_other():
@@ -209,10 +200,10 @@ def _user_allow_other() -> bool:
 
 
 def unmount(path: Path, lazy: bool = False) -> None:
-    """Unmount *path*; *lazy* lets go of it even while it is in use. Blocks until it is done.
+    """Unmount *path*, with *lazy* even while it is in use; blocks until fusermount3 ends.
 
     Raises:
-        MountFailed: it is not mounted, or in use.
+        MountFailed: it is not mounted, or is in use.
     """
     if path not in idcfs_mounts():
         raise MountFailed(f"{path}: idcfs is not mounted here; see where with: idcfs status")
@@ -224,11 +215,11 @@ def unmount(path: Path, lazy: bool = False) -> None:
 
 
 def device(path: Path) -> str | None:
-    """The number of the device that is mounted on *path*, as major:minor."""
+    """The device that is mounted on *path*, as major:minor; None if there is none."""
     return next((mount.device for mount in reversed(mounts()) if mount.path == path), None)
 
 
 def daemon_limits(path: Path) -> Path | None:
-    """The folder of /sys in which the kernel keeps the limits of the FUSE connection mounted on *path*."""
+    """The folder in /sys with the limits of the FUSE connection that is mounted on *path*."""
     number = device(path)
     return None if number is None else Path("/sys/fs/fuse/connections") / number.partition(":")[2]

@@ -1,7 +1,7 @@
-"""How a mount ends when a signal says so; trio, one thread.
+"""`SignalHandler`: unmounts at SIGTERM, SIGINT and SIGHUP; trio, one thread.
 
-SIGTERM, SIGINT and SIGHUP unmount. Who has files open gets `GRACE_SECONDS` to close them; then, or at a second
-signal, the mount goes anyway, and they get ENOTCONN. Before the mount answers, a signal gives up the start.
+Programs with open files get `GRACE_SECONDS` to close them. Then, or at a second signal, the mount ends and they get
+ENOTCONN. A signal before the mount answers cancels the start.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from idcfs.mount import mountpoint as mountpoints
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
-"""What is being copied may end with its file; systemd and a shutdown wait longer than that."""
+"""Long enough for a copy to finish its present file; systemd and a shutdown wait longer."""
 
-_TRY_EVERY = 0.25
+_RETRY_SECONDS = 0.25
 
 
-class Ending:
-    """The end of the mount on *path*; what starts it runs in the scope `starting`."""
+class SignalHandler:
+    """Ends the mount on *path*. The code that starts and serves the mount runs in the scope `starting`."""
 
     def __init__(self, path: Path) -> None:
         self.starting = trio.CancelScope()
@@ -37,21 +37,21 @@ class Ending:
 
     @contextlib.contextmanager
     def mounted(self, terminate: Callable[[], None]) -> Iterator[None]:
-        """Say that the mount is there, and that *terminate* ends it at once."""
+        """The context in which the mount exists; *terminate* ends it at once."""
         self._device = mountpoints.device(self._path)
         self._terminate = terminate
         try:
             yield
         finally:
-            # What comes now comes when everything is being closed already.
+            # A signal from now on changes nothing: the mount is being closed already.
             self._terminate = None
 
     def ready(self) -> None:
-        """Say that the mount answers."""
+        """Note that the mount answers."""
         self._is_ready = True
 
     def check(self) -> None:
-        """Say so if the start was given up.
+        """Raise if a signal cancelled the start.
 
         Raises:
             KeyboardInterrupt: because of SIGINT.
@@ -63,15 +63,15 @@ class Ending:
             name = signal.Signals(self._interrupted_by).name
             raise MountFailed(f"{self._path}: {name} came before the mount answered")
 
-    async def obey(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take signals until cancelled; has started when none can end the process any more."""
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Handle signals until cancelled; has started once the handlers are installed."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 async for number in signals:
-                    self._take(number, nursery)
+                    self._handle(number, nursery)
 
-    def _take(self, number: int, nursery: trio.Nursery) -> None:
+    def _handle(self, number: int, nursery: trio.Nursery) -> None:
         if not self._is_ready:
             self._interrupted_by = number
             if self._terminate is None:
@@ -92,9 +92,9 @@ class Ending:
                     return
                 except MountFailed as error:
                     log.debug("%s", error)
-                await trio.sleep(_TRY_EVERY)
+                await trio.sleep(_RETRY_SECONDS)
         if mountpoints.device(self._path) == self._device:
-            log.warning("%s is in use; it is unmounted all the same", self._path)
+            log.warning("%s is in use; it is unmounted nevertheless", self._path)
         self._end()
 
     def _end(self) -> None:

@@ -1,7 +1,7 @@
-"""Where this process is, for whoever looks for why it hangs: SIGUSR1 writes the stacks of threads and tasks.
+"""SIGUSR1 writes the stacks of threads and tasks, which show where a process hangs; trio.
 
-Threads go to standard error at once, whatever the process does. Tasks go to the log when the event loop gets to it;
-that they do not come means that it is the loop that hangs.
+The stacks of threads go to standard error at once, whatever the process does. Those of tasks go to the log when the
+event loop runs next; if they are missing, the event loop hangs.
 """
 
 import collections
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 async def write_on_signal() -> None:
-    """Write stacks at each SIGUSR1, until cancelled."""
+    """Write the stacks at each SIGUSR1, until cancelled."""
     with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-        # Before trio's own handler, which only takes a note.
+        # This handler runs before trio's, which only records that the signal came.
         faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
         try:
             async for _ in signals:
@@ -29,7 +29,7 @@ async def write_on_signal() -> None:
 
 
 def describe_tasks() -> Iterator[str]:
-    """The tasks of this trio run, each with its stack; those that are at the same place are told once."""
+    """The tasks of this trio run, each with its stack; tasks of one name with the same stack are written once."""
     stacks: collections.Counter[tuple[str, ...]] = collections.Counter()
     for task in _tasks():
         lines = traceback.StackSummary.extract(task.iter_await_frames()).format()

@@ -1,30 +1,21 @@
-"""A process that puts bytes into the kernel's page cache of a mount, before anybody reads them.
+"""A process that puts bytes into the kernel's page cache of a mount, before anybody reads them; two threads.
 
-    python -m idcfs.pages.server OPTIONS
-
-OPTIONS is JSON: `device` (a descriptor of the mount's /dev/fuse), `abort` (one of the file in which the kernel takes
-the order to abort the connection), and the descriptors of a socket and of an arena (see `Arena`). Requests and
-answers are lines of JSON on the socket. A request has an `id` and `inode`, `offset`, `at` and `length`: bytes of that
-file from `offset` on, in the arena. The answer says in `stored` whether the kernel took them.
-
-The kernel lets the writer wait while a reader waits for the same page; so this process answers no reads, and nothing
-that answers reads waits for it. It holds the mount's device: when the file system is gone it aborts the connection at
-once, because a read that is never answered would otherwise keep both in the kernel for ever.
+It answers the messages of `idcfs.pages.messages`, and no reads: those would wait with it (see `idcfs.pages`). It holds
+the mount's device: when the file system is gone it aborts the connection at once, because a read that is never
+answered would otherwise keep both in the kernel for ever.
 """
 
 import contextlib
 import ctypes
 import errno
-import json
-import mmap
 import os
 import queue
 import signal
-import socket
 import struct
-import sys
 import threading
-from typing import Any
+
+from idcfs.pages.messages import Device, Store, Stored
+from idcfs.processes.server import Connection, shared_arena
 
 NICENESS = 5
 
@@ -32,62 +23,49 @@ _HEADER = struct.Struct("<IiQQQII")
 _NOTIFY_STORE = 4
 """FUSE_NOTIFY_STORE of the kernel's fuse.h; the structures are fuse_out_header and fuse_notify_store_out."""
 
-_SET_SIGNAL_AT_PARENTS_END = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
+_PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that this process gets when its parent ends."""
 
 _GONE = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED})
 
 
-def store(device: int, inode: int, offset: int, data: memoryview) -> bool:
-    """Put bytes of a file into its pages; whether the kernel knows the file, and took them.
-
-    Raises:
-        OSError: the mount is gone.
-    """
-    header = _HEADER.pack(_HEADER.size + len(data), _NOTIFY_STORE, 0, inode, offset, len(data), 0)
-    try:
-        os.writev(device, [header, data])
-    except OSError as error:
-        if error.errno in _GONE:
-            raise
-        return False
-    return True
-
-
 def _store_all(
-    device: int, arena: memoryview, connection: socket.socket, requests: "queue.SimpleQueue[dict[str, Any]]"
+    device: int, arena: memoryview, connection: Connection, requests: "queue.SimpleQueue[tuple[int, Store]]"
 ) -> None:
+    """Do what is requested, until the mount is gone."""
     while True:
-        request = requests.get()
-        data = arena[request["at"] : request["at"] + request["length"]]
+        number, (inode, offset, at, length) = requests.get()
+        header = _HEADER.pack(_HEADER.size + length, _NOTIFY_STORE, 0, inode, offset, length, 0)
         try:
-            stored = store(device, request["inode"], request["offset"], data)
-            connection.sendall(json.dumps({"id": request["id"], "stored": stored}).encode() + b"\n")
-        except OSError:
-            return
+            os.writev(device, [header, arena[at : at + length]])
+            is_taken = True
+        except OSError as error:
+            if error.errno in _GONE:
+                return
+            # The kernel does not know the file.
+            is_taken = False
+        connection.answer(number, Stored(is_taken))
 
 
 def main() -> None:
     """Run as a process."""
-    # Whoever reads what is here already goes before what is ahead.
+    # What readers wait for goes before what is ahead of them.
     os.nice(NICENESS)
-    # If it is stopped when the file system ends, it must go on and let go of the device.
-    ctypes.CDLL(None).prctl(_SET_SIGNAL_AT_PARENTS_END, signal.SIGCONT)
+    # If it is stopped when the file system ends, it must go on and close the device.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    options = json.loads(sys.argv[1])
-    connection = socket.socket(fileno=options["socket"])
-    arena = memoryview(mmap.mmap(options["arena"], options["arena_size"]))
-    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    work = (options["device"], arena, connection, requests)
+    connection = Connection.of_this_process([Device, Store])
+    _, options = connection.first(Device)
+    requests: queue.SimpleQueue[tuple[int, Store]] = queue.SimpleQueue()
+    work = (options.device, shared_arena(), connection, requests)
     threading.Thread(target=_store_all, args=work, daemon=True).start()
-    with contextlib.suppress(OSError), connection.makefile("rb") as lines:
-        for line in lines:
-            request = json.loads(line)
-            if "inode" in request:
-                requests.put(request)
+    while (envelopes := connection.receive()) is not None:
+        for envelope in envelopes:
+            if isinstance(envelope.message, Store):
+                requests.put((envelope.number, envelope.message))
     with contextlib.suppress(OSError):
-        os.write(options["abort"], b"1")
+        os.write(options.abort, b"1")
     os._exit(0)
 
 

@@ -1,80 +1,40 @@
-"""Extents of objects, from memory, the disk cache or the mirror, in that order; belongs to the event loop.
+"""`Fetcher`: extents, from memory, the disk or the mirror, in that order; belongs to the event loop.
 
-Whoever wants the same extent waits for one fetch, and is answered before the extent is written to disk.
+Whoever wants the same extent waits for one flight. A flight that somebody waits for begins at once; what is only ahead
+of readers waits in a queue for room in the window. A small extent that cannot be on the disk is asked for without a
+task: measured, tasks that wait for requests took half of the daemon's time for a file. Everything else, and whatever
+fails there while somebody waits, is done by a task. Both end in `_land`.
 """
 
-import contextlib
-import logging
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import trio
 
-from idcfs.cache.client import ExtentCache
-from idcfs.cache.format import Buffer
-from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Untrusted
+from idcfs.cache.client import Cache
+from idcfs.errors import ObjectChanged, ReadError, first_error
 from idcfs.metrics import Metrics
+from idcfs.pages.client import PageCache
 from idcfs.processes.arena import Arena
-from idcfs.reading import policy as readahead
+from idcfs.processes.lease import Lease
 from idcfs.reading.failures import Failures
-from idcfs.reading.flights import Flights
+from idcfs.reading.filled import FilledFiles
+from idcfs.reading.flights import Flight, Flights
 from idcfs.reading.listings import Listing, Listings
-from idcfs.reading.policy import Extent
-from idcfs.store.base import ObjectStore, ObjectVersion, Progress
+from idcfs.reading.on_disk import OnDisk
+from idcfs.reading.policy import HEAD, SMALL_OBJECT, Extent, blocks
+from idcfs.reading.request_limit import RequestLimit
+from idcfs.reading.requests import Requests
+from idcfs.store.base import Body, ObjectStore
 from idcfs.store.mirror import Mirror
 
-log = logging.getLogger(__name__)
+BURST = 8
+"""Requests begun at a time, half a millisecond; between two times others get their turn."""
 
-MEMORY_PART = 3 / 8
-"""Of the arena, what extents in memory take: a full window of read-ahead, and what several readers are at."""
-
-Fetched = Callable[[Buffer | None, bool], None]
-"""Given the bytes, if nobody waits for them, and whether the mirror gave them."""
-
-_SERIES_REMEMBERED = 10_000
-"""Series of which it is remembered what the disk has: all that was kept since it had nothing."""
-
-_EXTENTS_REMEMBERED = 100_000
-"""Extents of all these series, (m) 15 MB; of a slide they are 25 GB."""
-
-
-class _Memory:
-    """The extents that were used last, up to a part of an arena, and for as long as nobody waits for memory."""
-
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
-        self._limit = int(arena.size * MEMORY_PART)
-        self._extents: OrderedDict[Extent, Buffer] = OrderedDict()
-        self._size = 0
-        arena.reclaim = self.forget_oldest
-
-    def __contains__(self, extent: Extent) -> bool:
-        return extent in self._extents
-
-    def get(self, extent: Extent) -> Buffer | None:
-        data = self._extents.get(extent)
-        if data is not None:
-            self._extents.move_to_end(extent)
-        return data
-
-    def remember(self, extent: Extent, data: Buffer) -> None:
-        self.forget(extent)
-        self._extents[extent] = data
-        self._size += len(data)
-        while self._size > self._limit:
-            self.forget_oldest()
-        self._arena.reclaimable()
-
-    def forget_oldest(self) -> bool:
-        """Let go of the extent that was not used for longest; whether there was one."""
-        if not self._extents:
-            return False
-        self.forget(next(iter(self._extents)))
-        return True
-
-    def forget(self, extent: Extent) -> None:
-        if extent in self._extents:
-            self._size -= len(self._extents.pop(extent))
+Ended = Callable[[bool], None]
+"""Called when a request, or all those of a run, has ended: whether the mirror, or the disk, had what was asked for."""
 
 
 class Fetcher:
@@ -85,8 +45,9 @@ class Fetcher:
         mirror: whose buckets these are.
         cache: where extents are kept.
         listings: where instances are looked up.
+        pages: where what is read next goes on to.
         nursery: runs the fetches, so that a caller who gives up does not end them for the others.
-        timeout: seconds that a fetch may take.
+        timeout: returns the seconds that a fetch may take.
         arena: what everything goes through.
     """
 
@@ -94,304 +55,292 @@ class Fetcher:
         self,
         store: ObjectStore,
         mirror: Mirror,
-        cache: ExtentCache,
+        cache: Cache,
         listings: Listings,
+        pages: PageCache,
         metrics: Metrics,
         nursery: trio.Nursery,
-        timeout: float,
+        timeout: Callable[[], float],
         arena: Arena,
     ) -> None:
-        self._store = store
-        self._mirror = mirror
-        self._cache = cache
         self._listings = listings
         self._metrics = metrics
         self._nursery = nursery
-        self._flights = Flights[Extent, Buffer](nursery, timeout)
-        self._learning = Flights[int, None](nursery, timeout)
+        self._arena = arena
+        self._cache = cache
+        self._kept = arena.kept
+        self._disk = OnDisk(cache, mirror.bytes_namespace, listings, nursery, timeout)
+        self._requests = Requests(store, mirror, listings, metrics, self._forget_object)
+        self._flights = Flights[Extent, Lease](nursery, timeout, Lease.hold, Lease.release)
         self._failures = Failures[tuple[int, int, int]]()
-        self._memory = _Memory(arena)
-        self._in_cache: dict[int, set[Extent] | None] = {}
-        self._extents_remembered = 0
+        self._limit = RequestLimit()
+        self._ahead: deque[Extent] = deque()
+        self._goes_on = False
+        self.filled = FilledFiles(pages, arena)
 
-    def peek(self, extent: Extent) -> Buffer | None:
-        """An extent that is in memory."""
-        return self._memory.get(extent)
+    # What readers ask.
 
-    def peek_part(self, extent: Extent, listing: Listing, start: int, stop: int) -> Buffer | None:
+    def peek(self, extent: Extent) -> Lease | None:
+        """An extent that is in memory; the caller releases it."""
+        return self._kept.get(extent)
+
+    def peek_part(self, extent: Extent, listing: Listing, start: int, stop: int) -> memoryview | None:
         """Some bytes of a block, counted from its start, that are on the disk, if that takes no waiting."""
-        part = self._cache.get_part(self._key(extent, listing), start, stop)
+        part = self._disk.get_part(extent, listing, start, stop)
         if part is not None:
             self._metrics.cache_hits += 1
         return part
 
     def has(self, extent: Extent) -> bool:
         """Whether an extent is in memory or on its way."""
-        return extent in self._memory or extent in self._flights
-
-    def forget(self, extent: Extent) -> None:
-        """An extent is not needed in memory any more."""
-        self._memory.forget(extent)
-
-    def shorten(self, timeout: float) -> None:
-        """From now on a fetch may take *timeout* seconds."""
-        self._flights.timeout = timeout
-
-    def detach(self, extent: Extent, data: Buffer) -> None:
-        """Keep an extent that is in memory without what it is a part of."""
-        if extent in self._memory:
-            self._memory.remember(extent, bytes(data))
+        return extent in self._kept or extent in self._flights
 
     def expect(self, series: int) -> None:
         """A series will be read: find out what the disk has of it."""
-        if series not in self._in_cache and series not in self._learning:
-            self._nursery.start_soon(self._learning.fly, series, lambda: self._learn(series))
+        self._disk.expect(series)
 
-    async def obtain(self, extent: Extent) -> Buffer:
-        """An extent's bytes. May wait for the network.
+    def want(self, extents: Iterable[Extent], urgent: bool) -> None:
+        """Begin to fetch extents, the first one first, and wait for nothing.
+
+        Args:
+            extents: what is in memory or on its way is passed over. Those ahead may be several blocks long.
+            urgent: somebody waits for them; others are fetched ahead of readers, within the window.
+        """
+        if urgent:
+            for extent in extents:
+                if not self.has(extent):
+                    self._begin([extent], lambda is_answered: None)
+            return
+        self._ahead += extents
+        self._begin_some()
+        if self._ahead and self._limit.has_room and not self._goes_on:
+            try:
+                self._nursery.start_soon(self._begin_rest)
+                self._goes_on = True
+            except RuntimeError:
+                # The mount is ending, and the nursery is closed.
+                self._ahead.clear()
+
+    async def get(self, extent: Extent) -> Lease:
+        """An extent's bytes, which the caller releases; waits for the network.
+
+        A failure that took long is repeated from memory for three seconds.
 
         Raises:
             ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
         """
-        return await self._flights.join(extent, lambda: self._load(extent))
-
-    async def obtain_for_reader(self, extent: Extent) -> Buffer:
-        """As `obtain`, but who asks again after a failure that took long is told the same for some seconds."""
+        lease = self._kept.get(extent)
+        if lease is not None:
+            return lease
         self._failures.raise_again(_place(extent))
         asked = trio.current_time()
         try:
-            return await self.obtain(extent)
+            self.want([extent], urgent=True)
+            return await self._flights.wait(extent)
         except ReadError as error:
             self._failures.note(_place(extent), error, asked)
             raise
 
     async def recall(self, extent: Extent) -> bool:
-        """Take an extent from the disk into memory, if it is there."""
+        """Take an extent from the disk into memory; returns whether it was there. Waits for the disk."""
         listing = await self._listings.get(extent.series)
-        data = await self._cached(extent, listing)
-        if data is None or not self.is_current(extent, listing):
+        lease = await self._disk.get(extent, listing)
+        if lease is None:
             return False
-        self._metrics.cache_hits += 1
-        self._memory.remember(extent, data)
+        with lease:
+            if not self._requests.is_current(extent, listing):
+                return False
+            self._metrics.cache_hits += 1
+            self._kept.add(extent, lease)
         return True
 
-    async def finish_writing(self) -> None:
-        """Wait until the cache has what was fetched."""
-        await self._cache.finish()
+    def forget(self, extent: Extent) -> None:
+        """An extent is not needed in memory any more."""
+        self._kept.forget(extent)
 
-    # Ahead of readers.
+    # The queue.
 
-    def begin(self, extent: Extent, done: Fetched = lambda data, is_answered: None) -> bool:
-        """Have a small extent fetched without a task of its own, if all goes as it should.
+    def _begin_some(self) -> None:
+        """Begin some of what is ahead, as far as the window goes."""
+        most = self._limit.under_way + BURST
+        while self._ahead and self._limit.has_room and self._limit.under_way < most:
+            extent = self._ahead.popleft()
+            listing = self._listings.peek(extent.series)
+            if listing is None:
+                continue
+            size = listing.sizes[extent.instance]
+            if extent.length == size and self.filled.has(extent.series, extent.instance):
+                continue
+            parts = [extent] if size <= SMALL_OBJECT else blocks(extent, size)
+            parts = [part for part in parts if not self.has(part)]
+            if parts:
+                self._begin(parts, partial(self._end, self._limit.begin()))
 
-        (m) Of the daemon's time for a file in a series of 526 kB each, tasks that wait for fetches took half.
+    async def _begin_rest(self) -> None:
+        while self._ahead and self._limit.has_room:
+            # Requests of the kernel's come between.
+            await trio.lowlevel.checkpoint()
+            self._begin_some()
+        self._goes_on = False
 
-        Args:
-            extent: one that is neither in memory nor on its way.
-            done: called at the end.
+    def _end(self, number: int, is_answered: bool) -> None:
+        self._limit.end(number, is_answered)
+        self.want((), urgent=False)
 
-        Returns:
-            Whether it is under way; not if that takes waiting, because there may be something on the disk.
-        """
-        listing = self._listings.peek(extent.series)
-        if listing is None or not self._cache.has_room():
-            return False
+    # Flights.
+
+    def _begin(self, extents: Sequence[Extent], ended: Ended) -> None:
+        """Begin the flights of extents of one object; a posted request, or a task, ends them."""
+        first = extents[0]
+        # What was posted and did not come may have found a process that is stuck: a task notices that.
+        posts = len(extents) == 1 and not self._flights.is_overdue(first)
+        flights = [self._flights.begin(extent) for extent in extents]
+        listing = self._listings.peek(first.series)
+        if listing is None or not posts or not self._post(flights[0], listing, ended):
+            self._flights.start(flights, self._fetch, flights, ended)
+
+    def _post(self, flight: Flight[Lease], listing: Listing, ended: Ended) -> bool:
+        """Ask for one extent without a task; returns False if it may be on the disk, or that takes waiting."""
+        extent: Extent = flight.key
         # Of a head's file the whole may be on the disk.
-        whole = extent._replace(length=listing.sizes[extent.instance])
-        if self.may_be_kept(extent) or self.may_be_kept(whole):
-            return False
-        if extent.length > readahead.SMALL_OBJECT:
+        whole = extent._replace(offset=0, length=listing.sizes[extent.instance])
+        if self._disk.may_have(extent) or self._disk.may_have(whole) or not self._cache.has_room():
             return False
 
-        def answered(outcome: Buffer | ReadError) -> None:
-            is_awaited = self._flights.is_awaited(extent)
-            if isinstance(outcome, ReadError) or not self.is_current(extent, listing):
-                # Now with everything that helps, for those who wait too.
-                self._flights.carry_on(extent, lambda: self._load(extent))
-                done(None, False)
+        def finished(outcome: Body | ReadError) -> None:
+            if isinstance(outcome, bytes):
+                lease = self._arena.take_now(len(outcome), self._arena.reserve)
+                outcome = ReadError("there is no room in memory") if lease is None else _copy(outcome, lease)
+            if isinstance(outcome, Lease):
+                with outcome:
+                    self._land(flight, listing, outcome, is_new=True)
+                ended(True)
                 return
-            self._count(outcome)
-            self._keep(extent, listing, outcome)
-            self._flights.land(extent, outcome)
-            done(None if is_awaited else outcome, True)
+            # Before it is tried again, which is no longer ahead of anybody.
+            ended(False)
+            if flight.waiting:
+                self._flights.start([flight], self._fetch, [flight], lambda is_answered: None)
+            else:
+                self._flights.fail(flight, outcome)
 
-        started = self._store.get_soon(listing.bucket, *self._request(extent, listing), answered)
-        if started:
-            self._flights.begin(extent)
-        return started
+        return self._requests.post(extent, listing, finished)
 
-    def may_be_kept(self, extent: Extent) -> bool:
-        """Whether the disk may have an extent."""
-        kept = self._in_cache.get(extent.series)
-        return kept is None or extent in kept
+    async def _fetch(self, flights: Sequence[Flight[Lease]], ended: Ended) -> None:
+        """Have the extents of one object land, from the disk or else from the mirror."""
+        try:
+            with self._flights.bounded(flights):
+                listing = await self._listings.get(flights[0].key.series)
+                await _each(partial(self._fetch_from_disk, listing), flights)
+                missing = [flight for flight in flights if not flight.is_over]
+                await _each(partial(self._fetch_run, listing), list(_runs(missing)))
+        finally:
+            ended(all(flight.error is None for flight in flights))
 
-    def expect_arrival(self, extent: Extent) -> None:
-        """An extent will come as a part of a larger fetch: `arrive` or `fail` has to follow."""
-        self._flights.begin(extent)
-
-    def arrive(self, extent: Extent, listing: Listing, data: Buffer) -> bool:
-        """An extent has come; whether nobody waits for it, and it may be handed on."""
-        if not self.is_current(extent, listing):
-            self._flights.carry_on(extent, lambda: self._load(extent))
-            return False
-        is_awaited = self._flights.is_awaited(extent)
-        self._keep(extent, listing, data)
-        self._flights.land(extent, data)
-        return not is_awaited
-
-    def fail(self, extent: Extent, error: Exception) -> None:
-        """An extent has not come."""
-        self._flights.fail(extent, error)
-
-    async def room(self) -> None:
-        """Wait while much waits to be written to disk."""
-        await self._cache.room()
-
-    # One extent.
-
-    async def _load(self, extent: Extent) -> Buffer:
-        """An extent that is not in memory."""
-        listing = await self._listings.get(extent.series)
-        data = await self._cached(extent, listing)
+    async def _fetch_from_disk(self, listing: Listing, flight: Flight[Lease]) -> None:
+        extent: Extent = flight.key
+        lease = await self._disk.get(extent, listing)
         size = listing.sizes[extent.instance]
-        if data is None and extent.length < size <= readahead.SMALL_OBJECT:
+        if lease is None and extent.length < size <= SMALL_OBJECT:
             # Of a head's file the whole may be there.
-            whole = await self._cached(extent._replace(length=size), listing)
-            data = None if whole is None else bytes(whole[: extent.length])
-        if data is not None and self.is_current(extent, listing):
-            self._metrics.cache_hits += 1
-            self._memory.remember(extent, data)
-        else:
-            data = await self.fetch(extent)
-            self._keep(extent, listing, data)
+            whole = await self._disk.get(extent._replace(length=size), listing)
+            if whole is not None:
+                with whole:
+                    lease = whole.part(0, extent.length)
+        if lease is not None:
+            with lease:
+                if self._requests.is_current(extent, listing):
+                    self._land(flight, listing, lease, is_new=False)
+
+    async def _fetch_run(self, listing: Listing, run: Sequence[Flight[Lease]]) -> None:
+        """Have extents land that stand one after the other, with one request; each lands when its bytes are there."""
+        first, last = run[0].key, run[-1].key
+        whole = first._replace(length=last.offset + last.length - first.offset)
+        coming = deque(run)
+
+        def progress(lease: Lease, filled: int) -> None:
+            while coming:
+                extent: Extent = coming[0].key
+                start = extent.offset - whole.offset
+                if start + extent.length > filled or not self._requests.is_current(extent, listing):
+                    return
+                with lease.part(start, start + extent.length) as part:
+                    self._land(coming.popleft(), listing, part, is_new=True)
+
+        error: Exception = ObjectChanged("the object changes faster than it can be read")
+        try:
+            # What is fetched has to be kept, too.
             await self._cache.room()
-        return data
+            body, listing = await self._requests.get(whole, progress if len(run) > 1 else None)
+            if isinstance(body, bytes):
+                body = _copy(body, await self._arena.take(len(body)))
+            with body:
+                progress(body, whole.length)
+        except Exception as failure:
+            # For the callers that wait; other runs go on.
+            error = failure
+        for flight in coming:
+            self._flights.fail(flight, first_error(error))
 
-    def _keep(self, extent: Extent, listing: Listing, data: Buffer) -> None:
-        """Remember what was fetched; nothing is awaited before, so that it is still of the listed version."""
-        self._metrics.cache_misses += 1
-        kept = self._in_cache.get(extent.series)
-        if kept is not None:
-            kept.add(extent)
-            self._extents_remembered += 1
-            if self._extents_remembered > _EXTENTS_REMEMBERED:
-                # The disk may have anything of them; asked now, it would not tell of what waits to be written.
-                self._in_cache = dict.fromkeys(self._in_cache)
-                self._extents_remembered = 0
+    def _land(self, flight: Flight[Lease], listing: Listing, lease: Lease, is_new: bool) -> None:
+        """Do what has to be done once when an extent's bytes are there, in this order.
+
+        Nothing is awaited between the check that they are of the listed version and this.
+        """
+        extent: Extent = flight.key
+        is_awaited = flight.waiting > 0
+        self._kept.add(extent, lease)
         self._failures.forget(_place(extent))
-        self._memory.remember(extent, data)
-        self._cache.put(self._key(extent, listing), data)
+        if is_new:
+            self._metrics.cache_misses += 1
+            self._disk.put(extent, listing, lease)
+        else:
+            self._metrics.cache_hits += 1
+        self._flights.land(flight, lease)
+        if not is_awaited:
+            self.filled.fill(extent, listing, lease)
 
-    async def _cached(self, extent: Extent, listing: Listing) -> Buffer | None:
-        """An extent from the disk, if it is there."""
-        if extent.series not in self._in_cache:
-            await self._learning.join(extent.series, lambda: self._learn(extent.series))
-        if not self.may_be_kept(extent):
-            return None
-        in_parts = listing.sizes[extent.instance] > readahead.SMALL_OBJECT
-        return await self._cache.get(self._key(extent, listing), extent.length, in_parts)
-
-    async def _learn(self, series: int) -> None:
-        """Ask once whether the disk has anything of a series: if not, that saves a question for each of its files."""
-        prefix = f"{self._mirror.bytes_namespace}/{self._listings.uuid(series)}/"
-        found = await self._cache.has_any(prefix)
-        if len(self._in_cache) >= _SERIES_REMEMBERED:
-            self._in_cache.clear()
-            self._extents_remembered = 0
-        self._in_cache[series] = None if found else set()
-
-    def is_current(self, extent: Extent, listing: Listing) -> bool:
-        """Whether an instance is still listed under the ETag that it has in *listing*."""
-        current = self._listings.peek(extent.series)
-        return current is None or current.etags[extent.instance] == listing.etags[extent.instance]
-
-    def _key(self, extent: Extent, listing: Listing) -> str:
-        # The size is in the key because an object that changed its size must not meet its old blocks.
+    async def _forget_object(self, extent: Extent, listing: Listing) -> None:
+        """Forget the extents of an object that came under another ETag: two versions must not be mixed."""
         size = listing.sizes[extent.instance]
-        name = listing.names[extent.instance].decode()
-        series = self._listings.uuid(extent.series)
-        # A head, and a block, tell how long they are; a whole is as long as the object.
-        part = f"{extent.offset}" if extent.length == size else f"{extent.offset}+{extent.length}"
-        return f"{self._mirror.bytes_namespace}/{series}/{name}/{size}/{part}"
-
-    # From the mirror.
-
-    async def fetch(self, extent: Extent, progress: Progress | None = None) -> Buffer:
-        """The bytes of a range of an object from the mirror, all of one version of it.
-
-        Raises:
-            ReadError: as `ObjectStore.get`.
-        """
-        while True:
-            listing = await self._listings.get(extent.series)
-            fetched, fetched_under = await self._fetch(extent, listing, progress)
-            if self.is_current(extent, fetched_under):
-                return fetched
-            # Meanwhile the object came under another ETag; two versions must not be mixed.
-
-    async def _fetch(self, extent: Extent, listing: Listing, progress: Progress | None) -> tuple[Buffer, Listing]:
-        """The bytes of an extent, and the listing that they were asked for under.
-
-        Raises:
-            Untrusted: the mirror refuses under an ETag what it lists under it.
-            ObjectChanged: the object changes faster than it can be listed.
-        """
-        try:
-            return await self._get_anywhere(extent, listing, progress), listing
-        except ObjectChanged:
-            fresh = await self._listings.refresh(extent.series, listing)
-        is_as_listed = fresh.etags[extent.instance] == listing.etags[extent.instance]
-        if not is_as_listed:
-            # The same size means the same object, stored anew.
-            await self._drop_others(extent, fresh)
-        try:
-            return await self._get_anywhere(extent, fresh, progress), fresh
-        except ObjectChanged as error:
-            if is_as_listed:
-                raise Untrusted(f"the mirror refuses what it lists: {error}") from error
-            raise
-
-    async def _get_anywhere(self, extent: Extent, listing: Listing, progress: Progress | None) -> Buffer:
-        """From the bucket that was listed, or its siblings: objects have moved under unchanged names."""
-        with contextlib.suppress(NotFound):
-            return await self._get(extent, listing, listing.bucket, progress)
-        for bucket in self._mirror.candidates(listing.bucket):
-            if bucket != listing.bucket:
-                with contextlib.suppress(NotFound, AccessDenied):
-                    return await self._get(extent, listing, bucket, progress)
-        name = listing.names[extent.instance].decode()
-        raise NotFound(f"{name} of series {self._listings.uuid(extent.series)} is gone from every bucket")
-
-    async def _get(self, extent: Extent, listing: Listing, bucket: str, progress: Progress | None) -> Buffer:
-        data = await self._store.get(bucket, *self._request(extent, listing), progress)
-        self._count(data)
-        return data
-
-    def _request(self, extent: Extent, listing: Listing) -> tuple[str, int, int, ObjectVersion]:
-        at = extent.instance
-        key = f"{self._listings.uuid(extent.series)}/{listing.names[at].decode()}"
-        return (
-            key,
-            extent.offset,
-            extent.offset + extent.length,
-            ObjectVersion(listing.etags[at].decode(), listing.sizes[at]),
-        )
-
-    def _count(self, data: Buffer) -> None:
-        self._metrics.objects_fetched += 1
-        self._metrics.bytes_fetched += len(data)
-
-    async def _drop_others(self, extent: Extent, listing: Listing) -> None:
-        """Drop the extents of an object that came under another ETag: two versions must not be mixed."""
-        size = listing.sizes[extent.instance]
-        others = readahead.blocks(extent._replace(offset=0, length=size), size)
-        if size <= readahead.SMALL_OBJECT:
-            others.append(extent._replace(offset=0, length=min(size, readahead.HEAD)))
+        others = blocks(extent._replace(offset=0, length=size), size)
+        if size <= SMALL_OBJECT:
+            others.append(extent._replace(offset=0, length=min(size, HEAD)))
         for other in others:
-            self._memory.forget(other)
-        await self._cache.delete({self._key(other, listing) for other in others})
+            self._kept.forget(other)
+        await self._disk.drop(others, listing)
+
+
+T = TypeVar("T")
+
+
+async def _each(work: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:
+    """Do *work* for all items side by side; for a single one that takes no nursery."""
+    if len(items) == 1:
+        await work(items[0])
+        return
+    async with trio.open_nursery() as nursery:
+        for item in items:
+            nursery.start_soon(work, item)
+
+
+def _copy(body: bytes, lease: Lease) -> Lease:
+    """Put the bytes of a store that does not know the arena into *lease*."""
+    lease.view[:] = body
+    return lease
 
 
 def _place(extent: Extent) -> tuple[int, int, int]:
     """Where an extent begins: what failed as a whole may be asked for again as a head, and the other way round."""
     return extent.series, extent.instance, extent.offset
+
+
+def _runs(flights: Sequence[Flight[Lease]]) -> Iterator[list[Flight[Lease]]]:
+    """The flights of one object's extents, cut where one between is not among them."""
+    run: list[Flight[Lease]] = []
+    for flight in flights:
+        if run and run[-1].key.offset + run[-1].key.length != flight.key.offset:
+            yield run
+            run = []
+        run.append(flight)
+    if run:
+        yield run

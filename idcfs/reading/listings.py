@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import trio
 
-from idcfs.cache.listing_cache import Cache
+from idcfs.cache.client import Cache
 from idcfs.catalog.catalogue import Series
 from idcfs.catalog.table import Strings, column_of
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, SeriesMissing, Unreachable, Untrusted, first_error
@@ -31,10 +31,10 @@ from idcfs.store.mirror import Mirror
 log = logging.getLogger(__name__)
 
 FAN_OUT_INSTANCES = 2000
-"""From how many instances on a series is listed as sixteen prefixes: two pages one after the other are as fast."""
+"""Instances from which on a series is listed as sixteen prefixes: two pages one after the other are as fast."""
 
 PAGES = 10_000
-"""Pages after which a listing is taken to be endless: a hundred times the largest series."""
+"""Pages after which a listing counts as endless: a hundred times those of the largest series."""
 
 REMEMBERED_INSTANCES = 500_000
 """Instances whose listings stay in memory (about 150 bytes each); the least recently used go first."""
@@ -107,13 +107,13 @@ class Listings:
         self._series = series
         self._metrics = metrics
         self._nursery = nursery
-        self._flights = Flights[int, Listing](nursery, timeout)
-        self._refreshes = Flights[int, Listing](nursery, timeout)
-        # Inode numbers are places in a listing, so one that may not be found the same again stays.
+        self._flights = Flights[int, Listing](nursery, lambda: timeout)
+        self._refreshes = Flights[int, Listing](nursery, lambda: timeout)
+        # Inode numbers are places in a listing, so a listing that may come out differently the next time stays.
         self._pinned: dict[int, Listing] = {}
         self._remembered: OrderedDict[int, Listing] = OrderedDict()
         self._instances = 0
-        # It is asked for at each fetch.
+        # It is needed for each fetch.
         self._uuid = functools.lru_cache(_UUIDS)(lambda row: series(row).uuid)
 
     def uuid(self, row: int) -> str:
@@ -139,12 +139,12 @@ class Listings:
         return listing
 
     def begin(self, row: int) -> None:
-        """Have a series listed that somebody may come to; what goes wrong with it is for who does."""
+        """Begin to list a series that somebody may come to, who then gets the error if there is one."""
         if self.peek(row) is None and row not in self._flights:
             self._nursery.start_soon(self._flights.fly, row, lambda: self._load(row))
 
     async def refresh(self, row: int, shown: Listing) -> Listing:
-        """A listing newer than *shown*, because an object was not as that says. May wait for the network.
+        """A listing newer than *shown*, because an object was not as in that one. May wait for the network.
 
         Raises:
             ObjectChanged: the series has other instances now. Until it ends, the mount stays with those it has
@@ -170,7 +170,7 @@ class Listings:
         return f"{self._mirror.listing_namespace}/{self._series(row).uuid}/{_FORMAT}"
 
     async def _load(self, row: int) -> Listing:
-        kept = await self._cache.get(self._key(row))
+        kept = await self._cache.get_bytes(self._key(row))
         listing = _unpack(kept) if kept is not None else None
         if listing is None:
             listing = await self._ask(self._series(row), row)
@@ -210,18 +210,18 @@ class Listings:
         self._metrics.listings_fetched += 1
         batch = found.batch(bucket)
         if _is_short(series, len(found), sum(found.sizes)):
-            # Kept in memory only: this mount stays with it, the next one asks again.
-            await self._cache.delete(self._key(row))
+            # It is kept in memory only: this mount stays with it, and the next one lists the series again.
+            await self._cache.delete([self._key(row)])
             log.warning(
                 "series %s: bucket %s lists %d instances, the index says %s",
                 series.uuid, bucket, len(found), series.instances or f"{series.size / 1e6:g} MB",
             )  # fmt: skip
         else:
-            await self._cache.put(self._key(row), _pack(batch))
+            await self._cache.put_bytes(self._key(row), _pack(batch))
         return _listing(batch)
 
     async def _list(self, bucket: str, series: Series) -> "_Instances":
-        """All instances; once more from the start if pages cannot be trusted, or instances are missing."""
+        """All instances; they are listed once more if pages cannot be trusted, or instances are missing."""
         try:
             found = await self._list_once(bucket, series)
         except Untrusted as error:
@@ -267,10 +267,10 @@ class Listings:
 
 
 def _is_short(series: Series, count: int, size: int) -> bool:
-    """Whether a listing has less than the index says: fewer instances, or bytes where it does not tell how many."""
+    """Whether a listing has fewer instances than the index, or fewer bytes if that has no number of instances."""
     if series.instances:
         return count < series.instances
-    # Megabytes with two decimals, of the time when the series was current.
+    # The index has megabytes with two decimals, from the time when the series was current.
     return size + 10_000 < series.size * 0.95
 
 
@@ -297,7 +297,7 @@ class _Instances:
         """
         for info in objects:
             name = info.key.removeprefix(self._folder)
-            # A control character in a name would reach terminals, and end lines of lists of files.
+            # A control character in a name would reach terminals, or break a line in a list of files.
             if name == info.key or "/" in name or name != printable(name) or len(name.encode()) > 255:
                 raise Untrusted(f"listing {self._folder}: {name!r} is no name of an instance")
             encoded = name.encode()
@@ -314,7 +314,7 @@ class _Instances:
 
     def batch(self, bucket: str) -> pa.RecordBatch:
         """The columns, in the order of names, and the bucket that they were found in."""
-        # S3 lists in the order of UTF-8 bytes, but what is searched later had better be sorted for sure.
+        # S3 lists in the order of UTF-8 bytes; a binary search later relies on the order, so it is not trusted.
         order = sorted(range(len(self)), key=self._names.__getitem__)
         columns: list[Sequence[bytes] | Sequence[int]] = [self._names, self.sizes, self._modified, self._etags]
         arrays = [
@@ -336,7 +336,7 @@ def _pack(batch: pa.RecordBatch) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
-def _unpack(kept: memoryview) -> Listing | None:
+def _unpack(kept: bytes) -> Listing | None:
     try:
         with pa.ipc.open_stream(pa.py_buffer(kept)) as reader:
             return _listing(reader.read_next_batch())

@@ -1,12 +1,12 @@
 """What to fetch before it is asked for, from what was read; pure, no I/O, one thread.
 
-A *walk* is a reader that goes through files in the order of the tree, on from one series into the next. It takes
-each file whole (`cp -r`, DICOM readers) or only its head (header scans); what it took of the last file says which.
-The window of files ahead of it grows as it goes on and ends with the pattern; what it may take of a series that is
-not yet begun is bounded by a part of what was read, so that little is fetched in vain when the walk ends there.
+A *walk* is a reader that goes through files in the order of the tree, from one series into the next. It reads each
+file whole (`cp -r`, DICOM readers) or only its head (header scans); what it read of the last file decides. The number
+of files ahead of it grows as it goes on, and falls back when the pattern ends. What is fetched of a series that is not
+yet begun is bounded by a part of what was read, so that little is fetched in vain when the walk ends there.
 
-A *stream* is a reader of one large file: front to back, or in steps of a constant length. Anything else is random
-and fetches just what it asks for.
+A *stream* is a reader of one large file: front to back, or in steps of a constant length. Any other reader is random,
+and just what it asks for is fetched.
 """
 
 from collections import OrderedDict, deque
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 SMALL_OBJECT = 1 << 20
-"""Bytes up to which an object is fetched and kept whole: 17 ms of a connection's time, for which a reader waits."""
+"""Bytes up to which an object is fetched and kept whole: a reader waits 17 ms for so many at 60 MB/s a connection."""
 
 WALKED_OBJECT = 8 << 20
 """Bytes up to which an object is fetched whole before its walk comes to it."""
@@ -23,24 +23,28 @@ BLOCK = 256 << 10
 """Bytes in a block of a larger object: a tile of a slide is about a third of it."""
 
 HEAD = 64 << 10
-"""Bytes that a header scan is taken to read of a file; the kernel asks for 16 to 48 kB when a tool wants 4."""
+"""Bytes that a header scan reads of a file at most; the kernel asks for 16 to 48 kB when a tool wants 4."""
 
 FIRST_FILES = 2
+"""Files ahead of a walk at its start, and the fewest: a guess at what costs little if the reader goes no further."""
+
 FIRST_WHOLES = 64
+"""Files ahead of a walk at its start if its first read, of a series' first file, is longer than a head: such readers
+mostly take the whole series. Divided by GROWTH when another walk begins before this one has come to its second file."""
+
 GROWTH = 8
 MOST_FILES = 256
-"""Files ahead of a walk: the first at its start, or the second if its first read goes further than a head; then so many
-times more at each file that follows, up to the last. Wholes are fewer after walks that ended at their first file."""
+"""The factor by which files ahead grow with each file that follows, and the most: a series of 304 slices at 50 ms."""
 
 MOST_BYTES = 40 << 20
-"""Bytes ahead of a walk or a stream if nothing else is said: at 50 ms and 60 MB/s a connection enough for 600 MB/s."""
+"""Bytes ahead of a walk or a stream where no arena sets them: at 50 ms and 60 MB/s a connection, enough for 600 MB/s."""
 
 MEMORY_PART = 5 / 16
-"""Of the memory that everything goes through, what may be ahead of one reader."""
+"""The part of the arena that may be ahead of one reader."""
 
 NEXT_SERIES_BYTES = 1 << 20
 NEXT_SERIES_PART = 25
-"""Of a series not begun, so many bytes are fetched, and one part in so many of what the walk has read."""
+"""Bytes fetched of a series that is not yet begun: NEXT_SERIES_BYTES, and what was read divided by NEXT_SERIES_PART."""
 
 LISTINGS_AHEAD = 8
 """Series listed ahead of a walk that goes from series to series."""
@@ -56,7 +60,7 @@ _REMEMBERED = 256
 
 
 class Extent(NamedTuple):
-    """A part of an instance that is fetched by one request; `series` is a row of the table of all series."""
+    """A range of an instance, in bytes; `series` is a row of the table of all series."""
 
     series: int
     instance: int
@@ -74,13 +78,13 @@ def blocks(extent: Extent, size: int) -> list[Extent]:
 
 
 class ListingOf(NamedTuple):
-    """The listing of a series, to be fetched."""
+    """The wish that a series be listed."""
 
     series: int
 
 
 class Tree(Protocol):
-    """What the policy asks of the tree."""
+    """What the policy asks about the tree."""
 
     def sizes(self, series: int) -> Sequence[int] | None:
         """The sizes of a series' instances in bytes; None if they are not known yet."""
@@ -106,7 +110,7 @@ class _Walk:
         self.listed = {series}
 
     def come_to(self, at: tuple[int, int]) -> None:
-        """The reader is at another place; what is behind it is forgotten."""
+        """Note that the reader is at another place, and forget what is behind it."""
         self.at = at
         while self.pending and self.pending[0][0] <= at:
             self.pending_bytes -= self.pending.popleft()[1]
@@ -116,7 +120,7 @@ class _Walk:
             self.listed.discard(series)
 
     def enter(self, number: int, series: int) -> None:
-        """The frontier comes to another series."""
+        """Let the frontier come to another series."""
         self.series[number] = series
         self.numbers[series] = number
 
@@ -133,7 +137,7 @@ class _Track:
     def is_followed(self, first: int) -> bool:
         """Whether a read that begins in block *first* goes on with this track."""
         if self.step == 1:
-            # What was fetched ahead, the reader need not ask for each block of.
+            # The reader need not ask for each block of what was fetched ahead.
             return self.at <= first <= max(self.ahead, self.at + 1)
         return first - self.at == self.step > 0
 
@@ -161,7 +165,7 @@ class _Stream:
 
 
 class ReadAhead:
-    """Watches the reads of a mount and says what to fetch next, most urgent first.
+    """Watches the reads of a mount and returns what to fetch next, most urgent first.
 
     Args:
         tree: where files stand.
@@ -182,7 +186,7 @@ class ReadAhead:
         return walk is not None and walk.heads and stop <= HEAD
 
     def read(self, series: int, instance: int, start: int, stop: int) -> list[Extent | ListingOf]:
-        """The bytes from *start* to *stop* of an instance are being read; returns what to fetch."""
+        """Note that bytes *start* to *stop* of an instance are read; returns what to fetch."""
         sizes = self._tree.sizes(series)
         if sizes is None:
             return []
@@ -191,20 +195,20 @@ class ReadAhead:
             wanted = self._streamed(series, instance, start, stop, sizes[instance]) + wanted
         return wanted
 
-    def open(self, series: int, instance: int, is_witness: bool) -> list[Extent | ListingOf]:
-        """A small file that the kernel has already is opened; returns what to fetch.
+    def open(self, series: int, instance: int, is_observed: bool) -> list[Extent | ListingOf]:
+        """Note that a small file is opened that the kernel has already; returns what to fetch.
 
         Args:
             series: the file's.
             instance: the file's.
-            is_witness: a read that goes to its end will be seen; of any other it is taken to be read as those before.
+            is_observed: a read that goes to its end will be seen; any other file is taken to be read as those before.
         """
         sizes = self._tree.sizes(series)
         walk = self._walks.get(series)
         if sizes is None or walk is None:
             return []
         wanted = self._walked(series, instance, 0, min(HEAD, sizes[instance]), sizes)
-        if not is_witness and not walk.heads:
+        if not is_observed and not walk.heads:
             walk.deepest = sizes[instance]
         return wanted
 
@@ -236,12 +240,12 @@ class ReadAhead:
         return []
 
     def _first_window(self, walk: _Walk, files: int) -> int:
-        """Files ahead of a walk that begins with the first of a series' *files*, and takes it whole."""
+        """Files ahead of a walk that begins with the first of a series' *files*, and reads it whole."""
         if self._latest is not None:
-            # Whoever only looks at one file of each series must not fetch much of all.
+            # For a reader who looks at one file of each series, not much of every series is to be fetched.
             self._first_wholes = max(FIRST_FILES, self._first_wholes // GROWTH)
         self._latest = walk
-        # Not so many that it goes on into the next series.
+        # No more than the series has, so that the walk does not go on into the next one, but for very short series.
         return min(self._first_wholes, max(FIRST_FILES, files - 1))
 
     def _advance(self, walk: _Walk, at: tuple[int, int], stop: int) -> list[Extent | ListingOf]:
@@ -268,7 +272,7 @@ class ReadAhead:
         walk.pending_bytes = 0
 
     def _take_whole(self, walk: _Walk) -> list[Extent | ListingOf]:
-        """What looked like a header scan reads on: heads are not enough."""
+        """Return to whole files: what looked like a header scan reads on."""
         width = walk.width
         self._restart(walk, walk.at)
         walk.width = max(FIRST_FILES, width // GROWTH)
@@ -329,7 +333,7 @@ class ReadAhead:
         return walk is not None and walk.numbers.get(series) == walk.at[0]
 
     def _extents(self, walk: _Walk, series: int, instance: int, size: int) -> list[Extent]:
-        """What a walk takes of a file."""
+        """What is fetched of a file ahead of a walk."""
         if size == 0:
             return []
         if size > SMALL_OBJECT:

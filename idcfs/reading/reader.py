@@ -4,30 +4,25 @@ Belongs to the event loop.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
-from idcfs.cache.format import Buffer
 from idcfs.errors import DeadlineExceeded, ReadError
 from idcfs.metrics import Metrics
-from idcfs.reading import policy as readahead
+from idcfs.processes.lease import Lease
 from idcfs.reading.fetcher import Fetcher
 from idcfs.reading.listings import Listing, Listings
-from idcfs.reading.policy import Extent, ListingOf
-from idcfs.reading.prefetcher import Prefetcher
-
-log = logging.getLogger(__name__)
+from idcfs.reading.policy import HEAD, MEMORY_PART, SMALL_OBJECT, Extent, ListingOf, ReadAhead, blocks
 
 _GRACE = 1.0
-"""Seconds more than its timeout that a read may take, so that the error of what it waits for is heard."""
+"""Seconds more than its timeout that a read may take, so that the error of what it waits for gets there."""
 
 _PART = 64 << 10
 """Bytes up to which a part of a block is read from the disk by itself; the rest of it is seldom wanted then."""
 
 _FILES_FOLLOWED = 256
-"""Files that are being read of which it is known how far; of others all that is kept is their bytes, for longer."""
+"""Files that are being read of which it is known how far; of others only their bytes are kept, for longer."""
 
 
 class Reader:
@@ -35,10 +30,9 @@ class Reader:
 
     Args:
         fetcher: where extents come from.
-        prefetcher: fetches what will be read.
         listings: where instances are looked up.
         nursery: runs what is done ahead of readers.
-        timeout: seconds that a read may take, whatever it waits for.
+        timeout: returns the seconds that a read may take, whatever it waits for.
         memory: bytes of the arena that everything goes through.
         next_series: the series that stands after another in the tree that is being read.
     """
@@ -46,31 +40,31 @@ class Reader:
     def __init__(
         self,
         fetcher: Fetcher,
-        prefetcher: Prefetcher,
         listings: Listings,
         metrics: Metrics,
         nursery: trio.Nursery,
-        timeout: float,
+        timeout: Callable[[], float],
         memory: int,
         next_series: Callable[[int], int | None] = lambda series: None,
     ) -> None:
         self._fetcher = fetcher
-        self._prefetcher = prefetcher
         self._listings = listings
         self._metrics = metrics
         self._nursery = nursery
         self._timeout = timeout
         self._next_series = next_series
         self._read_up_to: dict[Extent, int] = {}
-        self._policy = readahead.ReadAhead(self, int(memory * readahead.MEMORY_PART))
+        self._policy = ReadAhead(self, int(memory * MEMORY_PART))
 
-    async def read(self, series: int, instance: int, offset: int, length: int) -> Buffer:
+    async def read(self, series: int, instance: int, offset: int, length: int) -> bytes | memoryview:
         """Up to *length* bytes of an instance from *offset* on; fewer only at its end. May wait for the network.
+
+        What is returned must be used before the caller awaits anything: the memory is then used for something else.
 
         Raises:
             ReadError: as `ObjectStore.get`; DeadlineExceeded; ObjectChanged if it is not what was listed.
         """
-        deadline = trio.current_time() + self._timeout + _GRACE
+        deadline = trio.current_time() + self._timeout() + _GRACE
         listing = self._listings.peek(series)
         if listing is None:
             with self._until(deadline):
@@ -79,46 +73,44 @@ class Reader:
         stop = min(offset + length, size)
         if offset >= stop:
             return b""
-        self._prefetcher.note_read(series, instance, offset, size)
-        wanted = self._policy.read(series, instance, offset, stop)
-        pieces: list[Buffer] = []
-        for extent in self._extents(series, instance, size, offset, stop):
-            first, last = max(0, offset - extent.offset), min(stop - extent.offset, extent.length)
-            piece = self._here(extent, listing, first, last)
-            if piece is None:
-                # What somebody waits for goes before what is ahead.
-                if not self._fetcher.has(extent):
-                    self._fetcher.begin(extent)
-                self._fetch_ahead(wanted)
-                wanted = []
-                # What others read from the disk needs memory while this waits for a network.
-                pieces = [bytes(here) for here in pieces]
-                with self._until(deadline):
-                    extent, piece = await self._obtain(extent, stop, listing)
-                piece = memoryview(piece)[first:last]
-            pieces.append(piece)
-            if extent.length == size and self._kernel_has_all(extent, offset, stop):
-                # Memory that is used again is much faster than fresh memory.
-                self._fetcher.forget(extent)
-        self._fetch_ahead(wanted)
-        self._metrics.bytes_served += stop - offset
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._fetcher.filled.note_read(series, instance, offset, size)
+        ahead = self._policy.read(series, instance, offset, stop)
+        extents = self._extents(series, instance, size, offset, stop)
+        pieces: list[bytes | memoryview] = []
+        held: list[Lease] = []
+        try:
+            for at, extent in enumerate(extents):
+                first, last = max(0, offset - extent.offset), min(stop - extent.offset, extent.length)
+                piece = self._here(extent, listing, first, last, held)
+                if piece is None:
+                    # What others read from the disk needs memory while this waits for a network.
+                    pieces = [bytes(here) for here in pieces]
+                    _release(held)
+                    with self._until(deadline):
+                        extent, lease = await self._obtain(extents[at:], stop, listing, ahead)
+                    ahead = []
+                    held.append(lease)
+                    piece = lease.view[first:last]
+                pieces.append(piece)
+                if extent.length == size and self._kernel_has_all(extent, offset, stop):
+                    # Memory that is used again is much faster than fresh memory.
+                    self._fetcher.forget(extent)
+            self._fetch_ahead(ahead)
+            self._metrics.bytes_served += stop - offset
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            _release(held)
 
     def open(self, series: int, instance: int) -> None:
         """An instance is opened; of one that the kernel has already, little is read here."""
         self._fetcher.expect(series)
-        is_witness = self._prefetcher.is_witness(series, instance)
-        if is_witness is None:
+        is_observed = self._fetcher.filled.is_observed(series, instance)
+        if is_observed is None:
             return
-        wanted = self._policy.open(series, instance, is_witness)
-        if wanted:
+        ahead = self._policy.open(series, instance, is_observed)
+        if ahead:
             # After the answer, for which somebody waits.
-            self._nursery.start_soon(self._fetch_behind, wanted)
-
-    def shorten(self, timeout: float) -> None:
-        """From now on a read may take *timeout* seconds, whatever it waits for."""
-        self._timeout = timeout
-        self._fetcher.shorten(timeout)
+            self._nursery.start_soon(self._fetch_behind, ahead)
 
     def sizes(self, series: int) -> Sequence[int] | None:
         """The sizes of a series' instances, if it is listed."""
@@ -129,12 +121,15 @@ class Reader:
         """The series that stands after another in the tree that is being read."""
         return self._next_series(series)
 
-    def _here(self, extent: Extent, listing: Listing, first: int, last: int) -> Buffer | None:
-        """The bytes from *first* to *last* of an extent, if they can be had without waiting."""
-        data = self._fetcher.peek(extent)
-        if data is not None:
-            return memoryview(data)[first:last]
-        if last - first > _PART or listing.sizes[extent.instance] <= readahead.SMALL_OBJECT:
+    def _here(
+        self, extent: Extent, listing: Listing, first: int, last: int, held: list[Lease]
+    ) -> bytes | memoryview | None:
+        """The bytes from *first* to *last* of an extent, if no waiting is needed; their lease is added to *held*."""
+        lease = self._fetcher.peek(extent)
+        if lease is not None:
+            held.append(lease)
+            return lease.view[first:last]
+        if last - first > _PART or listing.sizes[extent.instance] <= SMALL_OBJECT:
             return None
         return self._fetcher.peek_part(extent, listing, first, last)
 
@@ -143,7 +138,8 @@ class Reader:
 
         Tools look at the end of a file before they read it from its start.
         """
-        if start and start != self._read_up_to.get(whole) and not self._prefetcher.has_filled(whole):
+        is_filled = self._fetcher.filled.has(whole.series, whole.instance)
+        if start and start != self._read_up_to.get(whole) and not is_filled:
             return False
         if stop == whole.length:
             self._read_up_to.pop(whole, None)
@@ -155,10 +151,10 @@ class Reader:
 
     def _extents(self, series: int, instance: int, size: int, start: int, stop: int) -> list[Extent]:
         """The extents that hold the bytes from *start* to *stop*, in which a read waits for them."""
-        if size > readahead.SMALL_OBJECT:
-            return readahead.blocks(Extent(series, instance, start, stop - start), size)
+        if size > SMALL_OBJECT:
+            return blocks(Extent(series, instance, start, stop - start), size)
         whole = Extent(series, instance, 0, size)
-        head = whole._replace(length=min(size, readahead.HEAD))
+        head = whole._replace(length=min(size, HEAD))
         if stop > head.length or self._fetcher.has(whole):
             return [whole]
         if self._fetcher.has(head) or self._policy.wants_head(series, instance, stop):
@@ -172,37 +168,47 @@ class Reader:
             with trio.fail_at(deadline):
                 yield
         except trio.TooSlowError:
-            raise DeadlineExceeded(f"no answer within {self._timeout:g} seconds") from None
+            raise DeadlineExceeded(f"no answer within {self._timeout():g} seconds") from None
 
-    async def _obtain(self, extent: Extent, stop: int, listing: Listing) -> tuple[Extent, Buffer]:
-        """The bytes of an extent that is read up to *stop*, or a head on the disk that is enough for that."""
-        is_small = listing.sizes[extent.instance] <= readahead.SMALL_OBJECT
-        head_will_do = is_small and stop <= readahead.HEAD < extent.length
-        if head_will_do and not self._fetcher.has(extent):
-            extent = await self._head_on_disk(extent) or extent
+    async def _obtain(
+        self, extents: list[Extent], stop: int, listing: Listing, ahead: list[Extent | ListingOf]
+    ) -> tuple[Extent, Lease]:
+        """The first of *extents*, of which all are read, up to *stop*; or its head on the disk if that is enough."""
+        extent = extents[0]
+        is_small = listing.sizes[extent.instance] <= SMALL_OBJECT
+        head_will_do = is_small and stop <= HEAD < extent.length
+        head = await self._head_on_disk(extent) if head_will_do and not self._fetcher.has(extent) else None
+        # What somebody waits for goes before what is ahead.
+        self._fetcher.want(extents if head is None else [], urgent=True)
+        self._fetch_ahead(ahead)
         try:
-            return extent, await self._fetcher.obtain_for_reader(extent)
+            extent = head or extent
+            return extent, await self._fetcher.get(extent)
         except ReadError:
             # It was being fetched ahead, in vain.
             head = await self._head_on_disk(extent) if head_will_do else None
-            data = None if head is None else self._fetcher.peek(head)
-            if head is None or data is None:
+            if head is None:
                 raise
-            return head, data
+            return head, await self._fetcher.get(head)
 
     async def _head_on_disk(self, whole: Extent) -> Extent | None:
         """The head of a small object that a header scan has left on the disk, if the whole is not there."""
-        head = whole._replace(length=readahead.HEAD)
+        head = whole._replace(length=HEAD)
         if whole.length == head.length or not await self._fetcher.recall(head):
             return None
         return None if await self._fetcher.recall(whole) else head
 
-    def _fetch_ahead(self, wanted: list[Extent | ListingOf]) -> None:
-        """Start fetching what the policy expects to be read next."""
-        for ahead in wanted:
-            if isinstance(ahead, ListingOf):
-                self._listings.begin(ahead.series)
-        self._prefetcher.fetch(ahead for ahead in wanted if isinstance(ahead, Extent))
+    def _fetch_ahead(self, ahead: list[Extent | ListingOf]) -> None:
+        """Begin to fetch what the policy expects to be read next."""
+        for each in ahead:
+            if isinstance(each, ListingOf):
+                self._listings.begin(each.series)
+        self._fetcher.want((each for each in ahead if isinstance(each, Extent)), urgent=False)
 
-    async def _fetch_behind(self, wanted: list[Extent | ListingOf]) -> None:
-        self._fetch_ahead(wanted)
+    async def _fetch_behind(self, ahead: list[Extent | ListingOf]) -> None:
+        self._fetch_ahead(ahead)
+
+
+def _release(leases: list[Lease]) -> None:
+    while leases:
+        leases.pop().release()

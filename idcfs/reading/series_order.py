@@ -4,17 +4,16 @@ A series can be in many views, and a file's inode number does not say through wh
 which the series was last looked at counts.
 """
 
-from collections import OrderedDict
+from cachetools import LRUCache
 
 from idcfs.catalog.catalogue import Catalogue
 
 _REMEMBERED = 4096
 """Series whose place is known; the least recently met are forgotten first. A guess: more than readers are at."""
 
-
 FIRST_LISTED_AHEAD = 1
 LISTED_AHEAD = 8
-"""Series listed ahead of who opens the folder of one, and of who goes from one to the next."""
+"""Series listed ahead of a program that opens the folder of one, and of a program that goes from one to the next."""
 
 
 class SeriesOrder:
@@ -22,18 +21,15 @@ class SeriesOrder:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._places: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._places = LRUCache[int, tuple[int, int]](_REMEMBERED)
         self._entered: int | None = None
 
     def met(self, series: int, generation: int, group: int) -> None:
-        """A series was looked at in a view."""
+        """Note that a series was looked at in a view."""
         self._places[series] = generation, group
-        self._places.move_to_end(series)
-        if len(self._places) > _REMEMBERED:
-            self._places.popitem(last=False)
 
     def entered(self, series: int, generation: int, group: int) -> list[int]:
-        """The folder of a series is opened in a view; returns the series that had better be listed now."""
+        """Note that the folder of a series is opened in a view; returns the series to list ahead."""
         self.met(series, generation, group)
         goes_on = self._entered is not None and self.following(self._entered) == series
         self._entered = series

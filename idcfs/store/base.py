@@ -1,22 +1,22 @@
 """The `ObjectStore` protocol: what every mirror can do.
 
-Calls may run concurrently. A call that returns has verified what it returns; a call that cannot raises one of
-the `ReadError` family and has no other effect. Cancelling a call gives up its request.
+Calls may run concurrently. A call returns verified bytes or raises one of the `ReadError` family, and has no other
+effect. Cancelling a call gives up its request.
 """
 
 import re
 from collections.abc import Callable
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from idcfs.errors import ReadError
+from idcfs.processes.lease import Lease
 
 MD5_ETAG = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
-"""An ETag that is the MD5 of the object; that of one that was uploaded in parts has a dash and their number."""
+"""An ETag that is the MD5 of the object; that of an object which was uploaded in parts ends in a dash and a number."""
 
 
 class ObjectVersion(NamedTuple):
-    """How a listing says that an object is stored: `etag` is its ETag with its quotes, `size` is in bytes."""
+    """The version of an object: `etag` is the ETag header's value with its quotes, `size` is in bytes."""
 
     etag: str
     size: int
@@ -25,8 +25,7 @@ class ObjectVersion(NamedTuple):
 class ObjectInfo(NamedTuple):
     """One object as a listing describes it.
 
-    `size` is in bytes, `modified_ns` is the LastModified time in nanoseconds since the epoch, `etag` is the
-    ETag header's value with its quotes.
+    `size` and `etag` are those of `ObjectVersion`; `modified_ns` is LastModified in nanoseconds since the epoch.
     """
 
     key: str
@@ -36,22 +35,45 @@ class ObjectInfo(NamedTuple):
 
     @property
     def version(self) -> ObjectVersion:
-        """What `ObjectStore.get` holds an answer against."""
+        """The version that a `Range` of this object is of."""
         return ObjectVersion(self.etag, self.size)
 
 
+class Range(NamedTuple):
+    """Bytes *start* to *stop* (exclusive, at least one) of an object that is listed as *version*."""
+
+    bucket: str
+    key: str
+    start: int
+    stop: int
+    version: ObjectVersion
+
+    @property
+    def length(self) -> int:
+        """The number of bytes."""
+        return self.stop - self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all bytes of the object."""
+        return (self.start, self.stop) == (0, self.version.size)
+
+
 class ListPage(NamedTuple):
-    """One page of a listing, in key order; `token` asks for the next page and is None on the last."""
+    """One page of a listing, in key order; `token` requests the next page and is None on the last."""
 
     objects: list[ObjectInfo]
     token: str | None
 
 
-Progress = Callable[[memoryview, int], None]
-"""Told that of a buffer so many bytes are filled."""
+Body = bytes | Lease
+"""The bytes of a range. Whoever gets a lease releases it."""
 
-Done = Callable[[bytes | memoryview | ReadError], None]
-"""Given the bytes, or why there are none."""
+Progress = Callable[[Lease, int], None]
+"""A progress callback: called with the lease that bytes come into, and the number of them that are there and right."""
+
+Finished = Callable[[Body | ReadError], None]
+"""A completion callback: called once with the bytes, or with the error."""
 
 
 class ObjectStore(Protocol):
@@ -59,48 +81,41 @@ class ObjectStore(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    async def __aexit__(self, *error: Any) -> None: ...
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
-        """List up to 1,000 objects whose keys start with *prefix*, in key order.
-
-        A prefix without objects gives an empty page. Waits for the network.
+        """List up to 1,000 objects whose keys start with *prefix*, in key order; waits for the network.
 
         Raises:
-            NotFound: there is no such bucket.
-            AccessDenied, Unreachable: as their names say.
-            Untrusted: the answer is not a listing, or holds a key outside *prefix*.
+            NotFound: there is no such bucket; a prefix without objects gives an empty page.
+            AccessDenied, Unreachable: the mirror refuses, or cannot serve.
+            Untrusted: the answer is not a listing, or has a key outside *prefix*.
         """
         ...
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
-        """Bytes *start* to *stop* (exclusive, at least one) of the object, if it is still stored as *version* says.
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        """Return the *wanted* bytes, if the object still has this version; waits for the network.
 
-        Waits for the network. Exactly ``stop - start`` bytes come back. *progress* may be told of them as they come;
-        if they stop coming, it may be told of them from the start again.
+        *progress* may be called while bytes arrive; after a failed attempt it may start again at the first byte.
 
         Raises:
             NotFound: there is no such object.
-            ObjectChanged: the object's ETag is another one.
-            AccessDenied, Unreachable: as their names say.
-            Untrusted: the body or its range is not what was asked for, or the object has another size under the ETag.
+            ObjectChanged: the object has another ETag.
+            AccessDenied, Unreachable: the mirror refuses, or cannot serve.
+            Untrusted: the body or its range is not the requested one, or the object has another size under the ETag.
         """
         ...
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
-        """As `get`, once, but wait for nothing: *done* is later called with what it would return or raise.
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
+        """Start one attempt of `get` without waiting; *finished* is called later with its result or error.
 
-        False, and nothing is started, if that cannot be done now, or not by this store.
+        Returns False, and starts nothing, if the attempt cannot start now or this store cannot do it.
         """
         ...
 
 
-class StoreAround:
-    """What stores have in common that stand around *inner*, another one: it is open while they are."""
+class StoreWrapper:
+    """The base of stores that ask *inner*, another store, which is open while the wrapper is."""
 
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner
@@ -109,7 +124,9 @@ class StoreAround:
         await self._inner.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._inner.__aexit__(*error)
+
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
+        """See `ObjectStore.get_soon`."""
+        return self._inner.get_soon(wanted, finished)

@@ -1,27 +1,26 @@
-"""`FailoverStore`: an `ObjectStore` over mirrors that hold the same, each asked when those before it cannot serve.
+"""`FailoverStore`: an `ObjectStore` over mirrors that hold the same objects.
 
-Each request goes its own way: to the first mirror, and on to the next if that one is `Unreachable` or `Untrusted`. Keys
-are the same everywhere, buckets are translated. An ETag belongs to the mirror that gave it, so those of all but the
-first carry its name (``gcs:"abc"``), in listings that are kept as well; the ETag that another mirror has for the same
-object is found out when it is needed. Belongs to the event loop.
+Each call asks the first mirror, and the next one if a mirror is `Unreachable` or `Untrusted`. Keys are the same in all
+mirrors; buckets are translated. An ETag belongs to one mirror, so the ETags of all but the first carry their mirror's
+name (``gcs:"abc"``), also in cached listings. Another mirror's ETag of the same object is looked up when it is needed.
+Used in the event loop only.
 """
 
 import json
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import trio
+from cachetools import LRUCache
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, Stalled, Unreachable, Untrusted
-from idcfs.store.base import MD5_ETAG, Done, ListPage, ObjectStore, ObjectVersion, Progress
+from idcfs.store.base import MD5_ETAG, Body, Finished, ListPage, ObjectStore, ObjectVersion, Progress, Range
 from idcfs.store.mirror import Mirror
 from idcfs.store.retry import REPORT_SECONDS
 
 REMEMBERED_ETAGS = 10_000
-"""Objects whose ETags in another mirror are remembered, some 300 bytes each."""
+"""Objects whose ETags in another mirror are remembered, about 300 bytes each."""
 
 _Answer = TypeVar("_Answer")
 
@@ -33,8 +32,8 @@ class Member(NamedTuple):
     store: ObjectStore
 
 
-class _Place(NamedTuple):
-    """Where a listing goes on: in whose bucket, after which key, and with which token."""
+class _Position(NamedTuple):
+    """Where a listing continues: the mirror's word, its bucket, the last key so far, and the mirror's own token."""
 
     word: str
     bucket: str
@@ -43,12 +42,12 @@ class _Place(NamedTuple):
 
 
 class FailoverStore:
-    """Asks *members*, the first one first. Buckets that it is asked for are the first one's."""
+    """Asks *members* in their order. Callers name the buckets of the first."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         self._members = members
         self._stack = AsyncExitStack()
-        self._etags: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._etags = LRUCache[tuple[str, str, str], str](REMEMBERED_ETAGS)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -57,59 +56,54 @@ class FailoverStore:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._stack.__aexit__(*error)
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; the pages of one listing may come from several mirrors."""
-        place = None if token is None else _Place(*json.loads(token))
+        position = None if token is None else _Position(*json.loads(token))
 
         async def ask(member: Member, own_bucket: str) -> ListPage:
-            if place is None:
-                return _named(await member.store.list_page(own_bucket, prefix), member, own_bucket, self._tag(member))
-            if place.word == member.mirror.word:
-                own_bucket = place.bucket
-                page = await member.store.list_page(own_bucket, prefix, place.token)
+            if position is None:
+                page = await member.store.list_page(own_bucket, prefix)
+            elif position.word == member.mirror.word:
+                own_bucket = position.bucket
+                page = await member.store.list_page(own_bucket, prefix, position.token)
             else:
-                page = await _page_after(member, own_bucket, prefix, place.after)
-            return _named(page, member, own_bucket, self._tag(member))
+                page = await _page_after(member, own_bucket, prefix, position.after)
+            return _tagged(page, member, own_bucket, self._tag(member))
 
-        return await self._ask_each(ask, bucket, "" if place is None else place.word)
+        return await self._ask_each(ask, bucket, "" if position is None else position.word)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
-        """See `ObjectStore.get`; *progress* is told by one mirror after the other."""
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        """See `ObjectStore.get`; each mirror that is asked calls *progress* from the first byte again."""
 
-        async def ask(member: Member, own_bucket: str) -> bytes | memoryview:
-            own, is_certain = self._own_version(member, key, version)
+        async def ask(member: Member, own_bucket: str) -> Body:
+            own, is_certain = self._own_range(member, own_bucket, wanted)
             try:
-                return await member.store.get(own_bucket, key, start, stop, own, progress)
+                return await member.store.get(own, progress)
             except ObjectChanged:
-                listed = await self._learn(member, own_bucket, key, version)
+                listed = await self._learn(member, own_bucket, wanted)
                 if is_certain and listed != own:
                     raise
             try:
-                return await member.store.get(own_bucket, key, start, stop, listed, progress)
+                return await member.store.get(listed, progress)
             except ObjectChanged as error:
                 # Another mirror may do better.
                 raise Untrusted(f"mirror {member.mirror.word} refuses what it lists: {error}") from error
 
-        return await self._ask_each(ask, bucket)
+        return await self._ask_each(ask, wanted.bucket)
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
-        """See `ObjectStore.get_soon`: one attempt, at the first mirror that can be asked now."""
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
+        """See `ObjectStore.get_soon`: one attempt, with the first mirror that can be asked now."""
         for member in self._members:
-            own_bucket = self._own_buckets(member, bucket)[0]
-            own, _ = self._own_version(member, key, version)
-            if member.store.get_soon(own_bucket, key, start, stop, own, done):
+            own, _ = self._own_range(member, self._own_buckets(member, wanted.bucket)[0], wanted)
+            if member.store.get_soon(own, finished):
                 return True
         return False
 
     async def _ask_each(self, ask: Callable[[Member, str], Awaitable[_Answer]], bucket: str, word: str = "") -> _Answer:
-        """The first answer that can be used; each mirror has an equal part of the time that is left.
+        """Return the first answer that can be used; the time that is left is divided equally between the mirrors.
 
         The mirror called *word* is asked before the others.
         """
@@ -125,7 +119,7 @@ class FailoverStore:
                 failures.append(Stalled(f"mirror {member.mirror.word}: no complete answer within {part:.2g} seconds"))
             except (Unreachable, Untrusted) as error:
                 failures.append(error)
-        # What the last one says goes: of it, most is known.
+        # The last error gives the type, because the last mirror was asked in all its buckets.
         raise type(failures[-1])("; ".join(str(failure) for failure in failures))
 
     async def _ask_buckets(
@@ -135,9 +129,10 @@ class FailoverStore:
         bucket: str,
         failures: Sequence[Unreachable | Untrusted],
     ) -> _Answer:
-        """An answer of the mirror that stands in, from whichever of its buckets has the object.
+        """Return the answer of a mirror that is asked in place of another, from the first of its buckets that has one.
 
-        That it has nothing says nothing of the mirrors before it, which may well have it.
+        If none has one, an error of the type of the last failure is raised, and not `NotFound`: the mirrors before this
+        one may have the object.
         """
         for own_bucket in self._own_buckets(member, bucket):
             try:
@@ -149,32 +144,34 @@ class FailoverStore:
         raise type(failures[-1])(f"mirror {member.mirror.word} does not have it")
 
     def _own_buckets(self, member: Member, bucket: str) -> tuple[str, ...]:
-        """What a mirror calls a bucket of the first one, and the siblings of that."""
+        """A mirror's buckets, in the order to try them, for a bucket of the first mirror."""
         first = self._members[0].mirror
         return (bucket,) if member.mirror is first else member.mirror.candidates(first.index_bucket(bucket))
 
     # ETags.
 
     def _tag(self, member: Member) -> str:
-        """What stands before a mirror's ETags."""
+        """The text before a mirror's ETags."""
         return "" if member is self._members[0] else f"{member.mirror.word}:"
 
-    def _own_version(self, member: Member, key: str, version: ObjectVersion) -> tuple[ObjectVersion, bool]:
-        """The version to ask a mirror for, and whether its ETag is that mirror's own.
+    def _own_range(self, member: Member, bucket: str, wanted: Range) -> tuple[Range, bool]:
+        """Return the range to ask a mirror's *bucket* for, and whether its ETag is known to be that mirror's.
 
-        Both mirrors have the same one if it is an MD5, so another's is worth a try.
+        If it is not known, another mirror's ETag is tried: where ETags are MD5s, they are the same in both.
         """
-        owner = self._owner(version.etag)
-        learned = None if owner is member else self._etags.get((member.mirror.word, key, version.etag))
-        etag = version.etag.removeprefix(self._tag(owner)) if learned is None else learned
-        return version._replace(etag=etag), owner is member or learned is not None
+        etag, size = wanted.version
+        owner = self._owner(etag)
+        learned = None if owner is member else self._etags.get((member.mirror.word, wanted.key, etag))
+        own = ObjectVersion(etag.removeprefix(self._tag(owner)) if learned is None else learned, size)
+        return wanted._replace(bucket=bucket, version=own), owner is member or learned is not None
 
     def _owner(self, etag: str) -> Member:
-        """Whose an ETag is."""
+        """The mirror that an ETag belongs to."""
         return next(member for member in reversed(self._members) if etag.startswith(self._tag(member)))
 
-    async def _learn(self, member: Member, bucket: str, key: str, version: ObjectVersion) -> ObjectVersion:
-        """How a mirror says that it stores the object that another says it stores so."""
+    async def _learn(self, member: Member, bucket: str, wanted: Range) -> Range:
+        """Look up, and remember, a mirror's own ETag; return the range with it."""
+        key, version = wanted.key, wanted.version
         page = await member.store.list_page(bucket, key)
         found = next((found for found in page.objects if found.key == key), None)
         if found is None:
@@ -184,22 +181,20 @@ class FailoverStore:
         if is_other or found.size != version.size:
             raise ObjectChanged(f"mirror {member.mirror.word}: {bucket}/{key} is not what was listed: {found.etag!r}")
         self._etags[member.mirror.word, key, version.etag] = found.etag
-        if len(self._etags) > REMEMBERED_ETAGS:
-            self._etags.popitem(last=False)
-        return found.version
+        return wanted._replace(bucket=bucket, version=found.version)
 
 
-def _named(page: ListPage, member: Member, bucket: str, tag: str) -> ListPage:
-    """A page that says whose it is."""
+def _tagged(page: ListPage, member: Member, bucket: str, tag: str) -> ListPage:
+    """The page with the mirror's name in its ETags and its token."""
     objects = [found._replace(etag=tag + found.etag) for found in page.objects] if tag else page.objects
     if page.token is None:
         return ListPage(objects, None)
     after = objects[-1].key if objects else ""
-    return ListPage(objects, json.dumps(_Place(member.mirror.word, bucket, after, page.token)))
+    return ListPage(objects, json.dumps(_Position(member.mirror.word, bucket, after, page.token)))
 
 
 async def _page_after(member: Member, bucket: str, prefix: str, after: str) -> ListPage:
-    """The rest of a page of a listing that another mirror has begun."""
+    """The next page, with keys beyond *after*, of a listing that another mirror has begun."""
     token = None
     while True:
         page = await member.store.list_page(bucket, prefix, token)

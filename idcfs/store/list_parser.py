@@ -1,8 +1,8 @@
 """Parse and check answers to ListObjectsV2: S3's XML into `ObjectInfo`s; pure, callable from any thread.
 
-botocore's own parser takes 50 µs a key, which is 5 s for IDC's largest series. This one leaves the parsing to
-ElementTree, which is C, and reads the four fields that a listing is asked for. It takes no document type and
-so no entity declarations: nothing that a listing needs, and the way XML is made to explode.
+botocore's parser takes 50 µs a key, which is 5 s for IDC's largest series. This one leaves the parsing to ElementTree,
+which is C, and reads only four fields. A document type is refused, because its entity declarations can make a small
+document expand without bound.
 """
 
 import re
@@ -18,7 +18,7 @@ from idcfs.store.base import ListPage, ObjectInfo
 _ROOT = "ListBucketResult"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# Control characters, and parts that lead elsewhere when a key is taken for a path.
+# Control characters, and parts that lead out of the folder when a key is used as a path.
 _BAD_IN_KEYS = re.compile(r"[\x00-\x1f\x7f-\x9f]|/\.\.?(?=/)")
 
 
@@ -27,34 +27,37 @@ def parse_listing(body: bytes, prefix: str | None = None) -> ListPage:
 
     Args:
         body: the answer.
-        prefix: what was asked for, to be compared with what the answer says that it is for.
+        prefix: the requested prefix, which must be the answer's own.
 
     Raises:
-        Untrusted: it is not a listing, one that contradicts itself, or another.
+        Untrusted: it is not a listing, contradicts itself, or is the listing of another prefix.
     """
     root = _parse_xml(body)
     namespace, found, _ = root.tag.rpartition(_ROOT)
     if not found or root.tag != namespace + _ROOT:
         raise Untrusted(f"the answer to a listing is a {root.tag[:80]!r}")
     try:
-        decode = _decoder(root, namespace)
-        told = root.findtext(namespace + "Prefix")
-        if prefix is not None and told and decode(told) != prefix:
-            raise Untrusted(f"the listing is of {told[:80]!r}, not of {prefix!r}")
+        encoding = root.findtext(namespace + "EncodingType")
+        if encoding not in (None, "", "url"):
+            raise ValueError(f"unknown encoding {encoding!r}")
+        decode = _unquoted if encoding == "url" else _plain
+        own_prefix = root.findtext(namespace + "Prefix")
+        if prefix is not None and own_prefix and decode(own_prefix) != prefix:
+            raise Untrusted(f"the listing is of {own_prefix[:80]!r}, not of {prefix!r}")
         objects = _objects(root, namespace, decode)
         count = root.findtext(namespace + "KeyCount")
         if count and _size(count) != len(objects):
-            raise Untrusted(f"the listing says that it has {count} objects, and has {len(objects)}")
+            raise Untrusted(f"the listing has {len(objects)} objects, but its KeyCount is {count}")
     except (TypeError, ValueError, OverflowError) as error:
         raise Untrusted(f"the listing has a malformed entry: {error}") from error
     return ListPage(objects, _token(root, namespace))
 
 
 def check_keys(objects: list[ObjectInfo], prefix: str) -> None:
-    """Look whether a page's keys are what a listing of *prefix* may have, in the order it must have.
+    """Make sure that a page's keys start with *prefix*, ascend, and are safe as paths.
 
     Raises:
-        Untrusted: they are not.
+        Untrusted: they do not.
     """
     previous = ""
     for key, *_ in objects:
@@ -70,8 +73,8 @@ def check_keys(objects: list[ObjectInfo], prefix: str) -> None:
 
 
 def _parse_xml(body: bytes) -> Element:
-    # All declarations and CDATA sections start with these two bytes in UTF-8, which is forced below; but expat
-    # goes by the look of UTF-16 all the same, and that has a NUL beside every such byte.
+    # In UTF-8, which is forced below, all declarations and CDATA sections start with these two bytes. Expat detects
+    # UTF-16 nevertheless, in which each of these bytes has a NUL beside it.
     if b"<!" in body or b"\0" in body:
         raise Untrusted("the listing's XML holds a declaration or a NUL")
     parser = XMLParser(encoding="utf-8")
@@ -81,14 +84,6 @@ def _parse_xml(body: bytes) -> Element:
     except (ParseError, ValueError) as error:
         raise Untrusted(f"the listing is not XML: {error}") from error
     return root
-
-
-def _decoder(root: Element, namespace: str) -> Callable[[str | None], str]:
-    """What makes keys of how they are written in a listing."""
-    encoding = root.findtext(namespace + "EncodingType")
-    if encoding not in (None, "", "url"):
-        raise ValueError(f"unknown encoding {encoding!r}")
-    return _unquoted if encoding == "url" else _plain
 
 
 def _objects(root: Element, namespace: str, decode: Callable[[str | None], str]) -> list[ObjectInfo]:
@@ -111,7 +106,7 @@ def _token(root: Element, namespace: str) -> str | None:
     if truncated == "false":
         return None
     if truncated != "true":
-        raise Untrusted(f"the listing does not say whether it is whole: IsTruncated is {truncated!r}")
+        raise Untrusted(f"the listing may be incomplete: IsTruncated is {truncated!r}")
     token = root.findtext(namespace + "NextContinuationToken")
     if not token:
         raise Untrusted("the listing is truncated and has no continuation token")
@@ -125,7 +120,7 @@ def _plain(text: str | None) -> str:
 
 
 def _unquoted(text: str | None) -> str:
-    # As botocore does, '+' is a space; a plus sign itself comes as %2B.
+    # As in botocore, '+' is a space, and a plus sign is written %2B.
     return unquote_plus(_plain(text), errors="strict")
 
 

@@ -1,11 +1,11 @@
-"""What a mirror is and what the word for one means; pure but for `Mirror.check`.
+"""`Mirror`, and the words that name one; pure but for `Mirror.check`.
 
-A *mirror* is a place that holds IDC's objects: `aws`, `gcs`, an S3-shaped endpoint, or a folder. The index
-names buckets as AWS does, so a mirror knows its own name for each. It also says whose cache entries may serve
-it: AWS and GCS hold the same bytes and share them, but ETags and times belong to the mirror that gave them.
+A *mirror* is a place that holds IDC's objects: `aws`, `gcs`, an S3-compatible endpoint, or a folder. The index
+has AWS's names of buckets, so a mirror knows its own name of each. Its namespaces decide which cache entries it may
+use: AWS and GCS hold the same bytes and share them, but a listing's ETags and times belong to one mirror.
 `aws,gcs` is a mirror too: the first of them, and the second where the first cannot serve.
 
-A `Mirror` never changes, so it may be shared between threads.
+A `Mirror` never changes, so threads may share it.
 """
 
 import hashlib
@@ -19,29 +19,15 @@ from urllib.parse import SplitResult, urlsplit
 
 from idcfs.errors import UsageError
 
-_AWS_ENDPOINT = "https://s3.us-east-1.amazonaws.com"
-_GCS_ENDPOINT = "https://storage.googleapis.com"
-
 _SAME_NAMES = MappingProxyType(
     {
         "idc-open-data": "idc-open-data",
         "idc-open-data-two": "idc-open-data-two",
         "idc-open-data-cr": "idc-open-data-cr",
-        # Rows of past versions name a bucket that is no more.
+        # Rows of past versions name this bucket, which no longer exists.
         "public-datasets-idc": "idc-open-data",
     }
 )
-_GCS_NAMES = MappingProxyType(
-    {
-        **_SAME_NAMES,
-        "idc-open-data-two": "idc-open-idc1",
-        "idc-open-data-cr": "idc-open-cr",
-    }
-)
-
-_INTERCHANGEABLE = frozenset({"aws", "gcs"})
-"""Mirrors that hold the same objects under the same keys; a folder or an endpoint holds what its owner puts there."""
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
 
@@ -51,14 +37,14 @@ class Mirror:
     """A place that holds IDC's objects.
 
     Attributes:
-        word: what the user called it.
+        word: the user's word for it.
         endpoint: the URL of its S3 interface, or None for a folder.
         folder: the resolved path with ``<bucket>/<key>`` below it, or None for an endpoint.
         bytes_namespace: prefix of the cache keys of its bytes.
         listing_namespace: prefix of the cache keys of its listings.
-        bucket_names: from the index's (AWS) bucket to this mirror's.
-        members: the mirrors that this one stands for, in the order to ask them, if it stands for several; the rest
-            is then of the first, but for the word, and the listings, which are of them all.
+        bucket_names: this mirror's bucket for each bucket of the index (AWS).
+        members: of a mirror such as ``aws,gcs``, its mirrors in the order to ask them; its other attributes are
+            those of the first, except `word` and `listing_namespace`.
     """
 
     word: str
@@ -70,43 +56,48 @@ class Mirror:
     members: "tuple[Mirror, ...]" = ()
 
     def candidates(self, index_bucket: str) -> tuple[str, ...]:
-        """This mirror's buckets in the order to try them: the named one, then its siblings.
+        """This mirror's buckets in the order to try them: the named one first.
 
-        Objects have moved between buckets under unchanged names.
+        Objects have moved between buckets and kept their keys.
         """
         named = self.bucket_names.get(index_bucket, index_bucket)
         return tuple(dict.fromkeys((named, *self.bucket_names.values())))
 
     def index_bucket(self, bucket: str) -> str:
-        """What the index calls one of this mirror's buckets."""
+        """The index's name of one of this mirror's buckets."""
         return next((name for name, own in self.bucket_names.items() if own == bucket), bucket)
 
     def check(self) -> None:
-        """Look whether a folder mirror's folder is there.
+        """Make sure that the folder of a folder mirror exists.
 
         Raises:
             UsageError: it is missing or not a folder.
         """
         if self.folder is not None and not self.folder.is_dir():
             problem = "is not a folder" if self.folder.exists() else "does not exist"
-            raise UsageError(
-                f"mirror {self.word!r}: {self.folder} {problem}; name one that holds <bucket>/<series>/*.dcm"
-            )
+            way_out = "name one that holds <bucket>/<series>/*.dcm"
+            raise UsageError(f"mirror {self.word!r}: {self.folder} {problem}; {way_out}")
+
+
+_GCS_NAMES = MappingProxyType({**_SAME_NAMES, "idc-open-data-two": "idc-open-idc1", "idc-open-data-cr": "idc-open-cr"})
+_INTERCHANGEABLE = {
+    "aws": Mirror("aws", "https://s3.us-east-1.amazonaws.com", None, "idc", "aws", _SAME_NAMES),
+    "gcs": Mirror("gcs", "https://storage.googleapis.com", None, "idc", "gcs", _GCS_NAMES),
+}
+"""Mirrors that hold the same objects under the same keys; folders and other endpoints may hold anything."""
 
 
 def parse_mirror(word: str) -> Mirror:
-    """The mirror that *word* means: ``aws``, ``gcs``, both with a comma, an http(s) URL, or the path of a folder.
+    """The mirror that *word* names: ``aws``, ``gcs``, both with a comma, an http(s) URL, or the path of a folder.
 
     Raises:
-        UsageError: it means none.
+        UsageError: it names none.
     """
     words = [part.strip() for part in word.split(",")]
-    if len(words) > 1 and not _INTERCHANGEABLE.isdisjoint(words):
+    if len(words) > 1 and not _INTERCHANGEABLE.keys().isdisjoint(words):
         return _several(word, words)
-    if word == "aws":
-        return Mirror(word, _AWS_ENDPOINT, None, "idc", "aws", _SAME_NAMES)
-    if word == "gcs":
-        return Mirror(word, _GCS_ENDPOINT, None, "idc", "gcs", _GCS_NAMES)
+    if word in _INTERCHANGEABLE:
+        return _INTERCHANGEABLE[word]
     if "://" in word:
         endpoint = _normalised_url(word)
         namespace = f"s3-{_digest(endpoint)}"
@@ -125,7 +116,7 @@ def _several(word: str, words: list[str]) -> Mirror:
             raise UsageError(f"mirror {word!r}: {problem}; only aws and gcs hold the same objects, so use aws,gcs")
     if len(set(words)) < len(words):
         raise UsageError(f"mirror {word!r} names a mirror twice; use aws,gcs or gcs,aws")
-    members = tuple(parse_mirror(part) for part in words)
+    members = tuple(_INTERCHANGEABLE[part] for part in words)
     name = ",".join(words)
     return replace(members[0], word=name, listing_namespace=name, members=members)
 
@@ -142,49 +133,39 @@ def _resolved_path(word: str) -> Path:
 
 
 def _normalised_url(word: str) -> str:
-    """*word* as ``scheme://host[:port]``, so that two spellings of one endpoint share their cache entries."""
+    """*word* as ``scheme://host[:port]``, so that all spellings of one endpoint share cache entries."""
     try:
         url = urlsplit(word)
-        port = url.port
+        _check_url(word, url)
+        port = "" if url.port in (None, _DEFAULT_PORTS[url.scheme]) else f":{url.port}"
+        return f"{url.scheme}://{_normalised_host(url.hostname)}{port}"
     except ValueError as error:
-        raise _bad_url(word, str(error)) from error
+        raise UsageError(f"mirror {word!r}: {error}; use a URL such as https://host or http://host:9000") from error
+
+
+def _check_url(word: str, url: SplitResult) -> None:
+    """Raise ValueError if *word*, split into *url*, has parts that an endpoint may not have."""
     if url.scheme not in _DEFAULT_PORTS:
-        raise _bad_url(word, f"{url.scheme or 'its scheme'!r} is neither http nor https")
-    if problem := _surplus(word, url):
-        raise _bad_url(word, f"it has {problem}")
-    if port == 0 or url.netloc.endswith(":"):
-        raise _bad_url(word, "its port is not a number from 1 to 65535")
-    host = _normalised_host(word, url.hostname or "")
-    shown_port = "" if port in (None, _DEFAULT_PORTS[url.scheme]) else f":{port}"
-    return f"{url.scheme}://{host}{shown_port}"
+        raise ValueError(f"{url.scheme or 'its scheme'!r} is neither http nor https")
+    # Some checks search the word itself, because urlsplit drops line breaks, and the "?" and "#" of empty parts.
+    surplus = {
+        "a blank or a control character": " " in word or not word.isprintable(),
+        "a user name": "@" in url.netloc,
+        "a query": "?" in word or "#" in word,
+        "a path": url.path not in ("", "/"),
+    }
+    for part, is_there in surplus.items():
+        if is_there:
+            raise ValueError(f"it has {part}")
+    if url.port == 0 or url.netloc.endswith(":"):
+        raise ValueError("its port is not a number from 1 to 65535")
 
 
-def _surplus(word: str, url: SplitResult) -> str | None:
-    """What *word*, split into *url*, has and an endpoint has not, if there is anything."""
-    # Looked for in the word, because splitting drops line breaks and the marks of empty parts.
-    if " " in word or not word.isprintable():
-        return "a blank or a control character"
-    if "@" in url.netloc:
-        return "a user name"
-    if "?" in word or "#" in word:
-        return "a query"
-    if url.path not in ("", "/"):
-        return "a path"
-    return None
-
-
-def _normalised_host(word: str, host: str) -> str:
+def _normalised_host(host: str | None) -> str:
     if not host:
-        raise _bad_url(word, "it has no host")
-    if ":" not in host:
-        if not _HOST_NAME.fullmatch(host):
-            raise _bad_url(word, f"{host!r} is not a host name")
-        return host
-    try:
+        raise ValueError("it has no host")
+    if ":" in host:
         return f"[{ipaddress.IPv6Address(host).compressed}]"
-    except ValueError as error:
-        raise _bad_url(word, f"{host!r} is not an address") from error
-
-
-def _bad_url(word: str, problem: str) -> UsageError:
-    return UsageError(f"mirror {word!r}: {problem}; use a URL such as https://host or http://host:9000")
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{host!r} is not a host name")
+    return host

@@ -1,8 +1,8 @@
-"""`RetryingStore`: an `ObjectStore` that asks again when the mirror is briefly away or garbles an answer.
+"""`RetryingStore`: an `ObjectStore` that repeats calls that fail with `Unreachable` or `Untrusted`.
 
-Waits grow exponentially with full jitter, so that many readers of one recovering mirror do not return at the
-same moment. The store sets no deadline: the caller's cancel scope is the deadline. What went wrong before is raised
-shortly before it, since that tells more than that time ran out.
+Waits grow exponentially with full jitter, so that the many readers of a recovering mirror do not return at the same
+moment. The deadline is that of the caller's cancel scope; shortly before it the last error is raised, because its
+reason is more useful than that time ran out.
 """
 
 import random
@@ -12,22 +12,22 @@ from typing import TypeVar
 import trio
 
 from idcfs.errors import Unreachable, Untrusted
-from idcfs.store.base import Done, ListPage, ObjectStore, ObjectVersion, Progress, StoreAround
+from idcfs.store.base import Body, ListPage, ObjectStore, Progress, Range, StoreWrapper
 
 _Answer = TypeVar("_Answer")
 
 ATTEMPTS = 4
-"""Of one call, where nothing else is said: with the waits between them they take up to a second if all fail at once."""
+"""Attempts of one call by default; if all fail at once, they and the waits between them take up to a second."""
 
 REPORT_SECONDS = 0.1
-"""How long before the caller's deadline a failure is raised, so that it gets there."""
+"""How long before the caller's deadline an error is raised, so that the caller still receives it."""
 
 
-class RetryingStore(StoreAround):
-    """Wraps *inner*; each call makes up to *attempts* attempts.
+class RetryingStore(StoreWrapper):
+    """Each call makes up to *attempts* attempts; `get_soon` makes one.
 
-    The wait before attempt n + 1 is a random part of ``base_delay * 2**n``, at most *max_delay* seconds; no wait goes
-    beyond the caller's deadline. What the last attempt raised is raised.
+    The wait after failure n, counted from 1, is a random part of ``base_delay * 2**(n - 1)`` seconds, or of *max_delay*
+    if that is less; no wait goes beyond the caller's deadline. The error of the last attempt is raised.
     """
 
     def __init__(
@@ -47,22 +47,16 @@ class RetryingStore(StoreAround):
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits between attempts too."""
-        return await self._insist(lambda: self._inner.list_page(bucket, prefix, token))
+        return await self._retry(lambda: self._inner.list_page(bucket, prefix, token))
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         """See `ObjectStore.get`; waits between attempts too."""
-        return await self._insist(lambda: self._inner.get(bucket, key, start, stop, version, progress))
+        return await self._retry(lambda: self._inner.get(wanted, progress))
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
-        """See `ObjectStore.get_soon`: one attempt."""
-        return self._inner.get_soon(bucket, key, start, stop, version, done)
-
-    async def _insist(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        # The first attempt is of nearly all calls the only one, and has nothing to do besides.
+    async def _retry(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        # Nearly all calls succeed here, so the first attempt does nothing more.
         try:
-            return await ask()
+            return await call()
         except (Unreachable, Untrusted) as error:
             failure: Unreachable | Untrusted = error
         with trio.move_on_at(trio.current_effective_deadline() - REPORT_SECONDS) as scope:
@@ -72,7 +66,7 @@ class RetryingStore(StoreAround):
                     break
                 await trio.sleep(wait)
                 try:
-                    return await ask()
+                    return await call()
                 except (Unreachable, Untrusted) as error:
                     failure = error
         raise failure

@@ -1,26 +1,29 @@
-"""`S3Store`: an `ObjectStore` over anything that speaks S3's REST interface, asked unsigned by worker processes.
+"""`S3Store`: an `ObjectStore` over anything that speaks S3's REST interface, asked unsigned by child processes.
 
 Processes each have a core and an interpreter's lock of their own, so that fetching in bulk and answering the
 kernel do not wait for each other. Belongs to one trio run.
 """
 
-from types import TracebackType
 from typing import Any, Self
 
 from idcfs.errors import ReadError, Unreachable
 from idcfs.processes.arena import Arena
-from idcfs.processes.pool import Workers, error_of
-from idcfs.store.base import Done, ListPage, ObjectInfo, ObjectVersion, Progress
+from idcfs.processes.child import Program
+from idcfs.processes.lease import Lease
+from idcfs.processes.messages import Done, Failed, Message
+from idcfs.processes.pool import Pool
+from idcfs.store.base import Finished, ListPage, ObjectInfo, Progress, Range
+from idcfs.store.messages import ClientOptions, Filled, Get, List, Page
 
-WORKERS = 2
-"""(m) Three were no faster on four cores; each takes 25 to 40 MB."""
+PROCESSES = 2
+"""Measured: three were no faster on four cores; each takes 25 to 40 MB."""
 
 
 class S3Store:
     """The objects at *endpoint*, a URL.
 
     What is fetched goes through *arena*. A request may take *timeout* seconds, and is given up earlier if it stalls;
-    *max_connections* requests are sent at once, others wait; *workers* processes send them.
+    *max_connections* requests are sent at once, others wait; *processes* send them.
     """
 
     def __init__(
@@ -30,61 +33,58 @@ class S3Store:
         *,
         timeout: float = 30.0,
         max_connections: int = 256,
-        workers: int = WORKERS,
+        processes: int = PROCESSES,
     ) -> None:
-        client = {
-            "endpoint": endpoint,
-            "timeout": timeout,
-            "max_connections": max(1, max_connections // workers),
-        }
         self._arena = arena
-        self._workers = Workers(workers, "idcfs.store.server", {"client": client}, arena, endpoint)
+        options = ClientOptions(endpoint, timeout, max(1, max_connections // processes))
+        program = Program("idcfs.store.server", [Page, Filled], options, arena=arena, subject=endpoint)
+        self._pool = Pool(processes, program)
 
     async def __aenter__(self) -> Self:
-        await self._workers.__aenter__()
+        await self._pool.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._workers.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: Any) -> None:
+        await self._pool.__aexit__(*error)
 
     def start(self) -> None:
-        """Start the workers now: the first request would wait for half a second."""
-        self._workers.start()
+        """Start the processes now: the first request would wait for half a second."""
+        self._pool.start()
 
     async def list_page(self, bucket: str, prefix: str, token: str | None = None) -> ListPage:
         """See `ObjectStore.list_page`; waits for the network. Whether pages ascend is the caller's check."""
-        answer = await self._workers.ask({"do": "list", "bucket": bucket, "prefix": prefix, "token": token})
-        return ListPage([ObjectInfo(*described) for described in answer["objects"]], answer["token"])
+        page = await self._pool.child().ask(List(bucket, prefix, token), Page)
+        return ListPage([ObjectInfo(*described) for described in page.objects], page.token)
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes | memoryview:
-        """See `ObjectStore.get`; waits for the network."""
-        request = {**_get(bucket, key, start, stop, version), "tell": progress is not None}
-        return await self._workers.fetch(request, stop - start, progress)
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Lease:
+        """See `ObjectStore.get`; waits for the network, and for memory."""
+        with await self._arena.take(wanted.length, self._arena.reserve) as lease:
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+            def progressed(filled: Message) -> None:
+                assert isinstance(filled, Filled)
+                assert progress is not None
+                progress(lease, filled.length)
+
+            await self._pool.child().ask(Get(wanted, lease.start, progress is not None), Done, lease, progressed)
+            return lease.hold()
+
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         """See `ObjectStore.get_soon`."""
-        buffer = self._arena.take_now(stop - start, self._arena.reserve)
-        if buffer is None:
+        lease = self._arena.take_now(wanted.length, self._arena.reserve)
+        if lease is None:
             return False
 
-        def answered(answer: dict[str, Any]) -> None:
-            error = error_of(answer)
-            if error is None:
-                done(buffer)
-            else:
-                done(error if isinstance(error, ReadError) else Unreachable(str(error)))
+        def answered(message: Message) -> None:
+            if not isinstance(message, Failed):
+                finished(lease)
+                return
+            lease.release()
+            error = message.error()
+            finished(error if isinstance(error, ReadError) else Unreachable(str(error)))
 
-        request = {**_get(bucket, key, start, stop, version), "at": self._arena.start(buffer)}
         try:
-            self._workers.post(request, answered)
+            self._pool.child().post(Get(wanted, lease.start, False), answered, lease)
         except Unreachable:
+            lease.release()
             return False
         return True
-
-
-def _get(bucket: str, key: str, start: int, stop: int, version: ObjectVersion) -> dict[str, Any]:
-    return {"do": "get", "bucket": bucket, "key": key, "start": start, "stop": stop, **version._asdict()}

@@ -1,10 +1,10 @@
-"""`S3Client`: asks anything that speaks S3's REST interface, unsigned; asyncio.
+"""`S3Client`: sends unsigned requests to any server with S3's REST interface; asyncio.
 
-Requests go through aiobotocore's HTTP session, and not through its client: unsigned GETs of objects and listings need
-nothing of what a client does for each call, which took (m) two thirds of the time.
+Requests go through aiobotocore's HTTP session and not through its client. Measured: what the client does for each call
+took two thirds of the time, and unsigned GETs of objects and listings need none of it.
 
-Nothing that the user has configured for AWS matters here (profiles, credentials, endpoints); the variables for
-proxies and certificate authorities do.
+The user's AWS configuration (profiles, credentials, endpoints) is ignored; the variables for proxies and certificate
+authorities count.
 """
 
 import asyncio
@@ -12,13 +12,14 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from types import TracebackType
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ClientError, ClientPayloadError
+from aiohttp import ClientError, ClientPayloadError, ClientResponse
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ConnectionError as EndpointError
 from botocore.exceptions import HTTPClientError
@@ -26,23 +27,34 @@ from botocore.utils import get_environ_proxies
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
 from idcfs.printable import printable
-from idcfs.store.base import MD5_ETAG, ListPage, ObjectVersion
+from idcfs.store.base import MD5_ETAG, ListPage, Range
 from idcfs.store.list_parser import check_keys, parse_listing
-from idcfs.store.watch import FIRST, HEDGE, Watch
+from idcfs.store.watch import HEDGE_AFTER, RELEASE_AFTER, Watch
 
 _ERROR_BODY_BYTES = 64 * 1024
 _MESSAGE_LENGTH = 500
 _BUFFER_BYTES = 32 << 10
-"""aiohttp stops reading a connection at twice this, while the body waits for its turn."""
+"""aiohttp stops reading a connection at twice this, while the body waits for one of the `_BODIES`."""
 
 _BODIES = 8
-"""Bodies read at a time, first come first served: with all at a time, all of a burst come at its end."""
+"""Bodies read at a time, in order of arrival. If all were read at a time, all of a burst would end together, late."""
 
-_TOLD_BYTES = 128 << 10
-"""Bytes between two times that somebody who waits is told; the kernel asks for so many."""
+_PROGRESS_BYTES = 128 << 10
+"""Bytes between two progress callbacks: the kernel reads so many at once."""
 
 _LISTING_BYTES = 16 << 20
-"""A page of a thousand of the longest keys, each letter escaped, takes 4 MB."""
+"""The most bytes of a page; a thousand of the longest keys, each letter escaped, take 4 MB."""
+
+_REFUSALS: dict[int, type[ReadError]] = {
+    403: AccessDenied,
+    404: NotFound,
+    407: Unreachable,
+    408: Unreachable,
+    412: ObjectChanged,
+    416: ObjectChanged,
+    429: Unreachable,
+}
+"""Errors by HTTP status; others below 500 are `Untrusted`, and from 500 on `Unreachable`."""
 
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -51,9 +63,8 @@ _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class S3Client:
     """The objects at *endpoint*, a URL.
 
-    A request may take *timeout* seconds, the wait for a connection included, and is given up earlier if it stalls (see
-    `Watch`); *max_connections* are sent at once, others wait. The methods are those of `ObjectStore`, but that bytes go
-    into a buffer.
+    A request may take *timeout* seconds, the wait for a connection included, and fails earlier if it stalls (see
+    `Watch`). At most *max_connections* requests are sent at a time; others wait.
     """
 
     def __init__(self, endpoint: str, timeout: float, max_connections: int) -> None:
@@ -69,23 +80,21 @@ class S3Client:
             verify=_authorities(),
             proxies=get_environ_proxies(self._endpoint),
             timeout=None,
-            # Some more than requests, for those that are sent a second time.
+            # More than requests, because some are sent a second time.
             max_pool_connections=2 * self._max_connections,
         )
         self._session = await self._stack.enter_async_context(session)
-        # Reading the certificate authorities takes 30 ms, for which the first request would wait.
+        # Otherwise the first request would wait 30 ms for the certificate authorities to be read.
         await self._session.prepare(self._endpoint)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         await self._stack.aclose()
 
     async def list_page(self, bucket: str, prefix: str, token: str | None) -> ListPage:
-        """See `ObjectStore.list_page`. Whether pages ascend is the caller's check."""
+        """See `ObjectStore.list_page`. The caller checks whether keys ascend from page to page."""
         query = {"list-type": "2", "prefix": prefix, **({} if token is None else {"continuation-token": token})}
-        async with self._asking(f"{bucket}/{prefix}") as watch:
+        async with self._request(f"{bucket}/{prefix}") as watch:
             answer = await self._send(bucket, f"?{urlencode(query)}", {}, watch)
             async with answer.raw as body:
                 watch.expect()
@@ -93,36 +102,31 @@ class S3Client:
             check_keys(page.objects, prefix)
             return page
 
-    async def get_into(
-        self,
-        bucket: str,
-        key: str,
-        start: int,
-        stop: int,
-        version: ObjectVersion,
-        buffer: memoryview,
-        arrived: Callable[[int], None] | None = None,
-    ) -> None:
-        """See `ObjectStore.get`; *buffer* is as long as the range.
+    async def get_into(self, wanted: Range, buffer: memoryview, progress: Callable[[int], None] | None = None) -> None:
+        """See `ObjectStore.get`; the bytes go into *buffer*, which is as long as the range.
 
-        Its first bytes are right as far as *arrived* was told; others may be rubbish if this raises.
+        *progress* is called with the number of bytes, from the first, that are right. If this raises, the others may be
+        wrong.
         """
+        bucket, key, start, stop, version = wanted
         if not key:
             raise NotFound("an object's key is not empty")
         headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": version.etag}
-        async with self._asking(f"{bucket}/{key}") as watch:
+        async with self._request(f"{bucket}/{key}") as watch:
             answer = await self._send(bucket, f"/{quote(key)}", headers, watch)
             async with answer.raw as body:
-                _check_head(answer.status_code, answer.headers, start, stop, version)
-                expected = _md5_of(answer.headers) if (start, stop) == (0, version.size) else None
+                _check_head(answer.status_code, answer.headers, wanted)
+                expected = _md5_of(answer.headers) if wanted.is_whole else None
                 watch.pause()
-                async with _Turn(self._bodies) as turn:
-                    watch.expect(FIRST, turn.give_up)
-                    await _read(body.content, buffer, watch, arrived, expected)
+                await self._bodies.acquire()
+                with ExitStack() as permit:
+                    permit.callback(self._bodies.release)
+                    watch.expect(RELEASE_AFTER, permit.close)
+                    await _read(body.content, buffer, watch, progress, expected)
 
     @asynccontextmanager
-    async def _asking(self, name: str) -> AsyncIterator[Watch]:
-        """Bound a request for *name*, and tell what goes wrong in it as a `ReadError`."""
+    async def _request(self, name: str) -> AsyncIterator[Watch]:
+        """Limit the time of a request for *name*, and raise its errors as `ReadError`s."""
         what = f"{self._endpoint}: {name}"
         limit = asyncio.timeout(self._timeout)
         watch = Watch(limit, self._timeout)
@@ -131,7 +135,7 @@ class S3Client:
                 yield watch
         except Exception as error:
             if watch.has_stalled:
-                raise Stalled(f"{what}: next to nothing came for {watch.patience:.2g} seconds") from error
+                raise Stalled(f"{what}: next to nothing came for {watch.stall_seconds:.2g} seconds") from error
             if limit.expired():
                 raise Stalled(f"{what}: no complete answer within {self._timeout:g} seconds") from error
             raise _translate(error, what) from error
@@ -139,10 +143,10 @@ class S3Client:
             watch.pause()
 
     async def _send(self, bucket: str, rest: str, headers: dict[str, str], watch: Watch) -> Any:
-        """The head of an answer, whose body is still to be read.
+        """Return an answer whose body is still to be read.
 
-        If that does not come soon, the request is sent again on another connection, and the answer that comes first
-        counts. No byte of a body is read before, so that two never go into one buffer.
+        If the head does not arrive soon, the request is sent again on another connection, and the answer that arrives
+        first counts. The body is read from that answer only, so that two never go into one buffer.
         """
         if not _BUCKET_NAME.fullmatch(bucket):
             raise NotFound(f"{bucket!r} is not the name of a bucket")
@@ -155,11 +159,11 @@ class S3Client:
             hedge.add_done_callback(overtake)
 
         def overtake(second: asyncio.Task[Any]) -> None:
-            # If it fails, the first may still be answered.
+            # If the second request fails, the first may still be answered.
             if waiting and not second.cancelled() and second.exception() is None:
                 first.reschedule(asyncio.get_running_loop().time())
 
-        watch.expect(HEDGE, send_again)
+        watch.expect(HEDGE_AFTER, send_again)
         try:
             async with asyncio.timeout(None) as first:
                 return await self._session.send(AWSPreparedRequest("GET", url, headers, None, True))
@@ -177,61 +181,38 @@ class S3Client:
 
 
 def _discard(request: asyncio.Task[Any]) -> None:
-    """Close the connection of an answer that nobody needs any more."""
+    """Close the connection of an answer that is not needed any more."""
     with suppress(asyncio.CancelledError, Exception):
         request.result().raw.close()
 
 
-class _Turn:
-    """A turn to have one's body read, which may be given up before the end; others then need not wait."""
-
-    def __init__(self, turns: asyncio.Semaphore) -> None:
-        self._turns = turns
-        self._has_it = False
-
-    async def __aenter__(self) -> Self:
-        await self._turns.acquire()
-        self._has_it = True
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.give_up()
-
-    def give_up(self) -> None:
-        if self._has_it:
-            self._has_it = False
-            self._turns.release()
-
-
-def _check_head(status: int, headers: dict[str, str], start: int, stop: int, version: ObjectVersion) -> None:
-    """Raise unless the answer's head promises bytes *start* to *stop* of the object that is stored so."""
+def _check_head(status: int, headers: dict[str, str], wanted: Range) -> None:
+    """Make sure that the answer's head announces the *wanted* bytes."""
+    _, _, start, stop, version = wanted
     found = headers.get("etag")
     if not found:
         raise Untrusted("the answer has no ETag")
     if found != version.etag:
         raise ObjectChanged(f"the ETag is {found[:_MESSAGE_LENGTH]!r}, not {version.etag!r}")
     length = headers.get("content-length")
-    if length is not None and length != str(stop - start):
-        raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {stop - start}")
-    is_whole = (start, stop) == (0, version.size)
+    if length is not None and length != str(wanted.length):
+        raise Untrusted(f"{length[:_MESSAGE_LENGTH]!r} bytes came for {wanted.length}")
     if status == 206:
-        # Who sends the whole object knows its size; of a part's that may be left open.
-        totals = (version.size,) if is_whole else (version.size, "*")
-        told = headers.get("content-range", "")
-        if told not in {f"bytes {start}-{stop - 1}/{total}" for total in totals}:
-            raise Untrusted(f"range {told[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {version.size}")
-    # A server that knows no ranges sends the whole object, which may happen to be what was asked for.
-    elif status != 200 or not is_whole:
+        # A server that sends a whole object knows its size; for a part it may leave the size open.
+        totals = (version.size,) if wanted.is_whole else (version.size, "*")
+        came = headers.get("content-range", "")
+        if came not in {f"bytes {start}-{stop - 1}/{total}" for total in totals}:
+            raise Untrusted(f"range {came[:_MESSAGE_LENGTH]!r} came for bytes {start}-{stop - 1} of {version.size}")
+    # A server without ranges sends the whole object, which may happen to be the requested range.
+    elif status != 200 or not wanted.is_whole:
         raise Untrusted(f"status {status} came for bytes {start}-{stop - 1} of {version.size}")
 
 
 def _md5_of(headers: dict[str, str]) -> str | None:
     """The MD5 of the whole object, if its ETag is one.
 
-    It is if the object was uploaded in one part, unless S3 encrypts it with a key of KMS or of the customer; answers
-    say that.
+    It is one if the object was uploaded in one part, unless S3 encrypts it with a KMS key or a customer's key, which
+    these headers report.
     """
     encryption = headers.get("x-amz-server-side-encryption", "AES256")
     if encryption != "AES256" or "x-amz-server-side-encryption-customer-algorithm" in headers:
@@ -241,16 +222,16 @@ def _md5_of(headers: dict[str, str]) -> str | None:
 
 
 async def _read(
-    body: Any, buffer: memoryview, watch: Watch, arrived: Callable[[int], None] | None, expected: str | None
+    body: Any, buffer: memoryview, watch: Watch, progress: Callable[[int], None] | None, expected: str | None
 ) -> None:
-    """The body, if it is as long as *buffer* and has the *expected* MD5; at most one chunk more is taken from it.
+    """Read a body that is as long as *buffer* and has the *expected* MD5; take at most one chunk too many from it.
 
-    Bytes with a digest are not told of before it is right.
-    MD5 costs (m) 0.8 ms for 526 kB, 650 MB/s, of the worker's core, and so bounds two workers to some 10 Gbit/s. It is
-    done as bytes come: a large body, done at its end, would keep others waiting.
+    With an expected MD5, *progress* is not called, because no byte is known to be right before the last.
+    Measured: MD5 takes 0.8 ms of the worker's core for 526 kB (650 MB/s), which limits two workers to about 10 Gbit/s.
+    It is updated with each chunk: hashing a large body at its end would make other requests wait.
     """
     digest = None if expected is None else hashlib.md5(usedforsecurity=False)
-    filled = told = 0
+    filled = reported = 0
     async for chunk in body.iter_any():
         if filled + len(chunk) > len(buffer):
             raise Untrusted(f"more than {len(buffer)} bytes came for {len(buffer)}")
@@ -259,9 +240,9 @@ async def _read(
         watch.filled = filled
         if digest is not None:
             digest.update(chunk)
-        if arrived is not None and digest is None and filled - told >= _TOLD_BYTES:
-            told = filled
-            arrived(filled)
+        if progress is not None and digest is None and filled - reported >= _PROGRESS_BYTES:
+            reported = filled
+            progress(filled)
     if filled != len(buffer):
         raise Untrusted(f"{filled} bytes came for {len(buffer)}")
     if digest is not None and digest.hexdigest() != expected:
@@ -269,7 +250,7 @@ async def _read(
 
 
 async def _read_listing(body: Any, watch: Watch) -> bytes:
-    """A body that is bounded, because nobody knows beforehand how long it is."""
+    """Read a body of unknown length, up to a limit."""
     whole = bytearray()
     async for chunk in body.iter_any():
         whole += chunk
@@ -279,53 +260,27 @@ async def _read_listing(body: Any, watch: Watch) -> bytes:
     return bytes(whole)
 
 
-class _Refused(Exception):
-    """An answer whose status says that it has nothing of what was asked for."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP status {status}")
-        self.status = status
-
-
 def _translate(error: Exception, what: str) -> ReadError:
-    """What *error*, which came out of aiobotocore, means to the caller who asked for *what*."""
-    if isinstance(error, ReadError):
-        return type(error)(f"{what}: {error}")
+    """The `ReadError` for *error*, which aiobotocore raised for a request for *what*."""
     reason = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
-    if isinstance(reason, _Refused):
-        return _refusal(reason, what)
-    if isinstance(reason or error, ClientPayloadError):
+    cause = reason or error
+    if isinstance(cause, ReadError):
+        return type(cause)(f"{what}: {cause}")
+    if isinstance(cause, ClientPayloadError):
         return Untrusted(f"{what}: the body ended early")
-    # aiohttp quotes all of an answer that is no HTTP, in several lines; a log is no place for what a server sends.
-    text = printable(" ".join(str(reason or error or type(error).__name__)[:_MESSAGE_LENGTH].split()))
+    # aiohttp quotes an answer that is not HTTP in full, in several lines, which do not belong in a log.
+    text = printable(" ".join(str(cause)[:_MESSAGE_LENGTH].split()))
     if isinstance(error, HTTPClientError | EndpointError | ClientError | OSError):
         return Unreachable(f"{what}: {text}")
     return Untrusted(f"{what}: {type(error).__name__}: {text}")
 
 
-def _refusal(refused: _Refused, what: str) -> ReadError:
-    message = f"{what}: {refused}"
-    match refused.status:
-        case 404:
-            return NotFound(message)
-        case 403:
-            return AccessDenied(message)
-        case 412 | 416:
-            return ObjectChanged(message)
-        case 407 | 408 | 429:
-            return Unreachable(message)
-        case status if status >= 500:
-            return Unreachable(message)
-        case _:
-            return Untrusted(message)
-
-
 def _authorities() -> str | bool:
-    """The file of certificate authorities that the environment names, or True for the usual ones."""
+    """The file of certificate authorities that the environment names, or True for the default ones."""
     for name in _CA_VARIABLES:
         path = os.environ.get(name, "").strip()
         if path:
-            # OpenSSL's own complaint does not say which file it means.
+            # OpenSSL's error does not name the file.
             if not os.access(path, os.R_OK):
                 raise OSError(f"{name} names {path}, which cannot be read")
             return path
@@ -333,32 +288,28 @@ def _authorities() -> str | bool:
 
 
 class _OneHostSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships no types
-    """An HTTP session that follows no redirects and hands on successes only.
+    """An HTTP session that follows no redirects and returns successful answers only.
 
-    IDC's mirrors never redirect, and the body of an error, however long, tells no more than the status.
+    IDC's mirrors never redirect, and the body of an error adds nothing to its status.
     """
 
     async def prepare(self, url: str) -> None:
-        """Make what requests to *url* will need."""
+        """Create the session for requests to *url*."""
         await self._get_session(self._proxy_config.proxy_url_for(url))
 
-    async def _get_session(self, proxy_url: str | None) -> "_Requests":
-        return _Requests(await super()._get_session(proxy_url))
+    async def _get_session(self, proxy_url: str | None) -> SimpleNamespace:
+        """Return what `send` calls: an aiohttp session's `request`, with options of ours."""
+        session = await super()._get_session(proxy_url)
+        options = {"allow_redirects": False, "read_bufsize": _BUFFER_BYTES, "raise_for_status": _check_status}
+        return SimpleNamespace(request=partial(session.request, **options))
 
 
-class _Requests:
-    """The one method of an aiohttp session that aiobotocore's session calls."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    async def request(self, method: str, **options: Any) -> Any:
-        response = await self._session.request(method, **options, allow_redirects=False, read_bufsize=_BUFFER_BYTES)
-        if response.status < 300:
-            return response
-        try:
-            # A connection whose answer was read to its end can serve the next request.
-            await response.content.read(_ERROR_BODY_BYTES)
-        finally:
-            response.close()
-            raise _Refused(response.status)
+async def _check_status(response: ClientResponse) -> None:
+    """Raise the error that an answer without the requested bytes stands for."""
+    if response.status < 300:
+        return
+    with closing(response), suppress(ClientError):
+        # The connection can be used again once the answer has been read to its end.
+        await response.content.read(_ERROR_BODY_BYTES)
+    kind = _REFUSALS.get(response.status, Unreachable if response.status >= 500 else Untrusted)
+    raise kind(f"HTTP status {response.status}")

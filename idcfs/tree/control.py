@@ -1,234 +1,162 @@
-"""The `.idc` folders: what idcfs tells about a folder and about itself; belongs to the event loop.
+"""The `.idc` folders: a table of their entries, and the providers of these; belongs to the event loop.
 
-Every folder has one. It is found by name and listed nowhere, as ZFS does with `.zfs`, so `cp -r`, `find` and
-DICOM scanners do not meet it. The root's also holds the views that would multiply the tree under a crawler.
+Every folder of a view has one. It is found by name and listed nowhere, as ZFS does with `.zfs`, so `cp -r`, `find` and
+DICOM scanners do not meet it. What is in it stands in `idcfs.tree.control_files`; how that is looked up, listed and
+opened is the same for all entries, and stands here.
 """
 
-import json
-import os
-import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
-import pyarrow.parquet as pq
-import trio
-
-from idcfs import __version__
-from idcfs.cache.client import ExtentCache
-from idcfs.cache.listing_cache import Cache
-from idcfs.catalog.catalogue import (
-    ANALYSIS_RESULT_GENERATIONS,
-    BY_UUID_GENERATION,
-    MAIN_GENERATION,
-    VERSION_GENERATIONS,
-    Catalogue,
-)
-from idcfs.errors import CatalogueDamaged
-from idcfs.inode import Facet, FolderAddress
-from idcfs.layout import Column, escape
-from idcfs.metrics import Metrics
-from idcfs.store.breaker import BreakerStore
-from idcfs.store.mirror import Mirror
-
-CONTROL_NAME = b".idc"
-
-LEVELS = ("collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
-"""The identifiers of DICOM's levels (PS3.3 §A.1.2), the collection above them."""
-
-LEVEL_COLUMNS: dict[str, tuple[str, ...]] = {
-    "collection_id": ("collection_id",),
-    "PatientID": ("PatientID", "PatientSex"),
-    "StudyInstanceUID": ("StudyInstanceUID", "StudyDate", "StudyDescription", "PatientAge"),
-}
-"""The index's columns that are of a level above the series; a series has all columns."""
-
-ATTRIBUTE_GROUPS = 4
-"""Row groups of the attributes that stay in memory, a few megabytes each."""
+from idcfs.catalog.catalogue import MAIN_GENERATION, Catalogue
+from idcfs.catalog.view import View
+from idcfs.errors import NotFound
+from idcfs.inode import MAX_FACET, Facet, FolderAddress, pack_folder
+from idcfs.node import Node
+from idcfs.tree.attributes import LEVELS, Attributes, deepest_level, named_columns
+from idcfs.tree.provider import Entries, Entry, MadeFile, Provider, fixed
+from idcfs.tree.status import Status
+from idcfs.tree.views import CONTROL_NAME, ROOT_FOLDER, Views
 
 
-class ControlEntry(NamedTuple):
-    """A name in a control folder, and the address it means."""
+@dataclass(frozen=True)
+class Folder:
+    """A folder of a view, whose `.idc` somebody looks into, and what the entries of that are made from."""
 
-    name: bytes
     address: FolderAddress
+    view: View
+    catalogue: Catalogue
+    attributes: Attributes
+    status: Status
+
+    def is_root(self) -> bool:
+        """Whether it is the root of the mount."""
+        return self.address == ROOT_FOLDER
+
+    def is_series(self) -> bool:
+        """Whether it is the folder of a series, which holds instances."""
+        return self.address.level == self.view.depth
+
+    def level(self) -> str | None:
+        """The deepest of `LEVELS` that its path names: it is the folder of a collection, a patient, a study, ..."""
+        return LEVELS[-1] if self.is_series() else deepest_level(named_columns(self.view, self.address.level))
+
+
+Where = Callable[[Folder], bool]
+"""Whether the `.idc` of a folder has an entry; decided from the catalogue alone, without waiting."""
+
+Names = Mapping[bytes, FolderAddress]
+"""The names in a folder, each with the address of a file or folder, of whatever provider."""
+
+MakeContent = Callable[[Folder], Awaitable[bytes | None]]
+MakeNames = Callable[[Folder], Awaitable[Names]]
+
+
+def everywhere(folder: Folder) -> bool:
+    """Where most entries are: in the `.idc` of every folder."""
+    return True
+
+
+class ControlTable:
+    """The entries of `.idc`, in the order in which they are listed.
+
+    Each has a facet, which is a part of its inode number: it never changes, and no other entry gets it again.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, tuple[Where, Callable[[FolderAddress], FolderAddress]]] = {}
+        """Where an entry is, and its address in the `.idc` with an address."""
+        self.providers: dict[int, Callable[[Control], Provider[FolderAddress]]] = {}
+        """What makes the provider of a facet."""
+
+    def file(
+        self, name: str, facet: int, where: Where = everywhere, permanent: bool = False
+    ) -> Callable[[MakeContent], MakeContent]:
+        """Add a file: the decorated function makes its bytes, or None if the folder has no such file after all.
+
+        Bytes that are the same for the life of a mount are *permanent*, so that the kernel may keep them.
+        """
+
+        def add(make: MakeContent) -> MakeContent:
+            self._add(name, facet, where)
+            self.providers[facet] = lambda control: MadeFile(partial(control.make, make), permanent)
+            return make
+
+        return add
+
+    def folder(self, name: str, facet: int, where: Where = everywhere) -> Callable[[MakeNames], MakeNames]:
+        """Add a folder: the decorated function returns the names in it."""
+
+        def add(names: MakeNames) -> MakeNames:
+            self._add(name, facet, where)
+            self.providers[facet] = lambda control: _ControlFolder(control, names)
+            return names
+
+        return add
+
+    def view(self, name: str, generation: int, where: Where = everywhere) -> None:
+        """Add the root of a view."""
+        self.entries[name.encode()] = where, lambda control: FolderAddress(generation, 0, 0)
+
+    def _add(self, name: str, facet: int, where: Where) -> None:
+        if name.encode() in self.entries:
+            raise ValueError(f"the name {name} is taken")
+        if facet in (*Facet, *self.providers) or not 0 <= facet <= MAX_FACET:
+            raise ValueError(f"the facet {facet} of {name} is taken, or not from 0 to {MAX_FACET}")
+        self.entries[name.encode()] = where, lambda control: control._replace(facet=facet)
 
 
 class Control:
-    """What the control folders hold.
-
-    Args:
-        mirror: the mount's, for the status.
-        caches: the mount's caches by what they hold, for the status.
-        breakers: the mount's mirrors, for the status.
-    """
+    """The providers of `.idc` folders and of their entries, by facet."""
 
     def __init__(
-        self,
-        catalogue: Catalogue,
-        mirror: Mirror,
-        caches: Mapping[str, Cache | ExtentCache],
-        metrics: Metrics,
-        breakers: Sequence[BreakerStore] = (),
+        self, table: ControlTable, views: Views, catalogue: Catalogue, attributes: Attributes, status: Status
     ) -> None:
-        self._catalogue = catalogue
-        self._mirror = mirror
-        self._caches = caches
-        self._metrics = metrics
-        self._breakers = breakers
-        self.limits_failure: str | None = None
-        """Why the kernel lets few reads wait, and what follows from that, for the status."""
-        self._attribute_file: pq.ParquetFile | None = None
-        self._attribute_groups: OrderedDict[int, Any] = OrderedDict()
-        # A parquet file is not for two threads at a time.
-        self._reading_attributes = trio.Lock()
-
-    def entries(self, address: FolderAddress) -> list[ControlEntry]:
-        """The names in a control folder, or in a folder of views."""
-        match address.facet:
-            case Facet.VERSIONS:
-                return [
-                    ControlEntry(b"v%d" % number, FolderAddress(VERSION_GENERATIONS + number, 0, 0))
-                    for number in self._catalogue.versions
-                ]
-            case Facet.ANALYSIS_RESULTS:
-                return [
-                    ControlEntry(escape(name).encode(), FolderAddress(ANALYSIS_RESULT_GENERATIONS + number, 0, 0))
-                    for number, name in enumerate(self._catalogue.analysis_results)
-                ]
-        entries = [ControlEntry(b"info.json", address._replace(facet=Facet.INFO))]
-        if (address.generation, address.level) == (MAIN_GENERATION, 0):
-            entries += [
-                ControlEntry(b"status.json", address._replace(facet=Facet.STATUS)),
-                ControlEntry(b"metrics", address._replace(facet=Facet.METRICS)),
-                ControlEntry(b"versions", address._replace(facet=Facet.VERSIONS)),
-                ControlEntry(b"analysis_results", address._replace(facet=Facet.ANALYSIS_RESULTS)),
-                ControlEntry(b"by-uuid", FolderAddress(BY_UUID_GENERATION, 0, 0)),
-            ]
-        return entries
-
-    async def content(self, address: FolderAddress) -> bytes:
-        """The bytes of a control file; `info.json` may take seconds the first time of all."""
-        match address.facet:
-            case Facet.STATUS:
-                return _json(await self.status())
-            case Facet.METRICS:
-                return await self._prometheus()
-            case _:
-                return _json(await self.info(address))
-
-    async def info(self, address: FolderAddress) -> dict[str, Any]:
-        """What the index says of a folder."""
-        view = await self._catalogue.open_view(address.generation)
-        rows = view.series_groups(address.level, address.group)
-        path = [name.decode() for name in view.path(address.level, address.group)]
-        info: dict[str, Any] = {
-            "path": "/".join(path),
-            "idc_version": self._catalogue.version,
-            "released": self._catalogue.release_date(address.generation),
-            "layout": view.template,
-            "folders": len(view.children(address.level, address.group)),
-            "series": len(rows),
-        }
-        if address.level == view.depth:
-            series = self._catalogue.series(view.series_row(address.group))
-            info |= {"bucket": series.bucket, "crdc_series_uuid": series.uuid}
-        if address.level:
-            info |= await self.attributes(address)
-        return info
-
-    async def attributes(self, address: FolderAddress) -> dict[str, Any]:
-        """The index's columns of a folder's level, those that have a value; seconds the first time of all."""
-        view = await self._catalogue.open_view(address.generation)
-        first = view.series_groups(address.level, address.group).start
-        async with self._reading_attributes:
-            row = await self._attribute_row(view.series_row(first))
-        if address.level == view.depth:
-            return {name: value for name, value in row.items() if value is not None}
-        words = {
-            part.name
-            for level in self._catalogue.template(address.generation).levels[: address.level]
-            for part in level
-            if isinstance(part, Column)
-        }
-        # A folder is of the deepest level that its path names, and of those above it.
-        deepest = max((LEVELS.index(word) for word in words if word in LEVELS), default=-1)
-        wanted = [
-            *words,
-            *(column for level in LEVELS[: deepest + 1] for column in LEVEL_COLUMNS.get(level, ())),
-        ]
-        return {name: row[name] for name in dict.fromkeys(wanted) if row.get(name) is not None}
-
-    async def _attribute_row(self, row: int) -> dict[str, Any]:
-        path = await self._catalogue.attributes_file()
-        try:
-            return await trio.to_thread.run_sync(self._read_attributes, path, row)
-        except Exception as error:  # Arrow raises all kinds of things over a damaged file.
-            self._attribute_file = None
-            raise CatalogueDamaged(f"the attributes of the catalogue are not readable: {error}") from error
-
-    def _read_attributes(self, path: Path, row: int) -> dict[str, Any]:
-        if self._attribute_file is None:
-            self._attribute_file = pq.ParquetFile(path, page_checksum_verification=True)
-        # All row groups but the last are equally long.
-        number, at = divmod(row, self._attribute_file.metadata.row_group(0).num_rows)
-        if number not in self._attribute_groups:
-            self._attribute_groups[number] = self._attribute_file.read_row_group(number)
-            while len(self._attribute_groups) > ATTRIBUTE_GROUPS:
-                self._attribute_groups.popitem(last=False)
-        self._attribute_groups.move_to_end(number)
-        return dict(self._attribute_groups[number].slice(at, 1).to_pylist()[0])
-
-    async def status(self) -> dict[str, Any]:
-        """What the mount says about itself."""
-        metrics = self._metrics
-        caches = {}
-        for name, cache in self._caches.items():
-            entries, used = await cache.usage()
-            caches[name] = {
-                "folder": str(cache.folder), "entries": entries, "bytes": used, "limit": cache.limit,
-                "failure": cache.failure,
-            }  # fmt: skip
-        return {
-            "idcfs_version": __version__,
-            "pid": os.getpid(),
-            "idc_version": self._catalogue.version,
-            "mirror": self._mirror.word,
-            "mirrors": {breaker.name: breaker.state._asdict() for breaker in self._breakers},
-            "limits_failure": self.limits_failure,
-            "uptime_seconds": round(time.time() - metrics.started, 1),
-            "counts": dict(self._catalogue.counts),
-            "cache": caches,
-            "hit_rate": metrics.hit_rate,
-            "bytes_fetched": metrics.bytes_fetched,
-            "bytes_served": metrics.bytes_served,
-            "objects_fetched": metrics.objects_fetched,
-            "listings_fetched": metrics.listings_fetched,
-            "open_files": metrics.open_files,
-            "errors": dict(metrics.errors),
+        self._table = table
+        self._sources = catalogue, attributes, status
+        self.views = views
+        self.providers: dict[int, Provider[FolderAddress]] = {
+            Facet.FOLDER: views,
+            Facet.CONTROL: _ControlFolder(self, self._names),
+            **{facet: make(self) for facet, make in table.providers.items()},
         }
 
-    async def _prometheus(self) -> bytes:
-        """The counters in Prometheus' text format."""
-        status = await self.status()
-        lines = []
-        for name in ("bytes_fetched", "bytes_served", "objects_fetched", "listings_fetched"):
-            lines += [f"# TYPE idcfs_{name}_total counter", f"idcfs_{name}_total {status[name]}"]
-        for name in ("open_files", "uptime_seconds"):
-            lines += [f"# TYPE idcfs_{name} gauge", f"idcfs_{name} {status[name]}"]
-        lines.append("# TYPE idcfs_cache_bytes gauge")
-        lines += [f'idcfs_cache_bytes{{cache="{name}"}} {cache["bytes"]}' for name, cache in status["cache"].items()]
-        lines.append("# TYPE idcfs_mirror_away gauge")
-        lines += [
-            # Labels are written as JSON's strings are.
-            f"idcfs_mirror_away{{mirror={json.dumps(name)}}} {int(mirror['state'] != 'closed')}"
-            for name, mirror in status["mirrors"].items()
-        ]
-        lines.append("# TYPE idcfs_errors_total counter")
-        lines += [f'idcfs_errors_total{{kind="{kind}"}} {count}' for kind, count in status["errors"].items()]
-        return ("\n".join(lines) + "\n").encode()
+    async def folder(self, address: FolderAddress) -> Folder:
+        """Return the folder whose `.idc`, or an entry of that, has an address; waits and raises as `Views.open`."""
+        address = address._replace(facet=Facet.FOLDER)
+        return Folder(address, await self.views.open(address), *self._sources)
+
+    async def make(self, content: MakeContent, file: FolderAddress) -> tuple[bytes | None, int]:
+        """Return what *content* makes for the folder that *file* is about, and the time of that; for `MadeFile`."""
+        return await content(await self.folder(file)), self.views.release_time(MAIN_GENERATION)
+
+    async def _names(self, folder: Folder) -> Names:
+        control = folder.address._replace(facet=Facet.CONTROL)
+        return {name: address(control) for name, (where, address) in self._table.entries.items() if where(folder)}
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
+class _ControlFolder(Provider[FolderAddress]):
+    """`.idc` itself, or a folder in it."""
+
+    def __init__(self, control: Control, names: MakeNames) -> None:
+        self._control = control
+        self._names = names
+
+    async def attributes(self, address: FolderAddress) -> Node:
+        return self._control.views.plain_folder(address)
+
+    async def lookup(self, folder: FolderAddress, name: bytes) -> Node:
+        address = (await self._names(await self._control.folder(folder))).get(name)
+        if address is None:
+            raise NotFound(f"no {name!r} in {CONTROL_NAME.decode()}")
+        return await self._control.providers[address.facet].attributes(address)
+
+    async def entries(self, folder: FolderAddress) -> Entries:
+        entries: list[Entry] = []
+        for name, address in (await self._names(await self._control.folder(folder))).items():
+            # A file that this folder does not have after all is not listed.
+            with contextlib.suppress(NotFound):
+                entries.append((name, await self._control.providers[address.facet].attributes(address)))
+        return fixed(pack_folder(*folder), entries)

@@ -1,4 +1,4 @@
-"""Two mirrors that hold the same objects under other buckets, ETags and times."""
+"""`FailoverStore` over two mirrors that have the same objects with other buckets, ETags and times."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectStore, ObjectVersion
+from idcfs.processes.arena import Arena
+from idcfs.processes.lease import Lease
+from idcfs.store.base import Body, ListPage, ObjectStore, ObjectVersion, Progress, Range
 from idcfs.store.breaker import BreakerStore
 from idcfs.store.failover import FailoverStore, Member
 from idcfs.store.mirror import parse_mirror
 from idcfs.store.retry import RetryingStore
+from tests.bodies import copied, outcome_of, read
 from tests.conftest import WarningsLogged
 from tests.memory_store import FailingStore, MemoryStore, Request, StoredObject
 
@@ -27,7 +30,7 @@ AWAY = Unreachable("refused")
 
 
 class Mirror(MemoryStore):
-    """A store whose failures can be set; `error` is raised by each call, `error_of_get` by each that wants bytes."""
+    """A store whose failures can be set; each call raises `error`, and `get` raises `error_of_get`."""
 
     def __init__(self, bucket: str) -> None:
         super().__init__()
@@ -47,13 +50,14 @@ class Mirror(MemoryStore):
             raise self.error
         return page
 
-    async def get(self, bucket: str, *arguments: object, **keywords: object) -> bytes:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         await trio.sleep(self.seconds)
-        data = await super().get(bucket, *arguments, **keywords)  # type: ignore[arg-type]
+        body = await super().get(wanted, progress)
         error = self.error or self.error_of_get
         if error is not None:
+            copied(body)
             raise error
-        return data
+        return body
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Mirrors:
         return found.version
 
     async def read(self, version: ObjectVersion, start: int = 0, stop: int = len(CONTENT)) -> bytes:
-        return bytes(await self.store.get(AWS_BUCKET, KEY, start, stop, version))
+        return await read(self.store, AWS_BUCKET, KEY, start, stop, version)
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ async def mirrors() -> AsyncIterator[Mirrors]:
         yield Mirrors(aws, gcs, store)
 
 
-async def test_a_mirror_that_is_well_answers_alone(mirrors: Mirrors) -> None:
+async def test_while_the_first_mirror_works_the_second_is_not_asked(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     assert version == IN_AWS
     assert await mirrors.read(version) == CONTENT
@@ -88,12 +92,12 @@ async def test_a_mirror_that_is_well_answers_alone(mirrors: Mirrors) -> None:
 
 
 @pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
-async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: ReadError) -> None:
+async def test_the_second_mirror_answers_when_the_first_cannot(mirrors: Mirrors, error: ReadError) -> None:
     version = await mirrors.version()
     mirrors.aws.error = error
     assert await mirrors.read(version) == CONTENT
     assert await mirrors.read(version, 5, 9) == CONTENT[5:9]
-    # Its own ETag is found out once, and its bucket has another name.
+    # The ETag of the second is looked up once, and its bucket has another name.
     assert [request[:3] for request in mirrors.gcs.requests] == [
         ("get", GCS_BUCKET, KEY),
         ("list", GCS_BUCKET, KEY),
@@ -106,14 +110,14 @@ async def test_the_second_answers_for_one_that_cannot(mirrors: Mirrors, error: R
     assert len(mirrors.gcs.requests) == asked
 
 
-async def test_a_listing_says_whose_its_etags_are(mirrors: Mirrors) -> None:
+async def test_etags_of_a_listing_name_the_mirror_that_they_belong_to(mirrors: Mirrors) -> None:
     mirrors.aws.error = AWAY
     (found,) = (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects
     assert (found.key, found.size, found.etag, found.modified_ns) == (KEY, len(CONTENT), 'gcs:"gcs-1"', 2 * 10**18)
     mirrors.gcs.requests.clear()
     assert await mirrors.read(found.version) == CONTENT
     assert mirrors.gcs.requests == [Request("get", GCS_BUCKET, KEY, 0, len(CONTENT))]
-    # And back again.
+    # The first mirror reads the same version again.
     mirrors.aws.error = None
     mirrors.aws.requests.clear()
     assert await mirrors.read(found.version) == CONTENT
@@ -121,7 +125,7 @@ async def test_a_listing_says_whose_its_etags_are(mirrors: Mirrors) -> None:
     assert [request.operation for request in mirrors.aws.requests] == ["get", "list", "get", "get"]
 
 
-async def test_an_md5_is_the_same_everywhere(mirrors: Mirrors) -> None:
+async def test_an_etag_that_is_an_md5_is_used_in_both_mirrors(mirrors: Mirrors) -> None:
     version = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
     mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT)
     mirrors.aws.error = AWAY
@@ -129,7 +133,7 @@ async def test_an_md5_is_the_same_everywhere(mirrors: Mirrors) -> None:
     assert [request.operation for request in mirrors.gcs.requests] == ["get"]
 
 
-async def test_other_bytes_are_not_taken_for_the_same_object(mirrors: Mirrors) -> None:
+async def test_an_object_with_another_md5_is_a_changed_object(mirrors: Mirrors) -> None:
     version = mirrors.aws.put(AWS_BUCKET, KEY, CONTENT)
     mirrors.gcs.put(GCS_BUCKET, KEY, CONTENT[::-1])
     mirrors.aws.error = AWAY
@@ -150,7 +154,7 @@ async def test_an_object_that_changes_in_the_second_is_noticed(mirrors: Mirrors)
         await mirrors.read(version, 9, 99)
 
 
-async def test_an_object_that_changes_in_the_first_is_the_first_ones_matter(mirrors: Mirrors) -> None:
+async def test_an_object_that_changes_in_the_first_is_not_read_from_the_second(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     mirrors.aws.hold(KEY, CONTENT[::-1], '"aws-3"')
     with pytest.raises(ObjectChanged):
@@ -158,7 +162,7 @@ async def test_an_object_that_changes_in_the_first_is_the_first_ones_matter(mirr
     assert mirrors.gcs.requests == []
 
 
-async def test_a_mirror_that_refuses_what_it_lists_is_stood_in_for(mirrors: Mirrors) -> None:
+async def test_the_second_is_asked_if_the_first_refuses_what_it_lists(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     mirrors.aws.error_of_get = ObjectChanged("412")
     assert await mirrors.read(version) == CONTENT
@@ -168,7 +172,7 @@ async def test_a_mirror_that_refuses_what_it_lists_is_stood_in_for(mirrors: Mirr
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no")])
-async def test_what_the_first_refuses_is_refused(mirrors: Mirrors, error: ReadError) -> None:
+async def test_a_refusal_of_the_first_mirror_is_final(mirrors: Mirrors, error: ReadError) -> None:
     version = await mirrors.version()
     mirrors.aws.error = error
     with pytest.raises(type(error)):
@@ -179,7 +183,7 @@ async def test_what_the_first_refuses_is_refused(mirrors: Mirrors, error: ReadEr
 
 
 @pytest.mark.parametrize("error", [AWAY, Stalled("nothing came"), Untrusted("garbled")])
-async def test_that_the_second_lacks_it_does_not_mean_that_there_is_none(mirrors: Mirrors, error: ReadError) -> None:
+async def test_an_object_that_the_second_lacks_has_the_error_of_the_first(mirrors: Mirrors, error: ReadError) -> None:
     version = await mirrors.version()
     mirrors.aws.error = error
     mirrors.gcs.objects = {GCS_BUCKET: {}}
@@ -189,7 +193,7 @@ async def test_that_the_second_lacks_it_does_not_mean_that_there_is_none(mirrors
         await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")
 
 
-async def test_what_is_in_another_bucket_of_the_second_is_found(mirrors: Mirrors) -> None:
+async def test_an_object_in_another_bucket_of_the_second_is_found(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     mirrors.aws.error = AWAY
     mirrors.gcs.objects = {"idc-open-idc1": mirrors.gcs.objects[GCS_BUCKET]}
@@ -197,7 +201,7 @@ async def test_what_is_in_another_bucket_of_the_second_is_found(mirrors: Mirrors
     assert [found.key for found in (await mirrors.store.list_page(AWS_BUCKET, f"{SERIES}/")).objects] == [KEY]
 
 
-async def test_both_are_named_if_neither_answers(mirrors: Mirrors) -> None:
+async def test_the_error_names_both_mirrors_if_neither_answers(mirrors: Mirrors) -> None:
     mirrors.aws.error, mirrors.gcs.error = Unreachable("aws: refused"), Stalled("gcs: nothing came")
     with pytest.raises(Stalled, match="aws: refused; gcs: nothing came"):
         await mirrors.version()
@@ -207,7 +211,7 @@ async def test_both_are_named_if_neither_answers(mirrors: Mirrors) -> None:
 
 @pytest.mark.parametrize("breaks_at", [1, 2])
 @pytest.mark.parametrize("recovers", [False, True])
-async def test_a_listing_goes_on_in_the_other_mirror(mirrors: Mirrors, breaks_at: int, recovers: bool) -> None:
+async def test_a_listing_continues_in_the_other_mirror(mirrors: Mirrors, breaks_at: int, recovers: bool) -> None:
     keys = [f"{SERIES}/{number:04}.dcm" for number in range(2500)]
     for mirror, etag in ((mirrors.aws, '"aws-2"'), (mirrors.gcs, '"gcs-1"')):
         mirror.objects[mirror.bucket].clear()
@@ -227,7 +231,7 @@ async def test_a_listing_goes_on_in_the_other_mirror(mirrors: Mirrors, breaks_at
     assert [info.etag for info in found] == ['"aws-2"'] * first + ['gcs:"gcs-1"'] * (2500 - first)
 
 
-async def test_the_second_has_enough_of_the_time(mirrors: Mirrors, autojump_clock: trio.testing.MockClock) -> None:
+async def test_half_of_the_time_is_for_the_second(mirrors: Mirrors, autojump_clock: trio.testing.MockClock) -> None:
     version = await mirrors.version()
     mirrors.aws.seconds, mirrors.gcs.seconds = 1000, 0.4
     with trio.fail_after(3):
@@ -248,52 +252,58 @@ async def test_what_comes_soon_comes_from_a_mirror_that_is_asked(
     members = [Member(parse_mirror(name), store) for name, store in zip(("aws", "gcs"), guarded, strict=True)]
     outcomes: list[object] = []
     async with FailoverStore(members) as store:
-        # One after the other the first one is found to be away; bytes come all the time.
+        # The breaker of the first mirror opens after some calls; bytes come all the time.
         for _ in range(8):
-            assert await store.get(AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
+            assert await read(store, AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         warnings_logged.take("mirror aws is away")
         before = trio.current_time()
-        assert await store.get(AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
+        assert await read(store, AWS_BUCKET, KEY, 0, 9, IN_AWS) == CONTENT[:9]
         assert trio.current_time() == pytest.approx(before, abs=0.01)
-        assert store.get_soon(AWS_BUCKET, KEY, 0, 9, IN_AWS, outcomes.append)
+        assert store.get_soon(
+            Range(AWS_BUCKET, KEY, 0, 9, IN_AWS), lambda outcome: outcomes.append(outcome_of(outcome))
+        )
         await trio.testing.wait_all_tasks_blocked()
     assert outcomes == [CONTENT[:9]]
 
 
-async def test_bytes_are_told_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
+async def test_progress_is_reported_by_one_mirror_after_the_other(mirrors: Mirrors) -> None:
     version = await mirrors.version()
     mirrors.aws.error = AWAY
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[Lease, int]] = []
 
-    def progress(buffer: memoryview, filled: int) -> None:
-        assert buffer[:filled] == CONTENT[:filled]
-        told.append((id(buffer.obj), filled))
+    def progress(lease: Lease, filled: int) -> None:
+        assert lease.view[:filled] == CONTENT[:filled]
+        reported.append((lease, filled))
 
-    assert await mirrors.store.get(AWS_BUCKET, KEY, 0, len(CONTENT), version, progress) == CONTENT
+    with Arena(1 << 20) as arena:
+        mirrors.aws.arena = mirrors.gcs.arena = arena
+        assert await read(mirrors.store, AWS_BUCKET, KEY, 0, len(CONTENT), version, progress) == CONTENT
+        assert arena.leased == 0
     # Each from its beginning to its end, and not in turns.
-    buffers = [buffer for buffer, _ in told]
-    assert sum(one != other for one, other in pairwise(buffers)) == len(set(buffers)) - 1 == 1
-    for buffer in set(buffers):
-        counts = [filled for which, filled in told if which == buffer]
+    leases = [lease for lease, _ in reported]
+    assert sum(one is not other for one, other in pairwise(leases)) == len(set(leases)) - 1 == 1
+    for lease in set(leases):
+        counts = [filled for which, filled in reported if which is lease]
         assert counts == sorted(counts)
         assert counts[-1] == len(CONTENT)
 
 
-async def test_the_second_mirrors_own_names_lead_back(mirrors: Mirrors) -> None:
+async def test_failover_works_in_both_orders_of_the_mirrors(mirrors: Mirrors) -> None:
     members = [Member(parse_mirror("gcs"), mirrors.gcs), Member(parse_mirror("aws"), mirrors.aws)]
     store = FailoverStore(members)
     mirrors.gcs.error = AWAY
     (found,) = (await store.list_page(GCS_BUCKET, KEY)).objects
     assert found.etag == 'aws:"aws-2"'
-    assert await store.get(GCS_BUCKET, KEY, 0, 9, found.version) == CONTENT[:9]
+    assert await read(store, GCS_BUCKET, KEY, 0, 9, found.version) == CONTENT[:9]
 
 
-async def test_what_is_remembered_of_etags_is_bounded(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_remembered_etags_is_limited(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idcfs.store.failover.REMEMBERED_ETAGS", 5)
+    store = FailoverStore([Member(parse_mirror("aws"), mirrors.aws), Member(parse_mirror("gcs"), mirrors.gcs)])
     mirrors.aws.error = AWAY
     for number in range(20):
         key = f"{SERIES}/{number}.dcm"
         mirrors.aws.hold(key, CONTENT, '"aws-2"')
         mirrors.gcs.hold(key, CONTENT, '"gcs-1"')
-        assert await mirrors.store.get(AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
-    assert len(mirrors.store._etags) == 5
+        assert await read(store, AWS_BUCKET, key, 0, 9, IN_AWS) == CONTENT[:9]
+    assert len(store._etags) == 5

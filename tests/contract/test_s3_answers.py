@@ -1,4 +1,4 @@
-"""What `S3Store` makes of answers that S3 should not give, and of servers that give none."""
+"""`S3Store` with answers that S3 should not send, and with servers that send none."""
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,8 +10,10 @@ import pytest
 import trio
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Unreachable, Untrusted
-from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion
+from idcfs.processes.lease import Lease
+from idcfs.store.base import ListPage, ObjectInfo, ObjectVersion, Range
 from idcfs.store.s3 import S3Store
+from tests.bodies import read
 from tests.certificates import server_with, write_certificate
 from tests.raw_server import RawServer, http, raw_server
 from tests.s3_stores import s3_store
@@ -27,7 +29,7 @@ ENTRY = (
 
 
 def part(body: bytes = b"67890", **changes: str | None) -> bytes:
-    """An answer to the request for bytes 5 to 10, with headers changed or (None) left out."""
+    """An answer to the request for bytes 5 to 10, with headers changed or (None) omitted."""
     headers: dict[str, str | None] = {
         "Content-Length": str(len(body)),
         "Content-Range": "bytes 5-9/100",
@@ -50,13 +52,13 @@ def chunked(body: bytes, **changes: str | None) -> bytes:
 
 @asynccontextmanager
 async def served(answer: bytes = b"", **options: Any) -> AsyncIterator[tuple[RawServer, S3Store]]:
-    async with raw_server() as server, s3_store(server.url, workers=1, **options) as store:
+    async with raw_server() as server, s3_store(server.url, processes=1, **options) as store:
         server.answer = answer
         yield server, store
 
 
 async def get(store: S3Store) -> bytes:
-    return bytes(await store.get("bucket", f"{PREFIX}k", 5, 10, STORING))
+    return await read(store, "bucket", f"{PREFIX}k", 5, 10, STORING)
 
 
 def list_page(store: S3Store) -> Awaitable[ListPage]:
@@ -67,19 +69,19 @@ Ask = Callable[[S3Store], Awaitable[object]]
 
 
 async def check(ask: Ask, answer: bytes, error: type[ReadError], match: str = ":") -> None:
-    """*answer* to *ask* raises *error*, which names the endpoint; the store goes on."""
+    """Make sure that *answer* to *ask* raises *error*, which names the endpoint, and that the store still works."""
     async with served(answer) as (server, store):
         with pytest.raises(ReadError, match=match) as raised:
             await ask(store)
         assert type(raised.value) is error
         assert server.url in str(raised.value)
-        # When a server just hangs up, aiohttp asks once more.
+        # aiohttp repeats a request once if the server closes the connection.
         assert len(server.requests) <= 2
         server.answer = part()
         assert await get(store) == b"67890"
 
 
-async def test_the_request_asks_for_no_more_than_it_needs() -> None:
+async def test_a_request_has_only_the_headers_that_it_needs() -> None:
     async with served(part()) as (server, store):
         assert await get(store) == b"67890"
     head = server.requests[0].decode().lower()
@@ -93,18 +95,18 @@ async def test_the_request_asks_for_no_more_than_it_needs() -> None:
 @pytest.mark.parametrize(
     "answer", [part(), chunked(b"67890"), part(Content_Length=None), part(Content_Range="bytes 5-9/*")]
 )
-async def test_right_bytes_however_framed(answer: bytes) -> None:
+async def test_right_bytes_are_accepted_in_every_framing(answer: bytes) -> None:
     async with served(answer) as (_, store):
         assert await get(store) == b"67890"
 
 
-async def test_a_whole_object_that_was_asked_for_whole() -> None:
+async def test_status_200_is_accepted_for_a_whole_object() -> None:
     answer = http("200 OK", {"Content-Length": "5", "ETag": ETAG}, b"12345")
     async with served(answer) as (_, store):
-        assert bytes(await store.get("bucket", "k", 0, 5, ObjectVersion(ETAG, 5))) == b"12345"
+        assert await read(store, "bucket", "k", 0, 5, ObjectVersion(ETAG, 5)) == b"12345"
         for start, stop, size in ((0, 4, 5), (1, 6, 6), (0, 5, 100)):
             with pytest.raises(Untrusted):
-                await store.get("bucket", "k", start, stop, ObjectVersion(ETAG, size))
+                await store.get(Range("bucket", "k", start, stop, ObjectVersion(ETAG, size)))
 
 
 UNTRUSTED_PARTS = {
@@ -128,16 +130,16 @@ UNTRUSTED_PARTS = {
 
 
 @pytest.mark.parametrize("answer", UNTRUSTED_PARTS.values(), ids=UNTRUSTED_PARTS.keys())
-async def test_bytes_that_are_not_those_asked_for(answer: bytes) -> None:
+async def test_another_range_than_the_requested_one_is_untrusted(answer: bytes) -> None:
     await check(get, answer, Untrusted)
 
 
-async def test_another_etag() -> None:
+async def test_another_etag_is_a_changed_object() -> None:
     await check(get, part(ETag='"another"'), ObjectChanged)
 
 
 @pytest.mark.parametrize("answer", [part(b"678", Content_Length="5"), chunked(b"67890")[:-5]])
-async def test_a_connection_that_breaks_within_the_body(answer: bytes) -> None:
+async def test_a_connection_that_breaks_within_the_body_is_untrusted(answer: bytes) -> None:
     await check(get, answer, Untrusted)
 
 
@@ -159,7 +161,7 @@ STATUSES = {
 
 @pytest.mark.parametrize("ask", [get, list_page])
 @pytest.mark.parametrize(("status", "error"), STATUSES.items())
-async def test_each_status(ask: Ask, status: str, error: type[ReadError]) -> None:
+async def test_each_status_has_its_error(ask: Ask, status: str, error: type[ReadError]) -> None:
     body = b"<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>"
     headers = {"Content-Length": str(len(body)), "x-amz-bucket-region": "eu-west-1"}
     await check(ask, http(status, headers, body), error, match=status[:3])
@@ -182,13 +184,13 @@ async def test_an_endless_error_is_not_read_to_its_end() -> None:
         with trio.fail_after(20), pytest.raises(NotFound) as kept:
             await get(store)
         server.stalls, server.answer = False, part()
-        # The one connection has been given back, although the error that it brought is kept.
+        # The only connection is free again, although the error that came over it is still referenced.
         with trio.fail_after(20):
             assert await get(store) == b"67890"
         assert kept
 
 
-async def test_what_a_listing_says() -> None:
+async def test_a_listing_is_parsed() -> None:
     rest = "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>a+%2B&amp;/"
     answer = listing(f"{PREFIX}a+b%252B", rest=rest + "</NextContinuationToken>")
     async with served(answer) as (server, store):
@@ -199,7 +201,7 @@ async def test_what_a_listing_says() -> None:
     assert b"fetch-owner" not in server.requests[1]
 
 
-async def test_a_listing_may_say_what_it_is_of() -> None:
+async def test_a_listing_may_have_its_prefix() -> None:
     rest = f"<IsTruncated>false</IsTruncated><Prefix>{PREFIX}</Prefix><KeyCount>1</KeyCount>"
     encoded = URL + f"<Prefix>{PREFIX.replace('/', '%2F')}</Prefix>"
     for answer in (listing(f"{PREFIX}a", rest=rest), listing(f"{PREFIX}a", rest=encoded)):
@@ -243,17 +245,17 @@ UNTRUSTED_LISTINGS = {
 
 
 @pytest.mark.parametrize("answer", UNTRUSTED_LISTINGS.values(), ids=UNTRUSTED_LISTINGS.keys())
-async def test_listings_that_cannot_be_trusted(answer: bytes) -> None:
+async def test_a_wrong_listing_is_untrusted(answer: bytes) -> None:
     await check(list_page, answer, Untrusted)
 
 
-async def test_a_page_that_is_larger_than_any_is_not_read_to_its_end() -> None:
+async def test_a_page_that_is_too_large_is_not_read_to_its_end() -> None:
     answer = listing(f"{PREFIX}a", rest="<IsTruncated>false</IsTruncated>" + " " * (17 << 20))
     await check(list_page, answer, Untrusted, match="more than 16777216 bytes")
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 200 OK\r\nETag"])
-async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
+async def test_a_server_that_does_not_speak_http_is_unreachable(answer: bytes) -> None:
     await check(get, answer, Unreachable)
 
 
@@ -268,31 +270,31 @@ async def test_servers_that_do_not_speak_http(answer: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("ask", [get, list_page])
-async def test_what_a_server_sends_cannot_write_into_a_log(ask: Ask, answer: bytes) -> None:
+async def test_errors_have_no_control_characters_from_a_server(ask: Ask, answer: bytes) -> None:
     async with served(answer) as (_, store):
         with pytest.raises(ReadError) as raised:
             await ask(store)
         assert str(raised.value).isprintable()
 
 
-async def test_a_refused_connection() -> None:
+async def test_a_refused_connection_is_unreachable() -> None:
     async with raw_server() as server:
         pass
-    async with s3_store(server.url, workers=1) as store:
+    async with s3_store(server.url, processes=1) as store:
         with pytest.raises(Unreachable, match=server.url):
             await get(store)
 
 
-async def test_tls_with_a_server_that_has_none() -> None:
+async def test_a_server_without_tls_is_unreachable_by_https() -> None:
     async with raw_server() as server:
         server.answer = part()
-        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, workers=1) as store:
+        async with s3_store(server.url.replace("http:", "https:"), timeout=1.8, processes=1) as store:
             with pytest.raises(Unreachable, match="https://"):
                 await get(store)
 
 
 @pytest.mark.parametrize("answer", [b"", part()[:-2]], ids=["before the head", "within the body"])
-async def test_a_stalled_server(answer: bytes) -> None:
+async def test_a_stalled_server_is_unreachable(answer: bytes) -> None:
     async with served(answer, timeout=3) as (server, store):
         server.stalls = True
         with trio.fail_after(20), pytest.raises(Unreachable):
@@ -305,47 +307,47 @@ LONG = 1_000_000
 
 
 def half(body: bytes) -> bytes:
-    """The first half of an answer to the request for all of *body*."""
+    """The first half of an answer with all of *body*."""
     headers = {"Content-Length": str(len(body)), "Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}", "ETag": ETAG}
     return http("206 Partial Content", headers, body)[: -len(body) // 2]
 
 
-async def test_bytes_that_have_come_are_told_while_others_are_to_come() -> None:
+async def test_progress_is_reported_before_the_body_is_complete() -> None:
     body = bytes(range(250)) * (LONG // 250)
     has_half = trio.Event()
-    told: list[int] = []
+    reported: list[int] = []
 
-    def progress(buffer: memoryview, filled: int) -> None:
-        assert len(buffer) == LONG
-        assert buffer[:filled] == body[:filled]
-        told.append(filled)
-        # What is told now and then is behind by no more than a block.
+    def progress(lease: Lease, filled: int) -> None:
+        assert len(lease) == LONG
+        assert lease.view[:filled] == body[:filled]
+        reported.append(filled)
+        # What is reported now and then is behind by no more than a block.
         if filled > LONG // 4:
             has_half.set()
 
     async with served(half(body)) as (server, store):
         server.stalls = True
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.get, "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), progress)
+            nursery.start_soon(store.get, Range("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG)), progress)
             with trio.fail_after(20):
                 await has_half.wait()
             nursery.cancel_scope.cancel()
-        assert told == sorted(told)
-        assert max(told) <= LONG // 2
+        assert reported == sorted(reported)
+        assert max(reported) <= LONG // 2
         server.stalls, server.answer = False, part()
         assert await get(store) == b"67890"
 
 
-async def test_bytes_that_come_no_further_are_told_and_then_refused() -> None:
+async def test_progress_is_reported_for_a_body_that_ends_early() -> None:
     body = bytes(LONG)
-    told: list[int] = []
+    reported: list[int] = []
     async with served(half(body)) as (_, store):
         with pytest.raises(ReadError):
             await store.get(
-                "bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), lambda buffer, filled: told.append(filled)
+                Range("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG)), lambda lease, filled: reported.append(filled)
             )
-        assert told
-        assert max(told) <= LONG // 2
+        assert reported
+        assert max(reported) <= LONG // 2
 
 
 @pytest.mark.parametrize(
@@ -357,15 +359,15 @@ async def test_bytes_that_come_no_further_are_told_and_then_refused() -> None:
         {"Content-Length": "9"},
     ],
 )
-async def test_bytes_of_an_answer_that_is_refused_are_not_told(headers: dict[str, str]) -> None:
+async def test_no_progress_is_reported_for_an_answer_with_a_wrong_head(headers: dict[str, str]) -> None:
     right = {"Content-Length": str(LONG), "Content-Range": f"bytes 0-{LONG - 1}/{LONG}", "ETag": ETAG}
     async with served(http("206 Partial Content", {**right, **headers}, bytes(LONG))) as (_, store):
 
-        def progress(buffer: memoryview, filled: int) -> None:
+        def progress(lease: Lease, filled: int) -> None:
             raise AssertionError("these may be the bytes of something else")
 
         with pytest.raises(ReadError) as raised:
-            await store.get("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG), progress)
+            await store.get(Range("bucket", "k", 0, LONG, ObjectVersion(ETAG, LONG)), progress)
         assert len(str(raised.value)) < 1000, "a log is no place for what a server has sent"
 
 
@@ -376,25 +378,27 @@ WRONG = WHOLE[:-1] + b"x"
 
 
 def whole(body: bytes, etag: str = f'"{MD5}"', size: int | str = len(WHOLE), **headers: str) -> bytes:
-    """An answer to the request for all of an object."""
-    told = {"ETag": etag, "Content-Range": f"bytes 0-{len(WHOLE) - 1}/{size}"}
-    return http("206 Partial Content", told | {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    """An answer with all of an object."""
+    usual = {"ETag": etag, "Content-Range": f"bytes 0-{len(WHOLE) - 1}/{size}"}
+    return http("206 Partial Content", usual | {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 async def get_whole(store: S3Store, etag: str = f'"{MD5}"') -> bytes:
-    return bytes(await store.get("bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE))))
+    return await read(store, "bucket", "k", 0, len(WHOLE), ObjectVersion(etag, len(WHOLE)))
 
 
-async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
+async def test_a_whole_object_must_have_the_md5_in_its_etag() -> None:
     no_ranges = http("200 OK", {"ETag": f'"{MD5}"', "Content-Length": str(len(WHOLE))}, WRONG)
     async with served(whole(WHOLE)) as (server, store):
         assert await get_whole(store) == WHOLE
-        told: list[int] = []
+        reported: list[int] = []
         for answer in (whole(WRONG), no_ranges, whole(WRONG, x_amz_server_side_encryption="AES256")):
             server.answer = answer
             with pytest.raises(Untrusted, match=MD5):
-                await store.get("bucket", "k", 0, len(WHOLE), STORED, lambda buffer, filled: told.append(filled))
-        assert not told, "these may be wrong bytes"
+                await store.get(
+                    Range("bucket", "k", 0, len(WHOLE), STORED), lambda lease, filled: reported.append(filled)
+                )
+        assert not reported, "these may be wrong bytes"
 
 
 @pytest.mark.parametrize(
@@ -406,14 +410,14 @@ async def test_a_whole_object_has_the_md5_that_its_etag_is() -> None:
     ],
     ids=["KMS", "two keys of KMS", "a customer's key"],
 )
-async def test_an_etag_that_is_no_md5_of_what_came_is_not_compared(answer: bytes) -> None:
+async def test_the_etag_of_an_encrypted_object_is_not_compared_with_its_md5(answer: bytes) -> None:
     async with served(answer) as (_, store):
         assert await get_whole(store) == WRONG
 
 
 @pytest.mark.parametrize("size", [len(WHOLE) - 1, len(WHOLE) + 1, "*"])
-async def test_a_whole_object_is_not_called_a_part(size: int | str) -> None:
-    # Of a part nothing could be compared; right bytes are refused too, as the answer contradicts the listing.
+async def test_an_answer_cannot_present_a_whole_object_as_a_part(size: int | str) -> None:
+    # The MD5 of a part cannot be compared, so an answer that contradicts the listing is refused even with right bytes.
     for answer in (whole(WRONG, size=size), whole(WHOLE, size=size)):
         async with served(answer) as (_, store):
             with pytest.raises(Untrusted, match="range"):
@@ -423,17 +427,17 @@ async def test_a_whole_object_is_not_called_a_part(size: int | str) -> None:
 async def test_the_md5_of_a_part_is_not_compared() -> None:
     async with served(whole(WRONG, size=len(WHOLE) + 1)) as (_, store):
         version = STORED._replace(size=len(WHOLE) + 1)
-        assert await store.get("bucket", "k", 0, len(WHOLE), version) == WRONG
+        assert await read(store, "bucket", "k", 0, len(WHOLE), version) == WRONG
 
 
 @pytest.mark.parametrize("etag", [f'"{MD5}-1"', f'"{MD5.upper()}"', f'W/"{MD5}"', f'"{MD5}0"'])
-async def test_other_etags_are_no_md5s(etag: str) -> None:
+async def test_etags_of_another_form_are_not_md5s(etag: str) -> None:
     async with served(whole(WRONG, etag)) as (_, store):
         assert await get_whole(store, etag) == WRONG
 
 
-async def test_a_mirror_that_drips_is_given_up_in_the_end() -> None:
-    # Each arrival is soon enough; all of them together take too long.
+async def test_a_mirror_that_sends_slowly_is_unreachable_after_the_timeout() -> None:
+    # No pause is a stall, but the whole body takes too long.
     async with served(part()[:-1], timeout=3) as (server, store):
         server.stalls = True
         with trio.fail_after(15), pytest.raises(Unreachable):
@@ -442,19 +446,19 @@ async def test_a_mirror_that_drips_is_given_up_in_the_end() -> None:
         assert await get(store) == b"67890"
 
 
-async def test_a_cancelled_request_is_given_up() -> None:
+async def test_a_cancelled_request_frees_its_connection() -> None:
     async with served(part()[:-2], max_connections=1) as (server, store):
         server.stalls = True
         with trio.move_on_after(1) as scope:
             await get(store)
         assert scope.cancelled_caught
         server.stalls, server.answer = False, part()
-        # There is one connection only: it has been given back.
+        # There is only one connection, which is free again.
         with trio.fail_after(20):
             assert await get(store) == b"67890"
 
 
-async def test_the_users_aws_settings_do_not_matter(
+async def test_the_users_aws_settings_are_ignored(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = tmp_path_factory.mktemp("aws") / "config"
@@ -481,14 +485,14 @@ async def test_the_users_aws_settings_do_not_matter(
 
 
 async def test_the_users_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with raw_server() as proxy, s3_store("http://mirror.invalid", workers=1) as store:
+    async with raw_server() as proxy, s3_store("http://mirror.invalid", processes=1) as store:
         proxy.answer = part()
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert await get(store) == b"67890"
         assert proxy.requests[0].startswith(b"GET http://mirror.invalid/bucket/0a1b2c3d/k HTTP")
 
 
-async def test_the_users_proxy_is_not_asked_for_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_users_proxy_is_not_used_for_its_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     async with served(part()) as (_, store):
@@ -508,17 +512,17 @@ async def test_certificates_are_verified_with_the_users_authorities(
         monkeypatch.delenv(variable, raising=False)
     async with raw_server(server_with(certificate)) as server:
         server.answer = part()
-        async with s3_store(server.url, workers=1) as store:
+        async with s3_store(server.url, processes=1) as store:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await get(store)
         assert server.requests == []
         monkeypatch.setenv(name, str(certificate))
-        async with s3_store(server.url, workers=1) as store:
+        async with s3_store(server.url, processes=1) as store:
             assert await get(store) == b"67890"
 
 
-async def test_authorities_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_missing_file_of_authorities_is_in_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-    async with s3_store("https://127.0.0.1:1", workers=1) as store:
+    async with s3_store("https://127.0.0.1:1", processes=1) as store:
         with pytest.raises(Unreachable, match=r"missing\.pem"):
             await get(store)

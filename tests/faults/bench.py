@@ -1,4 +1,4 @@
-"""Runs a case: real mounts of a small tree over a server that has the case's fault, and what programs are told."""
+"""Runs a case: real mounts of a small tree over a server with the case's fault, and the outcome for programs."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ HANG = 120
 
 
 class Result(NamedTuple):
-    """What programs were told under a fault and when it had ended, and what of it the mount counted and logged."""
+    """The outcomes during a fault and after it, and the errors that the mount counted and logged."""
 
     during: Mapping[Cell, Outcome]
     after: Mapping[Cell, Outcome]
@@ -139,25 +139,25 @@ class Bench:
         return home
 
     def _do_all(self, point: Path) -> Mapping[Cell, Outcome]:
-        """Do everything at the same time."""
+        """Do all operations at the same time."""
         pool = ThreadPoolExecutor(len(CELLS))
         tries = {
             cell: pool.submit(outcome, functools.partial(do, cell.operation, point, one, cell.state))
             for cell, one in self._series.items()
         }
-        # Who waits for ever is let go when the mount ends.
+        # Threads that wait for ever end when the mount does.
         pool.shutdown(wait=False)
         wait(tries.values(), HANG)
         return {cell: tried.result() if tried.done() else Outcome("no answer", HANG) for cell, tried in tries.items()}
 
     def _recover(self, point: Path) -> Mapping[Cell, Outcome]:
-        """Do everything again, until it works."""
+        """Repeat all operations until they work."""
         found = {}
         began = time.monotonic()
         for cell, one in self._series.items():
             again = functools.partial(do, cell.operation, point, one, f"{cell.state}-again")
             found[cell] = outcome(again)
-            while found[cell].told != RIGHT and time.monotonic() < began + RECOVERY:
+            while found[cell].result != RIGHT and time.monotonic() < began + RECOVERY:
                 time.sleep(0.1)
                 found[cell] = outcome(again)
         return found

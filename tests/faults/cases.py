@@ -1,4 +1,4 @@
-"""The faults of the matrix and what a program must be told of each: the one table that tests and documentation use."""
+"""The faults of the matrix, and the errors that a program must get for each; tests and documentation use this table."""
 
 import asyncio
 import re
@@ -11,15 +11,15 @@ from typing import NamedTuple
 from tests.faults.server import GET, LIST, Answer, Connection, Exchange, Fault, listing
 
 RIGHT = "right"
-"""Said of an operation that did what it does without faults."""
+"""The outcome of an operation that did the same as without a fault."""
 
 UNREACHABLE = frozenset({"EHOSTUNREACH"})
 SLOW = frozenset({"ETIMEDOUT", "EHOSTUNREACH"})
-"""The first who wait hear that it took too long; who comes after may be told that the mirror is away."""
+"""The first readers time out; later ones may get EHOSTUNREACH at once, because the mirror counts as away."""
 
 
 class Operation(Enum):
-    """What a program does, in the words of the documentation."""
+    """An operation of a program, in the words of the documentation."""
 
     LS = "`ls` of a series"
     STAT = "`stat` of a file"
@@ -30,7 +30,7 @@ class Operation(Enum):
 
     @property
     def lists(self) -> bool:
-        """Whether it needs a series' listing and no more."""
+        """Whether it needs only a series' listing."""
         return self in (Operation.LS, Operation.STAT)
 
     @property
@@ -40,7 +40,7 @@ class Operation(Enum):
 
 
 class Cell(NamedTuple):
-    """What is done, to what is in the cache or not."""
+    """An operation on something that is, or is not, in the cache."""
 
     operation: Operation
     is_cached: bool
@@ -62,18 +62,18 @@ class Mirror(Enum):
     PLAIN = "http"
     TLS = "https"
     NAMED = "a host name"
-    """By the server as a proxy as long as there is no fault; with one there is no proxy, and no such name."""
+    """Through the server as a proxy; with a fault there is no proxy, so that the name does not resolve."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and what it makes of operations on what is not in the cache.
+    """A fault, and the outcome of operations on what is not in the cache.
 
     Attributes:
-        name: what happens, in the words of the documentation.
-        fault: how the server does it.
-        errors: what a program may be told, by the names of errnos.
-        other: what operations say for which that is different.
+        name: the fault in the words of the documentation.
+        fault: the server's part in it.
+        errors: the outcomes that a program may get, as names of errnos.
+        other: the outcomes of operations that have other ones.
         mirror: how the server is reached.
     """
 
@@ -84,23 +84,23 @@ class Case:
     mirror: Mirror = Mirror.PLAIN
 
     def expected(self, cell: Cell) -> frozenset[str]:
-        """What a program may be told."""
+        """The outcomes that a program may get."""
         needs_mirror = not cell.is_cached and (
             (cell.operation.lists and LIST in self.fault.hits) or cell.operation.reads
         )
         if not needs_mirror:
             return errors(RIGHT)
-        told = self.other.get(cell.operation, self.errors)
+        found = self.other.get(cell.operation, self.errors)
         # Through a map there is no errno, once the file is open.
         is_open = self.fault.hits != {LIST}
-        return errors("SIGBUS") if cell.operation is Operation.MMAP and is_open and told != errors(RIGHT) else told
+        return errors("SIGBUS") if cell.operation is Operation.MMAP and is_open and found != errors(RIGHT) else found
 
 
 def errors(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-# How a request is answered wrong.
+# Wrong answers to requests.
 
 
 def with_status(status: str, **headers: str) -> Fault:
@@ -111,7 +111,7 @@ def with_status(status: str, **headers: str) -> Fault:
 
 
 def changed(change: Callable[[Exchange], Answer]) -> Callable[[Exchange], Awaitable[None]]:
-    """Answer with something else."""
+    """Answer with what *change* makes of the right answer."""
 
     async def answer(exchange: Exchange) -> None:
         await exchange.connection.send(change(exchange).encoded())
@@ -124,7 +124,7 @@ def body(change: Callable[[Exchange], Answer]) -> Fault:
 
 
 def with_headers(**headers: str) -> Fault:
-    """The right bytes under wrong headers; a header that is empty is left out."""
+    """The right bytes with wrong headers; an empty header is omitted."""
 
     def change(exchange: Exchange) -> Answer:
         right = exchange.right
@@ -139,7 +139,7 @@ def page(change: Callable[[Exchange], Answer]) -> Fault:
 
 
 def keys(change: Callable[[list[str]], list[str]]) -> Fault:
-    """A listing of other keys than there are."""
+    """A listing of other keys than the right ones."""
 
     def answer(exchange: Exchange) -> Answer:
         found = [(name.partition("/")[2], data) for name, data in sorted(exchange.server.objects.items())]
@@ -151,7 +151,7 @@ def keys(change: Callable[[list[str]], list[str]]) -> Fault:
 
 
 def edited(old: bytes, new: bytes) -> Fault:
-    """A listing in which a text stands in the place of another."""
+    """A listing in which one text is replaced by another."""
 
     def answer(exchange: Exchange) -> Answer:
         right = exchange.right
@@ -209,7 +209,7 @@ async def never_end(exchange: Exchange) -> None:
     await exchange.connection.send(exchange.right.encoded().replace(b"Content-Length", b"X-Length", 1))
     while True:
         await exchange.connection.send(b" " * 16_384)
-        # Slow enough to leave something of this machine to others.
+        # Slow enough to leave most of the machine to the mount.
         await asyncio.sleep(0.01)
 
 
@@ -229,13 +229,13 @@ async def no_http(exchange: Exchange) -> None:
     exchange.connection.close()
 
 
-async def more_than_told(exchange: Exchange) -> None:
+async def more_than_announced(exchange: Exchange) -> None:
     await exchange.connection.send(exchange.right.encoded() + b"and more")
 
 
 async def without_end(exchange: Exchange) -> None:
-    """Page after page of keys that nobody has seen."""
-    # Slow enough to leave something of this machine to others.
+    """Page after page of new keys."""
+    # Slow enough to leave time on this machine for other processes.
     await asyncio.sleep(0.02)
     last = exchange.request.token.rpartition("/")[2][:12] or "0"
     names = [f"{exchange.request.key}{int(last, 16) + more:012x}.dcm" for more in (1, 2)]
@@ -262,7 +262,7 @@ def _back_to_start(exchange: Exchange) -> Answer:
 
 
 def ends_early_once() -> Callable[[Exchange], Answer]:
-    """The first page says that it is the last, the first time that a series is listed."""
+    """The first time that a series is listed, its first page claims to be the last."""
     lied: set[str] = set()
 
     def answer(exchange: Exchange) -> Answer:
@@ -277,17 +277,17 @@ def ends_early_once() -> Callable[[Exchange], Answer]:
 
 def other_range(exchange: Exchange) -> Answer:
     start = exchange.request.start
-    told = exchange.right.headers["Content-Range"].replace(f" {start}-", f" {start + 1}-")
-    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": told})
+    wrong = exchange.right.headers["Content-Range"].replace(f" {start}-", f" {start + 1}-")
+    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": wrong})
 
 
 def other_total(exchange: Exchange) -> Answer:
-    told, _, total = exchange.right.headers["Content-Range"].partition("/")
-    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": f"{told}/{int(total) + 1}"})
+    part, _, total = exchange.right.headers["Content-Range"].partition("/")
+    return replace(exchange.right, headers={**exchange.right.headers, "Content-Range": f"{part}/{int(total) + 1}"})
 
 
 def other_bytes_and_total(exchange: Exchange) -> Answer:
-    """As if a whole were a part, whose MD5 nobody knows."""
+    """Wrong bytes of a whole object, as if they were a part, whose MD5 is not known."""
     return replace(other_total(exchange), body=bytes(len(exchange.right.body)))
 
 
@@ -297,13 +297,13 @@ def whole_object(exchange: Exchange) -> Answer:
 
 
 def other_etag_later(exchange: Exchange) -> Answer:
-    """What does not begin at the front is of another version of the object."""
+    """Ranges that do not start at 0 are of another version of the object."""
     if exchange.request.start == 0:
         return exchange.right
     return replace(exchange.right, headers={**exchange.right.headers, "ETag": '"another"'})
 
 
-# How a connection goes wrong before anything is asked.
+# Connections that fail before any request.
 
 
 async def answer_plainly(connection: Connection) -> None:
@@ -315,7 +315,7 @@ async def never_shake_hands(connection: Connection) -> None:
 
 
 def shake_hands_as(tls: ssl.SSLContext) -> Callable[[Connection], Awaitable[None]]:
-    """With a certificate that nobody vouches for."""
+    """Shake hands with a certificate that the client does not trust."""
 
     async def accept(connection: Connection) -> None:
         await connection.encrypt(tls)
@@ -327,14 +327,14 @@ STALLED_READS = Fault(stall_before_headers, frozenset({GET}))
 REFUSED_READS = body(lambda exchange: Answer("412 Precondition Failed", {}))
 LOGIN_PAGE = Answer("200 OK", {"Content-Type": "text/html"}, b"<html>Sign in to use this network</html>")
 BROKEN = errors("EIO", "EHOSTUNREACH")
-"""Told by how much had come when the connection broke, which is chance."""
+"""Either may come: it depends on how much had arrived when the connection broke."""
 FIRST_BLOCK_IS_RIGHT = {Operation.SMALL: errors(RIGHT)}
 
 
 def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
-    """All faults; *untrusted* is for the one that needs a certificate."""
+    """All faults; *untrusted* is for the fault that needs a certificate."""
     return [
-        # The mirror says no, or that it cannot.
+        # The mirror refuses, or cannot serve.
         Case("403 Forbidden", with_status("403 Forbidden"), errors("EACCES")),
         Case("404 Not Found", with_status("404 Not Found"), errors("ENOENT")),
         Case("429 Too Many Requests", with_status("429 Too Many Requests"), UNREACHABLE),
@@ -344,24 +344,24 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("301 Moved Permanently", with_status("301 Moved Permanently", Location="/elsewhere"), errors("EIO")),
         Case("307 Temporary Redirect", with_status("307 Temporary Redirect", Location="/elsewhere"), errors("EIO")),
         Case("204 No Content", Fault(changed(lambda exchange: Answer("204 No Content", {}))), errors("EIO")),
-        # The mirror is not there.
+        # The mirror cannot be reached.
         Case("connection refused", Fault(refuses=True), UNREACHABLE),
         Case("a host name that does not resolve", Fault(), SLOW, mirror=Mirror.NAMED),
-        Case("no TLS where TLS is wanted", Fault(accept=answer_plainly), UNREACHABLE, mirror=Mirror.TLS),
+        Case("a server without TLS at an https:// URL", Fault(accept=answer_plainly), UNREACHABLE, mirror=Mirror.TLS),
         Case(
-            "a certificate that nobody vouches for",
+            "an untrusted certificate",
             Fault(accept=None if untrusted is None else shake_hands_as(untrusted)),
             UNREACHABLE,
             mirror=Mirror.TLS,
         ),
         Case("a TLS handshake that stalls", Fault(accept=never_shake_hands), SLOW, mirror=Mirror.TLS),
-        # The connection ends.
+        # The connection breaks.
         Case("closed before the headers", Fault(close_before_headers), UNREACHABLE),
         Case("reset before the headers", Fault(reset_before_headers), UNREACHABLE),
         Case("reset in the headers", Fault(reset_in_headers), UNREACHABLE),
         Case("reset in the body", Fault(reset_in_body), errors("EIO")),
         Case("closed before the body's last byte", Fault(end_early), errors("EIO")),
-        # The connection does not end.
+        # The connection stays open.
         Case("a stall before the headers", Fault(stall_before_headers), SLOW),
         Case("a stall in the headers", Fault(stall_in_headers), SLOW),
         Case("a stall in the body", Fault(stall_in_body), SLOW),
@@ -371,23 +371,23 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("a chunked body that is cut", Fault(cut_chunks), errors("EIO")),
         # Something else answers.
         Case("a login page", Fault(changed(lambda exchange: LOGIN_PAGE)), errors("EIO")),
-        Case("a server that speaks no HTTP", Fault(no_http), UNREACHABLE),
+        Case("a server that does not speak HTTP", Fault(no_http), UNREACHABLE),
         # Objects.
         Case("a body one byte short", body(lambda e: replace(e.right, body=e.right.body[:-1])), errors("EIO")),
         Case("a body one byte long", body(lambda e: replace(e.right, body=e.right.body + b"x")), errors("EIO")),
-        Case("bytes after the body", Fault(more_than_told, frozenset({GET})), errors(RIGHT)),
+        Case("bytes after the body", Fault(more_than_announced, frozenset({GET})), errors(RIGHT)),
         Case("a Content-Length that is too small", with_headers(Content_Length="100"), BROKEN),
-        Case("another Content-Range", body(other_range), errors("EIO")),
-        Case("another total in Content-Range", body(other_total), errors("EIO")),
-        Case("other bytes under another total", body(other_bytes_and_total), errors("EIO")),
+        Case("a wrong Content-Range", body(other_range), errors("EIO")),
+        Case("a wrong total in Content-Range", body(other_total), errors("EIO")),
+        Case("wrong bytes with a wrong total", body(other_bytes_and_total), errors("EIO")),
         Case("no Content-Range", with_headers(Content_Range=""), errors("EIO")),
         Case("another ETag", with_headers(ETag='"another"'), errors("EIO")),
         Case("no ETag", with_headers(ETag=""), errors("EIO")),
         Case("another ETag for later ranges", body(other_etag_later), errors("EIO"), FIRST_BLOCK_IS_RIGHT),
         Case("the whole object for a range", body(whole_object), errors("EIO"), FIRST_BLOCK_IS_RIGHT),
-        Case("412, though nothing changed", REFUSED_READS, errors("EIO")),
+        Case("412 for an unchanged object", REFUSED_READS, errors("EIO")),
         # Listings.
-        Case("a listing that is no XML", page(lambda e: Answer("200 OK", {}, b"\x00\xff not XML")), errors("EIO")),
+        Case("a listing that is not XML", page(lambda e: Answer("200 OK", {}, b"\x00\xff not XML")), errors("EIO")),
         Case("a listing cut in the middle", page(lambda e: replace(e.right, body=e.right.body[:300])), errors("EIO")),
         Case("a listing with a DTD", edited(b"<ListBucketResult", b'<!DOCTYPE a [<!ENTITY b "c">]><ListBucketResult'),
              errors("EIO")),
@@ -397,12 +397,12 @@ def cases(untrusted: ssl.SSLContext | None = None) -> list[Case]:
         Case("a listing that ends too early, once", page(ends_early_once()), errors(RIGHT)),
         Case("a listing without end", Fault(without_end, frozenset({LIST})), errors("EIO", "ETIMEDOUT")),
         Case("an empty page that is not the last", page(lambda e: listing([], "more")), errors("EIO")),
-        Case("more is promised, without a token", page(lambda e: listing([], truncated="true")), errors("EIO")),
-        Case("not told whether there is more", edited(b"IsTruncated", b"Truncated"), errors("EIO")),
+        Case("a truncated page without a token", page(lambda e: listing([], truncated="true")), errors("EIO")),
+        Case("a page without IsTruncated", edited(b"IsTruncated", b"Truncated"), errors("EIO")),
         Case("keys of another series", keys(lambda there: [f"z{key[1:]}" for key in there]), errors("EIO")),
         Case("keys with `..`", keys(lambda there: [key.replace("/", "/../") for key in there]), errors("EIO")),
         Case("keys in a folder", keys(lambda there: [key.replace("/", "/x/") for key in there]), errors("EIO")),
-        Case("keys twice", keys(lambda there: [key for key in there for _ in range(2)]), errors("EIO")),
+        Case("duplicate keys", keys(lambda there: [key for key in there for _ in range(2)]), errors("EIO")),
         Case("keys out of order", keys(lambda there: there[::-1]), errors("EIO")),
-        Case("sizes that are no numbers", edited(b"<Size>", b"<Size>-"), errors("EIO")),
+        Case("sizes that are not numbers", edited(b"<Size>", b"<Size>-"), errors("EIO")),
     ]  # fmt: skip

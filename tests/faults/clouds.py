@@ -1,4 +1,4 @@
-"""The mirrors `aws` and `gcs` on this machine: their names and certificates are theirs, behind a proxy for HTTPS."""
+"""The mirrors `aws` and `gcs` on this machine, with their names and certificates, behind a proxy for HTTPS."""
 
 import contextlib
 import selectors
@@ -16,7 +16,7 @@ GCS = "storage.googleapis.com"
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """An HTTPS proxy that knows *ports* of this machine by the name of a host, and nothing else."""
+    """An HTTPS proxy that connects host names to *ports* of this machine, and refuses all others."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -78,5 +78,5 @@ def clouds(
 
 
 def _etag_of_parts(data: bytes) -> str:
-    """As of an object that was uploaded in parts."""
+    """The ETag of an object that was uploaded in parts."""
     return md5_etag(data)[:-1] + '-1"'

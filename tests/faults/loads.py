@@ -1,6 +1,6 @@
-"""What the soak does to a mount: loads that go on until a time, each checks what it gets and counts what it did.
+"""The loads of the soak: each runs until a time, checks what it reads and counts what it does.
 
-Each runs in a process of its own, so that none waits for another's Python.
+Each runs in its own process, so that none waits for another's interpreter lock.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ LOOK_UPS_A_SECOND = 1_000_000 / 600
 """A million in ten minutes."""
 
 LONGEST_PAUSE = 0.4
-"""Seconds between two files of a reader at most, so that this machine's cores are left for the mount."""
+"""The longest pause of a reader between two files, in seconds, which leaves the cores to the mount."""
 
 LONGEST_LIFE = 0.1
-"""Seconds after which a reader that vanishes is gone at the latest: in the middle of a file, mostly."""
+"""Seconds after which a reader is killed at the latest, usually in the middle of a file."""
 
 ERRORS_TOLD = 20
-"""Errors of a load of which more is told than their number."""
+"""Errors of a load that are kept with their text; others are only counted."""
 
 
 class Place(NamedTuple):
-    """Where to find what: the mountpoint and its series; everything ends at *until* of the monotonic clock."""
+    """The mountpoint and its series, and the time of the monotonic clock at which the loads end."""
 
     point: Path
     rows: Sequence[Row]
@@ -48,25 +48,25 @@ class Place(NamedTuple):
                 return
 
     def folder(self, row: Row) -> Path:
-        """A series' folder."""
+        """The folder of a series."""
         return self.point / f"{row.collection}" / f"{row.patient}" / f"{row.study}" / f"{row.modality}_{row.series}"
 
     def files(self) -> list[tuple[Path, bytes]]:
-        """All files, and what is in them."""
+        """All files with their contents."""
         return [
             (self.folder(row) / instance.name, instance.content) for row in self.rows for instance in instances(row)
         ]
 
 
 class Done(NamedTuple):
-    """What a load did, by what it is called, and what was wrong."""
+    """The numbers of what a load did, by name, and its errors."""
 
     counts: Counter[str]
     errors: list[str]
 
     @contextlib.contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """Count something, and what goes wrong with it."""
+        """Count something that succeeds, or its error."""
         try:
             yield
         except (OSError, AssertionError) as error:
@@ -78,11 +78,11 @@ class Done(NamedTuple):
 
 
 Load = Callable[[Place, int], Done]
-"""Does something until it is time, at random from a seed."""
+"""Does something random, from a seed, until the time is over."""
 
 
 def many_readers(place: Place, seed: int) -> Done:
-    """Readers at once: whole files and parts, what the kernel has and what it was told to forget."""
+    """Many readers at a time, of whole files and parts, with and without the kernel's pages."""
     done = Done(Counter(), [])
     files = place.files()
 
@@ -108,7 +108,7 @@ def many_readers(place: Place, seed: int) -> Done:
 
 
 def many_open_files(place: Place, seed: int) -> Done:
-    """A thousand files open all the time; one after the other is read at random, and some are opened anew."""
+    """A thousand open files, which are read in random order; some are replaced by others."""
     done = Done(Counter(), [])
     chance = random.Random(seed)
     files = place.files()
@@ -130,7 +130,7 @@ def many_open_files(place: Place, seed: int) -> Done:
 
 
 def look_ups(place: Place, seed: int) -> Done:
-    """Names that are not there, none of them twice, so that the kernel has to ask; and some that are."""
+    """Look-ups of missing names, each new so that the kernel has not cached it, and of some existing ones."""
     done = Done(Counter(), [])
     folders = [path for row in place.rows for path in [place.folder(row), *place.folder(row).parents[:3]]]
     files = place.files()
@@ -143,7 +143,7 @@ def look_ups(place: Place, seed: int) -> Done:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.stat(folders[number % len(folders)] / f"{seed}-{number}")
-                    raise AssertionError("it is there")
+                    raise AssertionError("the name exists")
         ahead = number / LOOK_UPS_A_SECOND - (time.monotonic() - began)
         if ahead > 0.05:
             time.sleep(ahead)
@@ -168,7 +168,7 @@ def vanishing(place: Place, seed: int) -> Done:
 
 
 def cohorts(place: Place, seed: int) -> Done:
-    """Cohorts made, looked into, renamed and removed, each with a text that nobody has written before."""
+    """Cohorts that are made, listed, renamed and removed, each with a new text."""
     done = Done(Counter(), [])
     chance = random.Random(seed)
     folder = place.point / "cohorts"
@@ -188,7 +188,7 @@ def cohorts(place: Place, seed: int) -> Done:
 
 
 LOADS: Sequence[Load] = (many_readers, many_open_files, look_ups, look_ups, vanishing, cohorts)
-"""Look-ups twice: a busy mount answers one program with fewer than it asks for."""
+"""Look-ups run twice: from a busy mount, one program does not get the wanted number in a second."""
 
 
 def _read_a_part(descriptor: int, wanted: bytes, chance: random.Random) -> None:

@@ -1,7 +1,7 @@
-"""A mount as a state machine: what programs do at random, and what each of it must come to.
+"""A mount as a state machine: the random operations of programs, and the outcomes that they may have.
 
-A model says what is there: files that never change, and cohorts. While the server has a fault, whoever asks may be told
-what the table of faults allows; when it is over, everything must be right again within `RECOVERY` seconds.
+A model has the contents: files that never change, and cohorts. While the server has a fault, an operation may have
+an error from the table of faults; after it, everything must be right again within `RECOVERY` seconds.
 """
 
 import contextlib
@@ -25,22 +25,20 @@ GRACE = 30
 """Seconds more: the kernel asks again for what it failed to read within a second, and the machine is busy."""
 
 WAITING = ("stall", "byte a second", "never ends", "without end", "resolve", "TLS", "certificate")
-"""Faults that have programs wait for the whole timeout; those of names and of TLS need another mirror."""
+"""Faults that make programs wait for the whole timeout; those of names and of TLS need another mirror."""
 
 QUICK = [case for case in cases() if not any(word in case.name for word in WAITING)]
 SLOW = [case for case in cases() if any(word in case.name for word in WAITING[:4]) and "TLS" not in case.name]
 
-SLOW_WRITE = 5
-"""Seconds, fewer than writing a query waits for its evaluation."""
 
 OPEN_FILES = 20
-"""Files that are open at a time at most."""
+"""The most files that are open at a time."""
 
 REMEMBERED = 40
-"""Steps that a failure tells of."""
+"""The number of steps in the message of a failure."""
 
 Cohorts = dict[str, list[str] | None]
-"""The folders that each cohort shows; None if it has no query that ever worked."""
+"""The folders in each cohort; None if none of its queries has worked."""
 
 
 class Mount:
@@ -56,7 +54,7 @@ class Mount:
         self._fault: Case | None = None
         self._faulty = contextlib.ExitStack()
         self._left = 0
-        # Until when each error may be told: while a fault that allows it lasts, and for some time after.
+        # The time until which each error is permitted: during a fault that permits it, and some time after.
         self._until: dict[str, float] = {}
         self._paths = sorted(place.files)
         self._folders = sorted(place.folders)
@@ -78,7 +76,7 @@ class Mount:
         self._mounted.close()
 
     def remount(self, forget: bool) -> None:
-        """Mount anew, with the cache or without."""
+        """Mount again, with or without the cache."""
         self._step(f"remount, forget={forget}")
         self.close()
         if forget:
@@ -89,7 +87,7 @@ class Mount:
     # Faults.
 
     def start_fault(self, which: int, slow: bool, lasts: int) -> None:
-        """Have one of the faults for some steps."""
+        """Start one of the faults, for some steps."""
         self.end_fault()
         self._fault = SLOW[which % len(SLOW)] if slow else QUICK[which % len(QUICK)]
         self._step(f"fault: {self._fault.name}, for {lasts}")
@@ -99,7 +97,7 @@ class Mount:
         self.counts["faults"] += 1
 
     def end_fault(self) -> None:
-        """Be well again, within some seconds."""
+        """End the fault; its errors are permitted for some more seconds."""
         if self._fault is not None:
             self._faulty.close()
             self._until |= dict.fromkeys(_allowed(self._fault), time.monotonic() + RECOVERY)
@@ -108,13 +106,13 @@ class Mount:
     # The tree.
 
     def ls(self, which: int) -> None:
-        """List a folder: each is as likely as another."""
+        """List a folder; all are equally likely."""
         folder = self._folders[which % len(self._folders)]
         wanted = sorted([*self._place.folders[folder], *(["cohorts"] if folder == Path() else [])])
         self._try(f"ls {folder}", lambda: same(sorted(os.listdir(self._place.point / folder)), wanted))
 
     def stat(self, which: int) -> None:
-        """Look at a file."""
+        """Read the attributes of a file."""
         path = self._path(which)
         size = len(self._place.files[path])
         self._try(f"stat {path}", lambda: same(os.stat(self._place.point / path).st_size, size))
@@ -135,7 +133,7 @@ class Mount:
     # Bytes.
 
     def open_file(self, which: int) -> None:
-        """Open a file, and the one that was open for longest is closed if there are many."""
+        """Open a file, and close the one that has been open longest if there are too many."""
         path = self._path(which)
         if len(self._open) >= OPEN_FILES:
             self.close_file()
@@ -147,14 +145,14 @@ class Mount:
         self._try(f"open {path}", do)
 
     def close_file(self) -> None:
-        """Close the file that has been open for longest."""
+        """Close the file that has been open longest."""
         if self._open:
             descriptor, path, _ = self._open.popleft()
             self._step(f"close {path}")
             os.close(descriptor)
 
     def seek(self, to: float) -> None:
-        """Go elsewhere in the file that was used last."""
+        """Seek in the file that was used last."""
         if self._open:
             descriptor, path, _ = self._open.pop()
             position = int(to * len(self._place.files[path]))
@@ -163,7 +161,7 @@ class Mount:
             self._open.append((descriptor, path, position))
 
     def read_on(self, length: int) -> None:
-        """Read from where the file that was used last is at."""
+        """Read from the present position of the file that was used last."""
         if self._open:
             descriptor, path, position = self._open[-1]
 
@@ -175,7 +173,7 @@ class Mount:
             self._try(f"read {length} at {position} of {path}", do)
 
     def read_at(self, which: int, start: float, length: int) -> None:
-        """Read a part of any file that is open."""
+        """Read a part of an open file."""
         if self._open:
             descriptor, path, _ = self._open[which % len(self._open)]
             position = int(start * len(self._place.files[path]))
@@ -201,7 +199,7 @@ class Mount:
             )
 
     def drop(self, which: int) -> None:
-        """Have the kernel forget what it has of a file."""
+        """Make the kernel drop its pages of a file."""
         path = self._path(which)
 
         def do() -> str:
@@ -211,15 +209,15 @@ class Mount:
         self._try(f"drop {path}", do)
 
     def forget_cached(self, part: int) -> None:
-        """Remove some files of the cache under the mount."""
+        """Remove some files of the cache while it is mounted."""
         self._step(f"remove a part of the cache, {part}")
         for file in sorted(self._place.cache.glob("objects/*/*/*.val"))[part % 3 :: 3]:
             file.unlink(missing_ok=True)
 
-    # Cohorts: their names and texts are the model's alone, and need no mirror.
+    # Cohorts: their names and texts need no mirror.
 
     def make_cohort(self, name: str) -> None:
-        """Make a cohort, if there is none of the name."""
+        """Make a cohort, unless there is one of the name."""
         there = name in self._cohorts
         if self._write(f"mkdir {name}", lambda: self._cohort(name).mkdir(), "EEXIST" if there else RIGHT):
             self._cohorts[name] = None
@@ -231,27 +229,28 @@ class Mount:
             del self._cohorts[name]
 
     def rename_cohort(self, name: str, new: str) -> None:
-        """Rename a cohort, unless there is none, or another has the name."""
+        """Rename a cohort, unless it is missing or the new name is taken."""
         if name == new:
             return
-        told = "ENOENT" if name not in self._cohorts else "EEXIST" if new in self._cohorts else RIGHT
-        if self._write(f"mv {name} {new}", lambda: self._cohort(name).rename(self._cohort(new)), told):
+        wanted = "ENOENT" if name not in self._cohorts else "EEXIST" if new in self._cohorts else RIGHT
+        if self._write(f"mv {name} {new}", lambda: self._cohort(name).rename(self._cohort(new)), wanted):
             self._cohorts[new] = self._cohorts.pop(name)
 
     def write_cohort(self, name: str, part: int, right: bool) -> None:
-        """Write a query: one that names some collections, or one that does not work and changes nothing."""
+        """Write a query that selects some collections, or one that does not work and changes nothing."""
         if name not in self._cohorts:
             return
         shown = sorted(self._place.folders[Path()])[part % 3 :: 3]
         names = ", ".join(f"'{collection}'" for collection in shown)
         text = f"SELECT SeriesInstanceUID FROM index WHERE {'collection_id' if right else 'colour'} IN ({names})"
-        write = (self._cohort(name) / ".query").write_text
-        began = time.monotonic()
-        if self._write(f"write {name}: {text}", lambda: write(text), RIGHT if right else "EINVAL"):
+
+        def write() -> None:
+            (self._cohort(name) / ".query").write_text(text)
+            # Until the query is evaluated, the one that worked last is another; reading this waits for that.
+            (self._cohort(name) / ".summary").read_bytes()
+
+        if self._write(f"write {name}: {text}", write, RIGHT if right else "EINVAL"):
             self._cohorts[name] = shown
-            if time.monotonic() - began > SLOW_WRITE:
-                # On a busy machine it may not be evaluated yet, and what worked last is another.
-                self.ls_cohort(name)
 
     def ls_cohort(self, name: str) -> None:
         """List a cohort, if there is one of the name, and what is in `cohorts`."""
@@ -260,7 +259,7 @@ class Mount:
             shown = self._cohorts[name] or []
             self._try(f"ls cohorts/{name}", lambda: same(sorted(os.listdir(self._cohort(name))), shown))
 
-    # How a step is checked.
+    # The checks of a step.
 
     def _path(self, which: int) -> Path:
         return self._paths[which % len(self._paths)]
@@ -273,7 +272,7 @@ class Mount:
         return same(data, wanted)
 
     def _write(self, what: str, call: Callable[[], object], wanted: str) -> bool:
-        """Do what is about cohorts; whether it was done, and was to be."""
+        """Change cohorts, and check the outcome; return whether the change was to succeed."""
 
         def do() -> str:
             call()
@@ -281,29 +280,29 @@ class Mount:
 
         self._step(what)
         found = outcome(do)
-        self._check(what, found.told == wanted, f"{found}, not {wanted}")
+        self._check(what, found.result == wanted, f"{found}, not {wanted}")
         return wanted == RIGHT
 
     def _try(self, what: str, call: Callable[[], str]) -> None:
-        """Do what may need the mirror: right, or what the fault allows, and in time."""
+        """Do what may need the mirror; the outcome must be right or permitted, and in time."""
         self._step(what)
         found = self._once(what, call)
         if self._fault is not None:
-            self.counts["failures that are allowed"] += found.told != RIGHT
+            self.counts["permitted failures"] += found.result != RIGHT
             self._left -= 1
             if self._left <= 0:
                 self.end_fault()
             return
-        while found.told != RIGHT:
+        while found.result != RIGHT:
             time.sleep(0.05)
-            self.counts["tries until a fault was over"] += 1
+            self.counts["attempts until the end of a fault"] += 1
             found = self._once(what, call)
 
     def _once(self, what: str, call: Callable[[], str]) -> Outcome:
         began = time.monotonic()
         found = outcome(call)
         fault = "no fault" if self._fault is None else self._fault.name
-        may_be = found.told == RIGHT or self._until.get(found.told, 0) > began
+        may_be = found.result == RIGHT or self._until.get(found.result, 0) > began
         self._check(what, may_be, f"{found} under {fault}")
         self._check(what, found.seconds < TIMEOUT + GRACE, f"{found} under {fault} is too long")
         return found
@@ -319,8 +318,8 @@ class Mount:
 
 
 def _allowed(case: Case) -> frozenset[str]:
-    """All that a program may be told under a fault."""
-    told: set[str] = set(case.errors)
+    """All errors that a program may get during a fault."""
+    permitted: set[str] = set(case.errors)
     for errors in case.other.values():
-        told |= errors
-    return frozenset({*told, "SIGBUS"} - {RIGHT})
+        permitted |= errors
+    return frozenset({*permitted, "SIGBUS"} - {RIGHT})

@@ -1,4 +1,4 @@
-"""What programs do with a mount in these tests, and what they are told."""
+"""The operations of programs on a mount in these tests, and their outcomes."""
 
 import errno
 import os
@@ -27,24 +27,24 @@ except OSError as error:
 
 
 class Outcome(NamedTuple):
-    """What a program was told (`RIGHT`, the name of an errno or signal, or what was wrong), after how many seconds."""
+    """The result for a program (`RIGHT`, the name of an errno or signal, or what was wrong), and its seconds."""
 
-    told: str
+    result: str
     seconds: float
 
 
 def outcome(call: Callable[[], str]) -> Outcome:
-    """What *call* says or raises."""
+    """The outcome of *call*, from what it returns or raises."""
     began = time.monotonic()
     try:
-        told = call()
+        result = call()
     except OSError as error:
-        told = errno.errorcode[error.errno or 0]
-    return Outcome(told, time.monotonic() - began)
+        result = errno.errorcode[error.errno or 0]
+    return Outcome(result, time.monotonic() - began)
 
 
 def do(operation: Operation, point: Path, series: Series, cohort: str) -> str:
-    """Do it to a series of the mount on *point*, or write the query of a new *cohort* that names the series."""
+    """Do the operation on a series of the mount on *point*, or write the query of a new *cohort* of the series."""
     match operation:
         case Operation.LS:
             return same(sorted(os.listdir(series.folder(point))), series.names)
@@ -63,7 +63,7 @@ def do(operation: Operation, point: Path, series: Series, cohort: str) -> str:
 
 
 def read_small(point: Path, series: Series) -> str:
-    """Read the beginning of a file, as those do who look for headers."""
+    """Read the beginning of a file, as readers of headers do."""
     name, content = series.instance(SMALL)
     with open(series.folder(point) / name, "rb", buffering=0) as file:
         return same(file.read(HEADER), content[:HEADER])
@@ -78,7 +78,7 @@ def read_all(point: Path, series: Series) -> str:
 
 def read_map(path: Path, content: bytes, start: int = 0, length: int = sys.maxsize) -> str:
     """Read a part of a file that has *content* through a map."""
-    # In a process of its own: where there are no bytes, it gets a signal.
+    # In another process, which gets SIGBUS where a page cannot be read.
     command = [sys.executable, "-SEc", _READ_MAP, str(path), str(start), str(start + length)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode < 0:
@@ -93,14 +93,14 @@ def _write_cohort(point: Path, series: Series, name: str) -> str:
     if not cohort.is_dir():
         cohort.mkdir()
     collection = series.row.collection
-    # No two cohorts have the same text: results are kept by it.
+    # Each cohort has another text, because results are kept by text.
     text = f"-- {name}\nSELECT SeriesInstanceUID FROM index WHERE collection_id = '{collection}'"
     (cohort / ".query").write_text(text)
     return same(os.listdir(cohort), [collection])
 
 
 def same(found: object, wanted: object) -> str:
-    """What to say of what was found."""
+    """`RIGHT` if *found* is *wanted*, else a text with both."""
     if found == wanted:
         return RIGHT
     return f"wrong: {len(found) if isinstance(found, bytes) else found!r:.200} for {wanted!r:.200}"

@@ -1,9 +1,9 @@
-"""An S3 server over TCP on loopback that misbehaves when it is told to.
+"""An S3 server over TCP on loopback that can be made to fail.
 
-It speaks what idcfs asks of S3: pages of listings, and ranges of objects under an ETag. A `Fault` takes the place of
-the right answer, or of a whole connection, from `failing` on and until that ends.
+It answers idcfs' requests: pages of listings, and ranges of objects with an ETag. A `Fault` replaces
+the right answer, or a whole connection, as long as the context `failing` lasts.
 
-All connections are served by an asyncio loop in a thread of its own. `failing` is called in other threads, by one at a
+All connections are served by an asyncio loop in its own thread. `failing` is called in other threads, by one at a
 time; the functions of a fault run in the loop.
 """
 
@@ -36,7 +36,7 @@ def md5_etag(data: bytes) -> str:
 
 
 class Request(NamedTuple):
-    """What a client asks for: LIST of a prefix, or GET of bytes *start* to *stop* of a key."""
+    """The request of a client: LIST of a prefix, or GET of bytes *start* to *stop* of a key."""
 
     kind: str
     bucket: str
@@ -49,21 +49,21 @@ class Request(NamedTuple):
 
 @dataclass
 class Answer:
-    """An answer before it is sent: a fault may change it."""
+    """An answer before it is sent, which a fault may change."""
 
     status: str
     headers: dict[str, str]
     body: bytes = b""
 
     def head(self) -> bytes:
-        """What is sent before the body; its length is told unless the headers tell another."""
+        """The bytes before the body; the headers may have another Content-Length than the body's."""
         headers = {"Content-Length": str(len(self.body)), **self.headers}
         return "\r\n".join(
             [f"HTTP/1.1 {self.status}", *(f"{name}: {headers[name]}" for name in headers), "", ""]
         ).encode()
 
     def encoded(self) -> bytes:
-        """All that is sent."""
+        """All bytes of the answer."""
         return self.head() + self.body
 
 
@@ -75,7 +75,7 @@ class Connection:
         self._writer = writer
 
     async def send(self, data: bytes) -> None:
-        """Send bytes; waits while the client takes none."""
+        """Send bytes; waits while the client does not read."""
         self._writer.write(data)
         await self._writer.drain()
 
@@ -84,27 +84,27 @@ class Connection:
         return await self._reader.readuntil(b"\r\n\r\n")
 
     async def until_gone(self) -> None:
-        """Say nothing for as long as the client waits."""
+        """Send nothing until the client closes the connection."""
         await self._reader.read()
 
     async def encrypt(self, tls: ssl.SSLContext) -> None:
-        """Be a TLS server from now on."""
+        """Start TLS as the server."""
         await self._writer.start_tls(tls)
 
     def close(self) -> None:
-        """Say that nothing more comes."""
+        """Close the connection after what was sent."""
         self._writer.close()
 
     async def reset(self) -> None:
-        """End as a router does that has forgotten the connection: what was sent may be lost."""
-        # So that what was sent before is there first.
+        """Reset the connection, as a router that has forgotten it; what was sent may be lost."""
+        # The pause lets the client receive what was sent before.
         await asyncio.sleep(0.05)
         self.abort()
 
     def abort(self) -> None:
-        """Reset now."""
+        """Reset the connection at once."""
         connected: socket.socket = self._writer.get_extra_info("socket")
-        # A linger time of 0 makes a reset of a close (socket(7)).
+        # With a linger time of 0, close() sends a reset (socket(7)).
         with contextlib.suppress(OSError):
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
@@ -121,12 +121,12 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong.
+    """A fault of the server.
 
     Attributes:
-        answer: takes the place of the right answer.
-        hits: the kinds of requests that it is for.
-        accept: takes the place of all that is done with a connection.
+        answer: replaces the right answer.
+        hits: the kinds of requests that it affects.
+        accept: replaces all handling of a connection.
         refuses: whether connections are refused.
     """
 
@@ -141,12 +141,12 @@ class FaultServer:
     """Serves *objects*, from ``bucket/key`` to bytes, until the context ends.
 
     Attributes:
-        objects: what it serves.
-        tls: makes it speak TLS.
+        objects: the bytes of each object.
+        tls: the TLS context, if it serves TLS.
         page_keys: keys in a page of a listing.
-        etag: gives the ETag of an object.
-        requests: how many of each kind have come.
-        port: where it listens.
+        etag: returns the ETag of an object.
+        requests: the number of requests of each kind.
+        port: the port that it listens on.
     """
 
     objects: Mapping[str, bytes]
@@ -170,7 +170,7 @@ class FaultServer:
 
     @property
     def url(self) -> str:
-        """Where it serves."""
+        """The URL of the server."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -189,7 +189,7 @@ class FaultServer:
 
     @contextlib.contextmanager
     def failing(self, fault: Fault) -> Iterator[None]:
-        """Have a fault; connections are cut when it begins and when it ends."""
+        """Have a fault in this context; connections are cut when it begins and ends."""
         self._run(self._switch(fault))
         try:
             yield
@@ -197,7 +197,7 @@ class FaultServer:
             self._run(self._switch(None))
 
     def right_answer(self, request: Request) -> Answer:
-        """What a server without faults says."""
+        """The answer of a server without faults."""
         if not any(name.startswith(f"{request.bucket}/") for name in self.objects):
             return Answer("404 Not Found", {}, b"<Error><Code>NoSuchBucket</Code></Error>")
         return self._listing(request) if request.kind == LIST else self._object(request)
@@ -242,7 +242,7 @@ class FaultServer:
         for connection in self._connections:
             connection.abort()
         if not refuses and self._listener is None:
-            # As many as the largest test has at a time.
+            # The largest test has so many connections at a time.
             self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=512)
 
     async def _end(self) -> None:
@@ -262,7 +262,7 @@ class FaultServer:
         try:
             await self._serve(connection)
         except (asyncio.IncompleteReadError, OSError):
-            # The client has gone.
+            # The client has closed the connection.
             pass
         finally:
             del self._connections[connection]
@@ -285,7 +285,7 @@ class FaultServer:
 
 
 def parsed(head: bytes) -> Request:
-    """The request that a head makes; its target may be a whole URL, as proxies are asked."""
+    """The request in a head; its target may be a whole URL, as for a proxy."""
     first, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     target = urlsplit(first.split(" ")[1])
@@ -303,9 +303,9 @@ def listing(
     truncated: str | None = None,
     etag: Callable[[bytes], str] = md5_etag,
 ) -> Answer:
-    """A page of a listing: of keys and what is under them, with the *token* of the next page.
+    """A page of a listing of keys with their bytes, and with the *token* of the next page.
 
-    What is said of whether there is one follows from the token unless *truncated* says it.
+    IsTruncated is *truncated*, or by default whether there is a token.
     """
     truncated = ("false" if token is None else "true") if truncated is None else truncated
     contents = "".join(

@@ -1,8 +1,8 @@
-"""The soak: everything at once on a mount, for minutes; nothing may fail, and nothing may grow.
+"""The soak: all loads at once on a mount, for minutes; nothing may fail, and nothing may grow.
 
-``python -m tests.faults.soak [MINUTES]`` prints what was done and what it took; it exits with 1 if anything was
-missed. What grows without end grows from third to third of the time. What only fills what is bounded (the cache on
-disk, memory for extents, batches of the catalogue, idle workers) does so in the first minute, which is not counted.
+``python -m tests.faults.soak [MINUTES]`` prints what was done and what it took; it exits with 1 if anything
+failed. A leak grows from the first to the last third of the time. What has a limit (the cache on
+disk, memory for extents, batches of the catalogue, idle workers) fills up in the first minute, which does not count.
 """
 
 import argparse
@@ -28,19 +28,19 @@ from tests.mounting import status
 MINUTES = 10
 
 WARM_UP = 60
-"""Seconds in which what is bounded fills up; a quarter of the time if that is shorter."""
+"""Seconds in which all that has a limit fills up; at most a quarter of the time."""
 
 MOST_GROWTH = 5
-"""Percent; and …"""
+"""The most percent that a figure may grow by, or …"""
 
 MOST_MORE = 2
-"""… MB, descriptors or threads: of few things, one may be more than five percent."""
+"""… the most MB, descriptors or threads: if there are few, one more may be over five percent."""
 
 EVERY = 1.0
-"""Seconds between two looks at what the mount takes."""
+"""Seconds between two measurements of the mount."""
 
 FLAGS = ("--cache-size", "64MiB", "--memory", "64MiB")
-"""The least there is of both, and less than half of what is read: there is always something to fetch and to evict."""
+"""The least of both, and less than half of what is read, so that there is always something to fetch and evict."""
 
 SERIES = [
     *(Row(collection=f"small{number}", sizes=(4000,) * 100) for number in range(10)),
@@ -50,7 +50,7 @@ SERIES = [
 
 
 class Look(NamedTuple):
-    """What the daemon and its children take: megabytes of memory (PSS), open descriptors, threads."""
+    """A measurement of the daemon and its children: megabytes of memory (PSS), open descriptors, threads."""
 
     memory: float
     descriptors: int
@@ -58,7 +58,7 @@ class Look(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """A figure of a look, its median in the first third and in the last."""
+    """A figure, with its median in the first third and in the last."""
 
     what: str
     base: float
@@ -66,17 +66,17 @@ class Growth(NamedTuple):
 
     @property
     def percent(self) -> float:
-        """How much more the last is."""
+        """The growth in percent."""
         return (self.end / self.base - 1) * 100
 
     @property
     def is_met(self) -> bool:
-        """Whether it is little enough."""
+        """Whether the growth is within the limits."""
         return self.percent <= MOST_GROWTH or self.end - self.base <= MOST_MORE
 
 
 class Report(NamedTuple):
-    """What came of a soak: what was done, what was wrong, and what grew."""
+    """The result of a soak: what was done, the errors, and the growth."""
 
     seconds: float
     counts: Counter[str]
@@ -85,11 +85,11 @@ class Report(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """Whether it went as it should."""
+        """Whether nothing failed and nothing grew."""
         return not self.errors and all(one.is_met for one in self.growth)
 
     def table(self) -> str:
-        """For people."""
+        """The report as text."""
         lines = [f"{self.seconds:.0f} seconds", ""]
         lines += [f"{name:28} {number:12,}" for name, number in self.counts.items()]
         lines += ["", f"{'the mount took':28} {'first third':>12} {'last third':>12} {'growth':>8}"]
@@ -99,14 +99,14 @@ class Report(NamedTuple):
 
 
 def soak(seconds: float, folder: Path) -> Report:
-    """Mount, do everything for *seconds*, unmount; *folder* is for what it needs."""
+    """Mount, run the loads for *seconds*, unmount; all files are in *folder*."""
     with world(folder, SERIES, *FLAGS) as place, place.mounted() as daemon:
-        # Everything once, which fills most of what is bounded.
+        # Reading everything once fills most of what has a limit.
         counts, errors, looks = Counter[str](), place.wrong(), []
         with _loads(place, seconds) as running:
             began = time.monotonic()
             while time.monotonic() - began < seconds:
-                # A query's process may end while it is looked at.
+                # A query's process may end while it is measured.
                 with contextlib.suppress(OSError):
                     looks.append(_look(daemon))
                 time.sleep(EVERY)
@@ -130,12 +130,12 @@ def _loads(place: World, seconds: float) -> Iterator["_Running"]:
     try:
         yield _Running(pool, Place(place.point, place.rows, until), seed)
     finally:
-        # They end by the clock.
+        # The loads end at their time.
         pool.shutdown()
 
 
 class _Running:
-    """The loads; a call waits for what they have done."""
+    """The running loads; a call waits for their results."""
 
     def __init__(self, pool: ProcessPoolExecutor, place: Place, seed: int) -> None:
         self._futures = [pool.submit(load, place, seed + number) for number, load in enumerate(LOADS)]
@@ -155,7 +155,7 @@ def _look(daemon: int) -> Look:
 
 
 def _growth(looks: Sequence[Look]) -> list[Growth]:
-    """Medians, since the processes of queries come and go."""
+    """Compare medians, because the processes of queries start and end."""
     third = max(1, len(looks) // 3)
     names = {"memory": "memory (PSS), MB", "descriptors": "descriptors", "threads": "threads"}
     return [
@@ -169,7 +169,7 @@ def _growth(looks: Sequence[Look]) -> list[Growth]:
 
 
 def main() -> int:
-    """Run it as told by the command line."""
+    """Run the soak with the arguments of the command line."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("minutes", nargs="?", type=float, default=MINUTES)
     asked = parser.parse_args()

@@ -1,8 +1,8 @@
-"""The matrix as docs/reliability.md prints it.
+"""The matrix as a table in docs/reliability.md.
 
     python -m tests.faults.table
 
-writes it there anew; a test holds the document against it.
+writes it there; a test compares the document with it.
 """
 
 import re
@@ -12,29 +12,29 @@ from tests.faults.cases import CELLS, RIGHT, Case, Cell, Operation, cases
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
-_BEGIN, _END = "<!-- python -m tests.faults.table writes this -->\n", "<!-- to here -->\n"
+_BEGIN, _END = "<!-- begin: written by python -m tests.faults.table -->\n", "<!-- end -->\n"
 
 
 def table() -> str:
-    """The rows, and how many cells there are."""
+    """The table in Markdown, with the numbers of faults and cells below it."""
     found = cases()
     rows = [
-        ["what goes wrong", *(operation.value for operation in Operation)],
+        ["fault", *(operation.value for operation in Operation)],
         ["---"] * (1 + len(Operation)),
-        *([case.name, *(_told(case, operation) for operation in Operation)] for case in found),
+        *([case.name, *(_outcome(case, operation) for operation in Operation)] for case in found),
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     figures = f"{len(found)} faults, each with and without the cache: {len(found) * len(CELLS)} cells."
     return "\n".join([*lines, "", figures, ""])
 
 
-def _told(case: Case, operation: Operation) -> str:
+def _outcome(case: Case, operation: Operation) -> str:
     expected = case.expected(Cell(operation, is_cached=False))
-    return " or ".join("works" if told == RIGHT else told for told in sorted(expected))
+    return " or ".join("works" if outcome == RIGHT else outcome for outcome in sorted(expected))
 
 
 def with_table(text: str) -> str:
-    """The document with the table of today."""
+    """The document with the present table."""
     return re.sub(f"(?<={_BEGIN}).*(?={_END})", lambda found: f"\n{table()}\n", text, flags=re.DOTALL)
 
 

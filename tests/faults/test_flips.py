@@ -1,4 +1,4 @@
-"""Bits that flip and files that are cut in the cache folder: none of it is ever served, and all of it is repaired."""
+"""Flipped bits and cut files in the cache folder: none of this damage is ever served, and all of it is repaired."""
 
 import contextlib
 import gc
@@ -19,6 +19,7 @@ from idcfs.cache.entries import Entries
 from tests.faults.tree import SIZES, series
 from tests.faults.world import Record, World, world
 from tests.mounting import status
+from tests.unit.test_entries import value as value_of
 
 FLIPS = 60
 LONG_FLIPS = 1000
@@ -26,23 +27,23 @@ LONG_FLIPS = 1000
 WHEN = BETWEEN, LIVE = "between mounts", "under a mount"
 
 AT_ONCE = 3
-"""At most so many before everything is read again: damage to a database hides what else is damaged."""
+"""The most damages before everything is read again: damage to a database hides other damage."""
 
 DATABASE_FLIPS = 150
 LONG_DATABASE_FLIPS = 5_000
 
 SMALLEST_PAGE = 512
-"""Bytes in SQLite's pages: there are some of each kind in few bytes, and hardly any that hold nothing."""
+"""Bytes in a page of SQLite: a small database then has pages of each kind, and hardly any empty ones."""
 
 ENTRIES = {f"mirror/series/{number}.dcm": bytes([number]) * (number % 2 * 40_000 + 9) for number in range(6)}
-"""Those of odd numbers have files of their own."""
+"""Entries; those with odd numbers are large enough to be in their own files."""
 
 SERIES = 14
 MEMORY = "64MiB"
-"""The least that a mount can be given; the series are more than what it then keeps in memory."""
+"""The least that --memory accepts; the series are larger than what the mount then keeps in memory."""
 
 DATA_FILES = SERIES * len(SIZES)
-"""Fewer than there are entries of data."""
+"""Only so many of the newest entries are damaged, which are fewer than there are."""
 
 KINDS = {
     "data": "objects/*/*/*.val",
@@ -53,11 +54,11 @@ KINDS = {
 }
 
 SHARED_MEMORY = "cache.db-shm"
-"""SQLite's memory that processes share, as a file: it is what it is as long as a process has it open."""
+"""The file of SQLite's shared memory, whose content lasts as long as a process has it open."""
 
 
 class Damage(NamedTuple):
-    """What was done to a file of the cache."""
+    """Damage to a file of the cache."""
 
     kind: str
     file: str
@@ -88,7 +89,7 @@ def test_no_flipped_bit_is_served(tmp_path: Path, is_long: bool, record_property
                 assert place.wrong() == [], (seed, damage)
                 done += _counted(damage, LIVE, place, fetched)
                 fetched = _fetched(place)
-        # What is there now, a new mount serves without its mirror.
+        # A new mount serves all that is cached now without its mirror.
         with place.mounted():
             assert place.wrong() == []
     for when in WHEN:
@@ -106,17 +107,17 @@ def _counted(damage: list[Damage], when: str, place: World, fetched: int = 0) ->
 
 
 def _fetched(place: World) -> int:
-    """How often the mount has asked the mirror."""
+    """The number of requests that the mount has made."""
     facts = status(place.point)
     return int(facts["objects_fetched"]) + int(facts["listings_fetched"])
 
 
 def _damage(cache: Path, chance: random.Random, *, lives: bool) -> list[Damage]:
-    """Flip bits of files in the cache folder, and cut some short; of data the newest, which are in use."""
+    """Flip bits of files in the cache folder, and cut some files; of data only the newest, which are in use."""
     done: list[Damage] = []
     wanted = chance.randint(1, AT_ONCE)
     while len(done) < wanted:
-        # A mount may remove a file while it is looked at.
+        # A mount may remove a file that was just found.
         with contextlib.suppress(FileNotFoundError):
             done.append(_damage_one(cache, chance, lives))
     return done
@@ -128,13 +129,13 @@ def _damage_one(cache: Path, chance: random.Random, lives: bool) -> Damage:
         for kind, pattern in KINDS.items()
     }
     kinds["data"] = sorted(kinds["data"], key=lambda file: file.stat().st_mtime_ns)[-DATA_FILES:]
-    # Most of a cache is data.
+    # Data is most of a cache.
     kind = "data" if kinds["data"] and chance.random() < 0.4 else chance.choice([kind for kind in kinds if kinds[kind]])
     file = chance.choice(kinds[kind])
     size = file.stat().st_size
-    # Headers are where a flip can do most.
+    # A flip in a header can do the most damage.
     at = chance.randrange(min(size, 256) if chance.random() < 0.3 else size)
-    # A process that has SQLite's shared memory mapped cannot outlive that it is cut.
+    # A process that has SQLite's shared memory mapped ends with SIGBUS if it is cut.
     if chance.random() < 0.2 and not (lives and file.name == SHARED_MEMORY):
         os.truncate(file, at)
         return Damage(kind, file.name, f"cut at {at} of {size}")
@@ -146,29 +147,29 @@ def _damage_one(cache: Path, chance: random.Random, lives: bool) -> Damage:
 
 
 @pytest.mark.timeout(1200)
-def test_any_flipped_bit_of_a_database_is_got_over(
+def test_a_cache_works_after_any_flipped_bit_of_its_database(
     tmp_path: Path, is_long: bool, record_property: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed = random.SystemRandom().getrandbits(32)
     sound = _small_database(tmp_path / "sound")
     bits = [bit for bit in range(8 * len(sound)) if any(sound[max(0, bit // 8 - 4) : bit // 8 + 5])]
     chosen = random.Random(seed).sample(bits, min(len(bits), LONG_DATABASE_FLIPS if is_long else DATABASE_FLIPS))
-    # pytest would keep what is logged, and with it the errors, and with them the databases.
+    # pytest would keep log records, with them the errors, and with those the databases.
     monkeypatch.setattr(logging.getLogger("idcfs.cache.database"), "disabled", True)
     for number, bit in enumerate(chosen):
         message = f"seed {seed}, bit {bit % 8} of byte {bit // 8}"
-        for get_over in (_use, _use_from_now_on, _mend):
+        for use in (_use, _use_while_open, _repair):
             shutil.copytree(tmp_path / "sound", tmp_path / "cache")
-            get_over(tmp_path / "cache", bit, message)
+            use(tmp_path / "cache", bit, message)
             shutil.rmtree(tmp_path / "cache")
         if number % 50 == 0:
-            # Databases that were set aside are closed when nothing refers to them.
+            # Databases that were set aside are closed when they are garbage-collected.
             gc.collect()
     record_property("flips", f"{len(chosen)} of {len(bits)} bits of a database, seed {seed}")
 
 
 def _small_database(folder: Path) -> bytes:
-    """Make a cache that holds `ENTRIES`; the bytes of its database."""
+    """Make a cache with `ENTRIES`; return the bytes of its database."""
     folder.mkdir()
     with contextlib.closing(sqlite3.connect(folder / "cache.db")) as base:
         base.execute(f"PRAGMA page_size = {SMALLEST_PAGE}")
@@ -194,12 +195,12 @@ def _use(folder: Path, bit: int, message: str) -> None:
     _see_nothing_wrong(opened, message)
     for key, value in ENTRIES.items():
         _put(opened, key, message)
-        assert bytes(opened.get(key) or b"") == value, message
+        assert value_of(opened, key) == value, message
     opened.close()
 
 
-def _use_from_now_on(folder: Path, bit: int, message: str) -> None:
-    """Flip a bit under a cache that is open; a thread that comes later has a connection of its own."""
+def _use_while_open(folder: Path, bit: int, message: str) -> None:
+    """Flip a bit of an open cache, and use it in another thread, which has its own connection."""
     opened = Entries(folder, 1 << 28)
     opened.open()
     _flip(folder, bit)
@@ -221,8 +222,8 @@ def _use_from_now_on(folder: Path, bit: int, message: str) -> None:
     assert failures == [], message
 
 
-def _mend(folder: Path, bit: int, message: str) -> None:
-    """Flip a bit, and have the cache checked and swept."""
+def _repair(folder: Path, bit: int, message: str) -> None:
+    """Flip a bit, then check and sweep the cache."""
     _flip(folder, bit)
     try:
         found = list(upkeep.check(folder, False))
@@ -237,13 +238,13 @@ def _see_nothing_wrong(opened: Entries, message: str) -> None:
     for key, value in ENTRIES.items():
         try:
             found = opened.get(key)
-        except Exception:  # A miss, for `Cache`.
+        except Exception:  # `Cache` takes this for a miss.
             continue
-        assert found is None or bytes(found) == value, message
+        assert found is None or bytes(found[0]) == value, message
 
 
 def _put(opened: Entries, key: str, message: str) -> None:
-    """Put a value; the first time may be in vain."""
+    """Put a value; the first attempt may fail."""
     try:
         opened.put_many([(key, ENTRIES[key])])
     except Exception:

@@ -1,4 +1,4 @@
-"""What a server that is not what it says, or says what no server should, cannot do; see docs/security.md."""
+"""Protection from a server with a false certificate or with hostile answers; see docs/security.md."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from tests.mounting import Commands
 ONE = series("one")
 
 OTHERS = "localhost"
-"""A name under which nobody asks for the server."""
+"""A host name that is not the server's."""
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def log_of(commands: Commands) -> str:
 
 
 @pytest.mark.parametrize(
-    ("is_known", "host", "told"),
+    ("is_known", "host", "result"),
     [(False, "127.0.0.1", "EHOSTUNREACH"), (True, OTHERS, "EHOSTUNREACH"), (True, "127.0.0.1", RIGHT)],
 )
-def test_a_server_is_believed_only_under_a_certificate_that_is_signed_and_its_own(
-    commands: Commands, is_known: bool, host: str, told: str
+def test_a_server_is_trusted_only_with_a_known_certificate_of_its_name(
+    commands: Commands, is_known: bool, host: str, result: str
 ) -> None:
     certificate = write_certificate(commands.home / "certificate.pem")
     if is_known:
@@ -52,14 +52,14 @@ def test_a_server_is_believed_only_under_a_certificate_that_is_signed_and_its_ow
     with FaultServer(stored(), server_with(certificate)) as server:
         url = server.url.replace("127.0.0.1", host)
         with commands.mounted(commands.home / "idc", "--mirror", url, "--timeout", "60") as point:
-            assert outcome(functools.partial(read_all, point, ONE)).told == told
+            assert outcome(functools.partial(read_all, point, ONE)).result == result
 
 
 @pytest.mark.parametrize("evil", ["\x1b]0;mine\x07.dcm", "a\n2030-01-01 CRITICAL idcfs: b.dcm", "\u202emcd.a.dcm"])
-def test_a_name_from_a_server_reaches_no_folder_and_no_log_as_it_is(commands: Commands, evil: str) -> None:
+def test_a_hostile_key_reaches_no_folder_and_no_log_unescaped(commands: Commands, evil: str) -> None:
     async def rename(exchange: Exchange) -> None:
         key = f"{ONE.row.uuid}/{evil}"
-        # As S3 sends what XML cannot hold.
+        # S3 sends characters that XML cannot have in this way.
         page = listing([(quote(key), b"x")]).body
         page = page.replace(b"<IsTruncated>", b"<EncodingType>url</EncodingType><IsTruncated>")
         await exchange.connection.send(Answer("200 OK", {}, page).encoded())
@@ -69,14 +69,14 @@ def test_a_name_from_a_server_reaches_no_folder_and_no_log_as_it_is(commands: Co
         server.failing(Fault(rename, frozenset({LIST}))),
         commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "60") as point,
     ):
-        assert outcome(lambda: str(os.listdir(ONE.folder(point)))).told == "EIO"
+        assert outcome(lambda: str(os.listdir(ONE.folder(point)))).result == "EIO"
     text = log_of(commands)
     assert f"{ONE.row.uuid}/" in text
     assert not any(character in text for character in "\x1b\x07\u202e")
     assert not any(line.startswith("2030") for line in text.splitlines())
 
 
-def test_headers_from_a_server_reach_no_log_as_they_are(commands: Commands) -> None:
+def test_hostile_headers_reach_no_log_unescaped(commands: Commands) -> None:
     evil = "\x1b[2J\x9b\x07"
 
     async def answer(exchange: Exchange) -> None:
@@ -88,6 +88,6 @@ def test_headers_from_a_server_reach_no_log_as_they_are(commands: Commands) -> N
         server.failing(Fault(answer, frozenset({GET}))),
         commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", "60") as point,
     ):
-        assert outcome(lambda: read_small(point, ONE)).told == "EIO"
+        assert outcome(lambda: read_small(point, ONE)).result == "EIO"
     text = log_of(commands)
     assert not any(character in text for character in "\x1b\x9b\x07"), repr(text)

@@ -1,6 +1,6 @@
-"""Tools of others as judges: they read the mount and say whether it is what they wrote, or what the source folder is.
+"""Other programs check the mount: they compare it with what they wrote, or with the source folder.
 
-Of stress-ng's stressors one can be given a tree to look at, `fstat`; the others make files of their own first.
+Of stress-ng's stressors only `fstat` can examine a given tree; the others make their own files first.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from tests.faults.world import World, world
 from tests.index_factory import Row
 
 PATTERN_BYTES = 24 << 20
-"""More than what is fetched whole, and more than a window of reading ahead."""
+"""More than a file that is fetched whole, and more than a window."""
 
 VERIFIED_BYTES = 4096
-"""fio's checksums are of so many bytes each."""
+"""Bytes for each of fio's checksums."""
 
 STRESS_SECONDS = 1
 
@@ -45,7 +45,7 @@ def run(*command: str | Path, folder: Path | None = None) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A mount, and a folder with the same tree beside it; the series `fio` has a file that fio wrote, and one more."""
+    """A mount and a folder with the same tree; the series `fio` has a file that fio wrote, and a damaged copy."""
     folder = tmp_path_factory.mktemp("judges")
     rows = [series(f"c{number}").row for number in range(6)]
     with world(folder, [*rows, Row(collection="fio", sizes=(PATTERN_BYTES, PATTERN_BYTES))]) as found:
@@ -67,7 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def verified(file: Path) -> list[str]:
-    """fio's options for a file that is made of what it can verify."""
+    """fio's options for a file with checksums that it can verify."""
     return [
         "--name=judge", f"--filename={file}", "--verify=crc32c", f"--verify_interval={VERIFIED_BYTES}",
         "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=1", "--ioengine=psync", "--output-format=terse",
@@ -80,7 +80,7 @@ def patterns(place: World) -> list[Path]:
 
 
 @pytest.mark.parametrize("how", READS)
-def test_fio_verifies_what_it_reads(place: World, how: str) -> None:
+def test_fio_verifies_its_checksums(place: World, how: str) -> None:
     right, wrong = (place.point / path for path in patterns(place))
     place.drop_pages()
     options = ["--readonly", "--allow_file_create=0", f"--size={PATTERN_BYTES}", *READS[how]]
@@ -89,7 +89,7 @@ def test_fio_verifies_what_it_reads(place: World, how: str) -> None:
     assert run("fio", *verified(wrong), *options).returncode != 0, "fio does not look"
 
 
-def test_stress_ng_looks_at_files(place: World) -> None:
+def test_stress_ng_examines_files(place: World) -> None:
     for folder in [place.point / path for path in list(place.folders)[:4]]:
         done = run(
             "stress-ng", "--fstat", "4", "--fstat-dir", folder, "--timeout", str(STRESS_SECONDS), "--verify",
@@ -111,7 +111,7 @@ def test_find_sees_the_same_tree(place: World) -> None:
 def test_tar_packs_the_same_bytes(place: World, tmp_path: Path) -> None:
     packed = tmp_path / "packed.tar"
     assert run("tar", "-C", place.point, "--exclude=./cohorts", "-cf", packed, ".").returncode == 0
-    # Folders have other modes and times than those of the source; what it says of them is not asked here.
+    # Folders have other modes and times than those of the source, which this test ignores.
     done = run("tar", "-C", place.point.parent / "source", "--compare", "-f", packed)
     assert [
         line for line in done.stdout.splitlines() if "Mode differs" not in line and "time differs" not in line
@@ -132,7 +132,7 @@ def test_rsync_finds_no_difference(place: World) -> None:
 
 @contextlib.contextmanager
 def changed(file: Path) -> Iterator[None]:
-    """Have another last byte in a file, for a judge that is to see it."""
+    """Change the last byte of a file, which a program must then detect."""
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(file, (0, 0))

@@ -1,6 +1,6 @@
-"""A daemon that is killed in the middle of everything: nobody waits for it, and nothing of it stays.
+"""A daemon that is killed at work: no program waits for it, and nothing of it remains.
 
-What it means for the kernel's pages that were being filled is in tests/mount/test_page_cache.py.
+tests/mount/test_page_cache.py tests what happens to pages of the kernel that were being filled.
 """
 
 import os
@@ -26,7 +26,7 @@ SLOW_QUERY = (
 
 @pytest.fixture(params=["whoever runs the tests", "an ordinary user"])
 def commands(request: pytest.FixtureRequest) -> Iterator[Commands]:
-    """In a folder that an ordinary user can reach, as pytest's own cannot be."""
+    """Commands in a folder that an ordinary user can reach, unlike pytest's own."""
     is_other = request.param == "an ordinary user"
     if is_other and os.getuid() != 0:
         pytest.skip("the tests run as an ordinary user already")
@@ -39,7 +39,7 @@ def commands(request: pytest.FixtureRequest) -> Iterator[Commands]:
         yield commands
 
 
-def test_a_killed_daemon_leaves_nobody_waiting_and_nothing_behind(commands: Commands) -> None:
+def test_a_killed_daemon_leaves_no_waiting_program_and_no_process(commands: Commands) -> None:
     one = series("one")
     index = commands.home.parent / "index"
     make_index(index, [one.row])

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of mixed reading: nothing wrong stays, and nothing else outlives the next start."""
+"""SIGKILL at random moments of mixed reads: no wrong bytes remain, and the next start removes all other remains."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ LONG_KILLS = 200
 READERS = 6
 
 LONGEST_LIFE = 0.7
-"""Seconds in which the readers have read everything several times."""
+"""Seconds within which the readers read everything several times."""
 
 
 @pytest.mark.timeout(1800)
-def test_kills_lose_and_leave_nothing(tmp_path: Path, is_long: bool, record_property: Record) -> None:
+def test_after_kills_bytes_are_right_and_nothing_stays(tmp_path: Path, is_long: bool, record_property: Record) -> None:
     kills = LONG_KILLS if is_long else KILLS
     seed = random.SystemRandom().getrandbits(32)
     chance = random.Random(seed)
@@ -57,7 +57,7 @@ def test_kills_lose_and_leave_nothing(tmp_path: Path, is_long: bool, record_prop
 
 
 def _kill_while_it_is_read(place: World, chance: random.Random, message: str) -> int:
-    """Mount, read in many ways, kill; how many workers were killed before."""
+    """Mount, read in many ways, kill; return the number of workers that were killed before."""
     daemon = _mount(place)
     try:
         with _readers(place, chance, message) as stops:
@@ -66,7 +66,7 @@ def _kill_while_it_is_read(place: World, chance: random.Random, message: str) ->
             if workers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(workers), signal.SIGKILL)
-                # Some see the next worker, some do not.
+                # Some readers get the next worker, and some do not.
                 time.sleep(chance.uniform(0, LONGEST_LIFE))
             family = [daemon, *descendants(daemon)]
             stops.set()
@@ -78,7 +78,7 @@ def _kill_while_it_is_read(place: World, chance: random.Random, message: str) ->
 
 
 def _kill_while_it_starts(place: World, chance: random.Random) -> None:
-    """Kill whatever is there of a mount that is being made."""
+    """Kill all processes of a mount that is starting."""
     starting = place.commands.start("idcfs", "mount", *place.flags, place.point)
     try:
         time.sleep(chance.uniform(0, LONGEST_LIFE))
@@ -94,26 +94,26 @@ def _kill_while_it_starts(place: World, chance: random.Random) -> None:
 
 
 def _mount(place: World) -> int:
-    """Mount; the daemon's process."""
+    """Mount; return the daemon's process."""
     done = place.commands.idcfs("mount", *place.flags, place.point)
     assert done.returncode == 0, done.stderr
     return int(place.commands.run("grep", "-Po", r'"pid": \K\d+', place.point / ".idc" / "status.json").stdout)
 
 
 def _left(place: World) -> list[Path]:
-    """The files that nobody knows, while nothing is mounted."""
+    """The files that no database has, while nothing is mounted."""
     caches = [place.cache / name for name in ("objects", "listings")]
     unknown = [folder / found.what for folder in caches for found in upkeep.check(folder, False) if _is_file(found)]
     return [*unknown, *place.cache.rglob("*.building"), *_cohorts(place).rglob("*.partial")]
 
 
 def _is_file(found: upkeep.Finding) -> bool:
-    # A file that was taken from the cache is missed, and that is known.
+    # The other findings are files that `_forget_some` removed.
     return "does not know" in found.why
 
 
 def _leave(place: World) -> list[Path]:
-    """Leave what a kill leaves at the worst moments, which random ones may not meet."""
+    """Make the files that a kill leaves at the worst moments, which may not occur at random."""
     values = [place.cache / name / "ab" / "cd" / f"{28 * '0'}.val" for name in ("objects", "listings")]
     left = [*values, _cohorts(place) / f".{16 * '0'}.partial"]
     for file in left:
@@ -128,7 +128,7 @@ def _cohorts(place: World) -> Path:
 
 @contextlib.contextmanager
 def _readers(place: World, chance: random.Random, message: str) -> Iterator[threading.Event]:
-    """Read in many ways at once, and see that it is right; until the event is set errors are wrong too."""
+    """Read in many ways at once, and check the bytes; until the event is set, errors are failures too."""
     stops = threading.Event()
     wrong: list[str] = []
     seeds = [chance.getrandbits(32) for _ in range(READERS)]
@@ -158,7 +158,7 @@ def _readers(place: World, chance: random.Random, message: str) -> Iterator[thre
 
 
 def _look(place: World, chance: random.Random) -> None:
-    """One thing that readers do, checked."""
+    """Do one of the things that readers do, and check it."""
     folder, names = chance.choice(list(place.folders.items()))
     path, content = chance.choice(list(place.files.items()))
     match chance.randrange(4):
@@ -179,7 +179,7 @@ def _look(place: World, chance: random.Random) -> None:
 
 
 def _forget_some(cache: Path, chance: random.Random) -> None:
-    """Remove some or all of what is kept, so that there is something to fetch and to write when the next kill comes."""
+    """Remove some or all of the cache, so that there is something to fetch and write at the next kill."""
     if chance.random() < 0.15:
         shutil.rmtree(cache)
         return

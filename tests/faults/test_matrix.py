@@ -32,8 +32,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def test_a_fault(bench: Bench, case: Case, cell: Cell) -> None:
     result = bench.result(case.name)
     during, after = result.during[cell], result.after[cell]
-    assert after.told == RIGHT, f"not healthy within {RECOVERY} seconds"
-    assert during.told in case.expected(cell)
+    assert after.result == RIGHT, f"not healthy within {RECOVERY} seconds"
+    assert during.result in case.expected(cell)
     # What needs no network does not wait for it.
     assert during.seconds < timeout_of(case) + (0 if case.expected(cell) == {RIGHT} else GRACE)
 
@@ -41,6 +41,6 @@ def test_a_fault(bench: Bench, case: Case, cell: Cell) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_was_told_is_counted_and_none_of_it_is_idcfs_own_fault(bench: Bench, case: Case) -> None:
     result = bench.result(case.name)
-    assert bool(result.errors) is any(during.told != RIGHT for during in result.during.values())
+    assert bool(result.errors) is any(during.result != RIGHT for during in result.during.values())
     assert "Traceback" not in result.log
     assert not re.search("^.* ERROR ", result.log, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Mirrors that go away and come back, under a mount: one alone, and two that stand in for each other."""
+"""Mirrors that go away and come back during a mount: a single mirror, and two mirrors with failover."""
 
 import functools
 import os
@@ -29,7 +29,7 @@ GCS_NAMES = {"idc-open-data": "idc-open-data", "idc-open-data-two": "idc-open-id
 
 SERIES = [series(f"{at}", bucket) for at, bucket in enumerate([*GCS_NAMES, "idc-open-data"])]
 FIRST, SECOND, THIRD, LAST = SERIES
-"""In the order of the tree. Of one that is opened, the next is listed ahead."""
+"""The series in the order of the tree; the series after an opened one is listed ahead."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def server() -> Iterator[FaultServer]:
 
 @dataclass
 class Pair:
-    """Both mirrors, and commands that find them."""
+    """Both mirrors, and commands that use them."""
 
     aws: FaultServer
     gcs: FaultServer
@@ -71,18 +71,18 @@ def stored(names: Mapping[str, str] = MappingProxyType({})) -> dict[str, bytes]:
     return {f"{names.get(bucket, bucket)}/{key}": data for bucket, key, data in found}
 
 
-def told(point: Path, one: Series) -> str:
-    """What somebody is told who reads a series."""
-    return outcome(functools.partial(read_all, point, one)).told
+def result_of(point: Path, one: Series) -> str:
+    """The result of reading a series."""
+    return outcome(functools.partial(read_all, point, one)).result
 
 
 def state_of(point: Path, mirror: str) -> str:
     return str(status(point)["mirrors"][mirror]["state"])
 
 
-def test_the_second_mirror_is_not_asked_while_the_first_is_well(pair: Pair) -> None:
+def test_the_second_mirror_is_not_asked_while_the_first_works(pair: Pair) -> None:
     with pair.mounted() as point:
-        assert [told(point, one) for one in SERIES] == [RIGHT] * len(SERIES)
+        assert [result_of(point, one) for one in SERIES] == [RIGHT] * len(SERIES)
         assert pair.aws.requests.total() > 0
         assert pair.gcs.requests.total() == 0
         found = status(point)
@@ -93,27 +93,27 @@ def test_the_second_mirror_is_not_asked_while_the_first_is_well(pair: Pair) -> N
         }
 
 
-def test_the_second_mirror_stands_in_and_the_first_is_asked_again_when_it_is_back(pair: Pair) -> None:
+def test_the_second_mirror_is_used_until_the_first_is_back(pair: Pair) -> None:
     with pair.mounted() as point:
         with pair.aws.failing(AWAY):
-            assert [told(point, one) for one in SERIES[1:]] == [RIGHT] * len(SERIES[1:])
+            assert [result_of(point, one) for one in SERIES[1:]] == [RIGHT] * len(SERIES[1:])
             assert status(point)["errors"] == {}
             assert state_of(point, "aws") == "open"
             assert "away, asked again in" in pair.commands.idcfs("status", point).stdout
             assert 'idcfs_mirror_away{mirror="aws"} 1' in (point / ".idc" / "metrics").read_text()
-        # It is not asked before its pause is over.
+        # The first is not asked before its pause is over.
         time.sleep(status(point)["mirrors"]["aws"]["retry_in"] + 0.1)
         asked = pair.gcs.requests.total()
-        assert told(point, FIRST) == RIGHT
+        assert result_of(point, FIRST) == RIGHT
         assert state_of(point, "aws") == "closed"
         assert pair.gcs.requests.total() == asked
 
 
-def test_what_the_second_mirror_has_listed_is_kept_and_read_from_the_first(pair: Pair) -> None:
+def test_a_listing_of_the_second_mirror_is_kept_and_read_from_the_first(pair: Pair) -> None:
     with pair.aws.failing(AWAY), pair.mounted() as point:
         assert [sorted(os.listdir(one.folder(point))) for one in SERIES] == [one.names for one in SERIES]
     with pair.gcs.failing(AWAY), pair.mounted() as point:
-        assert [told(point, one) for one in SERIES] == [RIGHT] * len(SERIES)
+        assert [result_of(point, one) for one in SERIES] == [RIGHT] * len(SERIES)
 
 
 @pytest.mark.parametrize("fault", [STALLED_READS, REFUSED_READS], ids=["stalls", "refuses what it lists"])
@@ -122,59 +122,59 @@ def test_bytes_come_from_the_second_mirror_when_the_first(pair: Pair, fault: Fau
         assert sorted(os.listdir(LAST.folder(point))) == LAST.names
         with pair.aws.failing(fault):
             assert read_small(point, LAST) == RIGHT
-            assert told(point, LAST) == RIGHT
+            assert result_of(point, LAST) == RIGHT
             assert status(point)["errors"] == {}
 
 
-def test_the_order_of_mirrors_is_the_users(pair: Pair) -> None:
+def test_the_user_sets_the_order_of_the_mirrors(pair: Pair) -> None:
     with pair.gcs.failing(Fault(close_before_headers, frozenset({GET}))), pair.mounted("gcs,aws") as point:
-        assert [told(point, one) for one in SERIES] == [RIGHT] * len(SERIES)
+        assert [result_of(point, one) for one in SERIES] == [RIGHT] * len(SERIES)
     assert pair.gcs.requests[LIST] > 0
     assert pair.aws.requests[GET] > 0
 
 
-def test_nothing_but_what_is_cached_can_be_read_without_both(pair: Pair) -> None:
+def test_without_both_mirrors_only_the_cache_can_be_read(pair: Pair) -> None:
     with pair.mounted() as point:
-        assert told(point, LAST) == RIGHT
+        assert result_of(point, LAST) == RIGHT
         with pair.aws.failing(AWAY), pair.gcs.failing(AWAY):
-            assert told(point, FIRST) == "EHOSTUNREACH"
-            assert told(point, LAST) == RIGHT
+            assert result_of(point, FIRST) == "EHOSTUNREACH"
+            assert result_of(point, LAST) == RIGHT
 
 
 PAUSES = 4
-"""Of a breaker, in one of which somebody can look at everything: the first is short, and each longer than the last."""
+"""Pauses of a breaker, of which at least one is long enough for all reads: each is longer than the last."""
 
 
-def test_a_mirror_that_is_away_is_not_waited_for(commands: Commands, server: FaultServer) -> None:
-    # The one that follows the first of them is in the cache, and is not asked for ahead.
+def test_reads_do_not_wait_for_a_mirror_that_is_away(commands: Commands, server: FaultServer) -> None:
+    # The series after the first of these is in the cache, so it is not listed ahead.
     missing = [THIRD, SECOND, FIRST]
     with commands.mounted(commands.home / "idc", "--mirror", server.url, "--timeout", str(SHORT)) as point:
-        assert told(point, LAST) == RIGHT
+        assert result_of(point, LAST) == RIGHT
         with server.failing(Fault(stall_before_headers)):
             while state_of(point, server.url) == "closed":
-                assert told(point, missing[0]) == "ETIMEDOUT"
+                assert result_of(point, missing[0]) == "ETIMEDOUT"
             for _ in range(PAUSES):
                 asked = server.requests.total()
-                found = [told(point, one) for one in missing]
+                found = [result_of(point, one) for one in missing]
                 if server.requests.total() == asked:
                     break
             assert found == ["EHOSTUNREACH"] * len(missing)
             assert server.requests.total() == asked
-            assert told(point, LAST) == RIGHT
+            assert result_of(point, LAST) == RIGHT
         assert once_recovered(functools.partial(read_all, point, missing[0])) == RIGHT
         assert state_of(point, server.url) == "closed"
     (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").glob("*.log")
     assert log.read_text().count(f"WARNING idcfs.store.breaker: mirror {server.url} is away") == 1
     assert log.read_text().count(f"INFO idcfs.store.breaker: mirror {server.url} answers again") == 1
-    assert "EHOSTUNREACH" not in log.read_text(), "of each that was refused meanwhile nothing more is to be said"
+    assert "EHOSTUNREACH" not in log.read_text(), "calls that the breaker refuses are not logged"
 
 
 def test_a_mount_can_be_made_while_its_mirror_is_away(commands: Commands, server: FaultServer) -> None:
     flags = ("--mirror", server.url, "--timeout", str(LONG))
     with commands.mounted(commands.home / "idc", *flags) as point:
         expected = sorted(os.listdir(point))
-        assert told(point, LAST) == RIGHT
+        assert result_of(point, LAST) == RIGHT
     with server.failing(Fault(refuses=True)), commands.mounted(commands.home / "idc", *flags) as point:
         assert sorted(os.listdir(point)) == expected
-        assert told(point, LAST) == RIGHT
-        assert told(point, FIRST) == "EHOSTUNREACH"
+        assert result_of(point, LAST) == RIGHT
+        assert result_of(point, FIRST) == "EHOSTUNREACH"

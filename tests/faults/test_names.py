@@ -1,6 +1,6 @@
-"""Identifiers and descriptions that no name can hold: every series is found under one name, and each name is legal.
+"""Identifiers and descriptions that cannot be names: every series has one name, and each name is valid.
 
-That this is so of single values is in tests/unit/test_layout.py; here it is of whole trees, on a mount.
+tests/unit/test_layout.py tests this of single values; here it is tested of whole trees, on a mount.
 """
 
 import os
@@ -36,13 +36,13 @@ COLUMNS = ["collection_id", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"
 DESCRIPTIONS = ["StudyDescription", "SeriesDescription"]
 
 MIXED = 300
-"""Series in which each identifier is any of the values; few, so that some share a whole path."""
+"""The number of series whose identifiers are random values; some of them share a whole path."""
 
 LAYOUTS = [DEFAULT_TEMPLATE, "%collection_id/%StudyDescription/%SeriesDescription", "%PatientID-%SeriesDescription"]
 
 
 def rows() -> list[Row]:
-    """Each value as each identifier, and any values together."""
+    """Series with each value as each identifier, and with random values."""
     chance = random.Random(5)
     columns = [*COLUMNS, *DESCRIPTIONS]
     single = [{column: value} for column in columns for value in VALUES]
@@ -55,7 +55,7 @@ def rows() -> list[Row]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_series_has_one_name_and_every_name_is_legal(tmp_path: Path, layout: str) -> None:
+def test_every_series_has_one_name_and_every_name_is_valid(tmp_path: Path, layout: str) -> None:
     series = rows()
     wanted = {instances(row)[0].name: row for row in series}
     assert len(wanted) == len(series)
@@ -73,7 +73,7 @@ def test_every_series_has_one_name_and_every_name_is_legal(tmp_path: Path, layou
 
 
 def files_below(top: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The folder and name of each file; looks at each name on the way."""
+    """The folder and name of each file; checks every name on the way."""
     folders = [top]
     while folders:
         folder = folders.pop()
@@ -92,12 +92,12 @@ def files_below(top: bytes) -> Iterator[tuple[bytes, bytes]]:
                 folders.append(path)
 
 
-def test_an_index_that_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_index_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
     make_index(tmp_path / "index", [Row()])
     path = tmp_path / "index" / "idc_index.parquet"
     table = pq.read_table(path)
     at = table.schema.get_field_index("PatientID")
-    # Not checked by Arrow on this way.
+    # Arrow does not check the bytes here.
     broken = pa.array([b"patient\xff"], pa.binary()).view(pa.string())
     pq.write_table(table.set_column(at, "PatientID", broken), path)
     commands = Commands(tmp_path / "home")

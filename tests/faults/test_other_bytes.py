@@ -1,4 +1,4 @@
-"""A mirror that sends other bytes than the ETag is of, in the right length."""
+"""A mirror that sends bytes of the right length that do not match the ETag."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,14 @@ SIZE = 700
 
 
 def flipped(total: str) -> Fault:
-    """A wrong bit in the last byte, under another total size."""
+    """A wrong bit in the last byte, with another total size."""
 
     def change(exchange: Exchange) -> Answer:
         right = exchange.right
-        told = right.headers["Content-Range"].partition("/")[0]
+        part = right.headers["Content-Range"].partition("/")[0]
         return replace(
             right,
-            headers={**right.headers, "Content-Range": f"{told}/{total}"},
+            headers={**right.headers, "Content-Range": f"{part}/{total}"},
             body=right.body[:-1] + bytes([right.body[-1] ^ 1]),
         )
 
@@ -30,7 +30,7 @@ def flipped(total: str) -> Fault:
 
 
 @pytest.mark.parametrize("total", [str(SIZE), str(SIZE + 1), "*"])
-def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path, total: str) -> None:
+def test_a_whole_object_that_does_not_match_its_etag_is_refused(tmp_path: Path, total: str) -> None:
     one = series("one")
     name, content = one.instance(SIZE)
     with world(tmp_path, [one.row], "--timeout", "60") as place, place.mounted():
@@ -39,5 +39,5 @@ def test_a_whole_object_that_is_not_what_its_etag_says_is_refused(tmp_path: Path
             return RIGHT if (one.folder(place.point) / name).read_bytes() == content else "wrong"
 
         with place.server.failing(flipped(total)):
-            assert outcome(read).told == "EIO"
-        assert outcome(read).told == RIGHT
+            assert outcome(read).result == "EIO"
+        assert outcome(read).result == RIGHT

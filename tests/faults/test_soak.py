@@ -1,4 +1,4 @@
-"""The soak: what it does works, and what it prints has everything in it; in the long form, nothing grows."""
+"""The soak: its loads work and its report is complete; in the long form, nothing grows."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from tests.faults.world import Record
 
 SECONDS = 8
 LOOK_UPS = 1_000_000
-"""In the long form."""
+"""Look-ups in the long form."""
 
 
-def test_everything_at_once_goes_without_an_error(tmp_path: Path, is_long: bool, record_property: Record) -> None:
+def test_all_loads_at_once_work_without_an_error(tmp_path: Path, is_long: bool, record_property: Record) -> None:
     report = soak(MINUTES * 60 if is_long else SECONDS, tmp_path)
     assert report.errors == []
     assert report.counts["files open at once"] == OPEN_FILES
@@ -20,7 +20,7 @@ def test_everything_at_once_goes_without_an_error(tmp_path: Path, is_long: bool,
         assert what in report.table()
     assert [one.what for one in report.growth if one.base <= 0] == []
     if is_long:
-        # Growth needs minutes to show.
+        # Growth can be seen only after minutes.
         assert report.is_met, report.table()
         assert report.counts["look-ups"] >= LOOK_UPS
     record_property("look-ups", report.counts["look-ups"])

@@ -1,4 +1,4 @@
-"""Random operations on a mount with random faults, held against a model by Hypothesis.
+"""Random operations on a mount with random faults, compared with a model by Hypothesis.
 
 One mount (and a new one now and then) goes through all of the examples: Hypothesis chooses what is done and says how
 much is enough, but does not try to make a failure smaller, since what was done before counts too. `IDCFS_STEPS` says
@@ -27,18 +27,18 @@ SERIES = 150
 SIZES = (0, 1, 700, 70_000)
 WHOLE = (600_000, 1_500_000)
 LARGE = (9_000_000, 4096)
-"""Bytes of instances: of many series, so that there is always something that nobody has looked at; of a few with files
-that are fetched in several ranges; and of one with a file that is more than what is fetched whole."""
+"""Bytes of instances: of many series, so that some are always new to the mount; of a few with files
+that are fetched in several ranges; and of one with a file that is too large to be fetched whole."""
 
 FEWEST_EXAMPLES = 5
-"""Of a run of Hypothesis, whose first example does next to nothing."""
+"""Examples in a run of Hypothesis, whose first example does next to nothing."""
 
 FAULT_AFTER = 15
 SLOW_FAULT_IN = 40
 ANEW_AFTER = 50
 ANEW_IN = 3
-"""Steps of an example from one fault to the next, and of how many faults one has programs wait; steps after which the
-mount or its cache may be made anew, and how rarely: guesses at what takes minutes and not hours."""
+"""Steps of an example between two faults; of so many faults one is slow; steps after which the
+mount or its cache may be made again, and how rarely: guesses with which a run takes minutes and not hours."""
 
 which = st.integers(0, 10_000)
 part = st.floats(0, 1)
@@ -52,7 +52,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        # Not of the mount, which other examples have used: rules may depend on an example alone.
+        # Rules may depend only on the example, and not on the mount, which other examples have used.
         self.done = 0
         self.fault_at = FAULT_AFTER
         self.anew_at = ANEW_AFTER
@@ -160,14 +160,14 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 @pytest.mark.timeout(3600)
-def test_whatever_is_done_nothing_is_wrong(mount: Mount, is_long: bool, record_property: Record) -> None:
+def test_random_operations_have_right_outcomes(mount: Mount, is_long: bool, record_property: Record) -> None:
     steps = int(os.environ.get("IDCFS_STEPS", LONG_STEPS if is_long else STEPS))
     Machine.mount = mount
     while mount.counts["steps"] < steps:
         try:
             _do_at_random(steps - mount.counts["steps"])
         except Exception:
-            # Hypothesis does it again, on a mount that is another by then, and tells what came of that.
+            # Hypothesis repeats a failure, on a mount that has changed, and reports the result of that.
             if mount.failure:
                 pytest.fail(mount.failure)
             raise

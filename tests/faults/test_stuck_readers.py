@@ -1,4 +1,4 @@
-"""Readers who wait for a mirror that says nothing take nothing from those who need no mirror."""
+"""Readers that wait for a mirror without an answer do not hold up readers that need no mirror."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from idcfs.mount.daemon import SHORT_TIMEOUT
+from idcfs.mount.connection import SHORT_TIMEOUT
 from tests.faults.cases import RIGHT, STALLED_READS
 from tests.faults.programs import HEADER, outcome
 from tests.faults.tree import SIZES, SMALL, Series, series
@@ -21,7 +21,7 @@ from tests.mounting import CONNECTIONS, status
 from tests.processes import is_running, until
 
 READERS = 300
-"""More than requests that the kernel lets wait in the background, and than connections to the mirror."""
+"""More readers than background requests in the kernel, and than connections to the mirror."""
 
 TIMEOUT = 100
 """Seconds that the mount gives a request, so that the readers still wait when the last look is taken."""
@@ -30,23 +30,23 @@ GRACE = 30
 """Seconds more that a busy machine may take."""
 
 KERNELS_MOST = 12
-"""Requests that the kernel lets wait in the background if nobody says otherwise."""
+"""The kernel's default of background requests (max_background)."""
 
 
 def crowd_of(readers: int, size: int) -> Series:
-    """A series with a file for each reader; it comes before what is cached, so that nothing of it is read ahead."""
+    """A series with a file for each reader; it comes before the cached series, so it is not read ahead."""
     return Series(Row(collection="crowd", patient="patient", sizes=(size,) * readers))
 
 
 @pytest.mark.parametrize(("size", "length"), [(70_000, HEADER), (526_000, 526_000)], ids=["headers", "whole files"])
-def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: int) -> None:
-    """Headers take little of the memory that all bytes go through; whole files of so many want more than there is."""
+def test_waiting_readers_do_not_hold_up_others(tmp_path: Path, size: int, length: int) -> None:
+    """Headers need little of the arena; whole files of so many readers need more than there is."""
     crowd, cached = crowd_of(READERS, size), series("known")
     with world(tmp_path, [crowd.row, cached.row], "--timeout", str(TIMEOUT)) as place:
         point = place.point
         with place.mounted():
-            assert {outcome(look).told for look in looks(point, cached).values()} == {RIGHT}
-        # A new daemon has nothing of what is cached in memory.
+            assert {outcome(look).result for look in looks(point, cached).values()} == {RIGHT}
+        # A new daemon has nothing in memory of what is cached.
         with place.mounted():
             assert len(os.listdir(crowd.folder(point))) == READERS
             everybody_asks = threading.Barrier(READERS + 1)
@@ -61,15 +61,15 @@ def test_stuck_readers_hold_up_nobody_else(tmp_path: Path, size: int, length: in
                     readers = [pool.submit(outcome, functools.partial(read, name)) for name in crowd.names]
                     everybody_asks.wait(TIMEOUT)
                     looked = {name: outcome(look) for name, look in looks(point, cached).items()}
-                    assert {name: look.told for name, look in looked.items() if look.told != RIGHT} == {}
+                    assert {name: look.result for name, look in looked.items() if look.result != RIGHT} == {}
                     assert not any(reader.done() for reader in readers)
-                told = [reader.result() for reader in readers]
-            assert max(reader.seconds for reader in told) < TIMEOUT + GRACE
-            assert {reader.told for reader in told} <= {RIGHT, "ETIMEDOUT", "EHOSTUNREACH"}
+                outcomes = [reader.result() for reader in readers]
+            assert max(reader.seconds for reader in outcomes) < TIMEOUT + GRACE
+            assert {reader.result for reader in outcomes} <= {RIGHT, "ETIMEDOUT", "EHOSTUNREACH"}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can hide the kernel's limits")
-def test_where_few_may_wait_they_do_not_wait_for_long(tmp_path: Path) -> None:
+def test_where_few_reads_may_wait_they_have_a_shorter_timeout(tmp_path: Path) -> None:
     crowd, cached = crowd_of(KERNELS_MOST, 70_000), series("known")
     with (
         world(tmp_path, [crowd.row, cached.row], "--timeout", str(TIMEOUT)) as place,
@@ -86,17 +86,17 @@ def test_where_few_may_wait_they_do_not_wait_for_long(tmp_path: Path) -> None:
             readers = [pool.submit(outcome, each) for each in read]
             until(lambda: int(waiting.read_text()) >= KERNELS_MOST)
             looked = outcome(look)
-            told = [reader.result() for reader in readers]
-        assert looked.told == RIGHT
-        assert {reader.told for reader in told} <= {"ETIMEDOUT", "EHOSTUNREACH"}
-        assert max(each.seconds for each in (looked, *told)) < SHORT_TIMEOUT + GRACE
+            outcomes = [reader.result() for reader in readers]
+        assert looked.result == RIGHT
+        assert {reader.result for reader in outcomes} <= {"ETIMEDOUT", "EHOSTUNREACH"}
+        assert max(each.seconds for each in (looked, *outcomes)) < SHORT_TIMEOUT + GRACE
 
 
 @contextlib.contextmanager
 def mounted_without_limits(place: World) -> Iterator[Path]:
-    """A mount in a namespace of its own, in which nobody can raise the kernel's limits, as in many containers."""
+    """A mount in its own mount namespace, in which the kernel's limits cannot be raised, as in many containers."""
     if not CONNECTIONS.is_mount():
-        pytest.skip(f"{CONNECTIONS} is not mounted, so nobody can see how many wait")
+        pytest.skip(f"{CONNECTIONS} is not mounted, so the number of waiting requests is unknown")
     script = f"""
         umount {CONNECTIONS} && idcfs mount "$@" >&2 && idcfs status "$0" >&2 &&
         grep -Po '"pid": \\K\\d+' "$0/.idc/status.json"
@@ -118,7 +118,7 @@ def read_header(path: Path) -> str:
 
 
 def looks(point: Path, cached: Series) -> dict[str, Callable[[], str]]:
-    """Looks at what is known: folders, attributes, every file of a series that is in the cache, and the status."""
+    """Looks at what needs no mirror: folders, attributes, every file of a cached series, and the status."""
 
     def same(found: object, wanted: object) -> str:
         return RIGHT if found == wanted else f"wrong: {found!r:.100}"

@@ -1,4 +1,4 @@
-"""The small tree that mounts in these tests show: a series for each thing that is done to one."""
+"""The small tree of the mounts in these tests, with a series for each operation."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ SMALL = 600_000
 """Bytes of an object that is fetched whole."""
 
 LARGE = 1_500_000
-"""Bytes of one that is fetched in several ranges."""
+"""Bytes of an object that is fetched in several ranges."""
 
 SIZES = (SMALL, LARGE, 700, 800, 900)
 
@@ -23,20 +23,20 @@ class Series(NamedTuple):
     row: Row
 
     def folder(self, point: Path) -> Path:
-        """Where it is in a mount."""
+        """The folder of the series in a mount."""
         row = self.row
         return point / f"{row.collection}" / f"{row.patient}" / f"{row.study}" / f"{row.modality}_{row.series}"
 
     @property
     def names(self) -> list[str]:
-        """Of its instances, sorted."""
+        """The names of its instances, sorted."""
         return [instance.name for instance in instances(self.row)]
 
     def instance(self, size: int) -> Instance:
-        """The one with so many bytes."""
+        """The instance with *size* bytes."""
         return next(instance for instance in instances(self.row) if len(instance.content) == size)
 
 
 def series(name: str, bucket: str = "idc-open-data") -> Series:
-    """The series with a name."""
+    """Make the series of collection *name*."""
     return Series(Row(collection=name, patient="patient", sizes=SIZES, bucket=bucket))

@@ -1,4 +1,4 @@
-"""A tree over a server with faults, a mount of it, and what is wrong with what the mount shows."""
+"""A tree over a server with faults, a mount of it, and a comparison of the mount with the tree."""
 
 import contextlib
 import os
@@ -14,19 +14,19 @@ from tests.index_factory import INDEX_SCHEMA, Row, instances, make_index, object
 from tests.mounting import Commands, status
 
 Record = Callable[[str, object], None]
-"""pytest's `record_property`: what it is given is printed at the end."""
+"""pytest's `record_property`, whose properties are printed at the end."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Some series, a server that has them, and where they are mounted.
+    """Some series, a server that has them, and their mountpoint.
 
     Attributes:
         rows: the series.
         server: the mirror.
-        commands: idcfs, with a home of its own.
-        point: where the mount is.
-        flags: for the mount.
+        commands: idcfs, with its own home folder.
+        point: the mountpoint.
+        flags: the flags of the mount.
         template: the layout of the tree.
     """
 
@@ -49,7 +49,7 @@ class World:
 
     @cached_property
     def files(self) -> Mapping[Path, bytes]:
-        """What each file holds, by its path below the mountpoint."""
+        """The content of each file, by its path below the mountpoint."""
         return {
             Path(os.fsdecode(b"/".join(path))) / instance.name: instance.content
             for path, row in self.tree.items()
@@ -58,7 +58,7 @@ class World:
 
     @cached_property
     def folders(self) -> Mapping[Path, list[str]]:
-        """The names in each folder, sorted, by its path below the mountpoint; cohorts apart."""
+        """The sorted names in each folder, by its path below the mountpoint, without cohorts."""
         found: dict[Path, set[str]] = {}
         for path in self.files:
             for inner in (path, *path.parents[:-1]):
@@ -67,12 +67,12 @@ class World:
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[int]:
-        """Mount for the length of the context; gives the daemon's process."""
+        """Mount in this context; yields the daemon's process."""
         with self.commands.mounted(self.point, *self.flags):
             yield int(status(self.point)["pid"])
 
     def wrong(self) -> list[str]:
-        """What the mount shows that is not so: of every name and every byte, none of them from the kernel's pages."""
+        """All differences of the mount from the tree, in every name and every byte; the kernel's pages are not used."""
         found = []
         for folder, names in self.folders.items():
             shown = sorted(set(os.listdir(self.point / folder)) - ({"cohorts"} if folder == Path() else set()))
@@ -87,14 +87,14 @@ class World:
         return found
 
     def drop_pages(self) -> None:
-        """Have the kernel forget the bytes of all files."""
+        """Make the kernel drop its pages of all files."""
         for path in self.files:
             drop_pages(self.point / path)
 
 
 @contextlib.contextmanager
 def world(folder: Path, rows: Sequence[Row], *flags: str | Path, template: str = DEFAULT_TEMPLATE) -> Iterator[World]:
-    """A world whose files are in *folder*; *flags* are more of the mount's, which is yet to be made."""
+    """Make a world with its files in *folder*, not mounted yet; *flags* are more flags of the mount."""
     make_index(folder / "index", rows)
     commands = Commands(folder / "home")
     commands.home.mkdir()
@@ -104,7 +104,7 @@ def world(folder: Path, rows: Sequence[Row], *flags: str | Path, template: str =
 
 
 def drop_pages(path: Path) -> None:
-    """Have the kernel forget the bytes of a file."""
+    """Make the kernel drop its pages of a file."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -2,34 +2,20 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 import trio.testing
 
-from idcfs.cache.client import ExtentCache, open_extent_cache
-from idcfs.cache.listing_cache import open_cache
-from idcfs.catalog.catalogue import Catalogue, open_catalogue
 from idcfs.catalog.index import Index
-from idcfs.cohorts.registry import Cohorts
-from idcfs.cohorts.results import Results
 from idcfs.config import Settings
 from idcfs.inode import ROOT
 from idcfs.layout import DEFAULT_TEMPLATE
-from idcfs.metrics import Metrics
 from idcfs.node import Node
-from idcfs.pages.client import open_page_cache
-from idcfs.processes.arena import Arena
-from idcfs.reading.fetcher import Fetcher
-from idcfs.reading.listings import Listings
-from idcfs.reading.prefetcher import Prefetcher
-from idcfs.reading.reader import Reader
-from idcfs.reading.series_order import SeriesOrder
-from idcfs.store.base import ListPage, ObjectStore, ObjectVersion, Progress
-from idcfs.store.mirror import parse_mirror
-from idcfs.tree.control import Control
-from idcfs.tree.filesystem import ENTRIES_AT_ONCE, FileSystem
+from idcfs.store.base import Body, ListPage, ObjectStore, Progress, Range
+from idcfs.tree import wiring
+from idcfs.tree.provider import ENTRIES_AT_ONCE
+from idcfs.tree.wiring import Parts
 from tests.index_factory import Row
 from tests.memory_store import MemoryStore
 from tests.processes import PATIENCE, until_true
@@ -39,32 +25,66 @@ LIMIT = 1 << 30
 MEMORY_BYTES = 256 << 20
 
 
-@dataclass
-class Opened:
+class Opened(Parts):
     """A file system, what it is made of, and ways to use it by path."""
-
-    filesystem: FileSystem
-    catalogue: Catalogue
-    listings: Listings
-    fetcher: Fetcher
-    prefetcher: Prefetcher
-    objects: ExtentCache
-    arena: Arena
-    metrics: Metrics
-    cohorts: Cohorts
 
     async def node(self, path: str) -> Node:
         """What has a path below the root."""
-        node = await self.filesystem.getattr(ROOT)
+        node = await self.getattr(ROOT)
         for name in path.split("/") if path else []:
-            node = await self.filesystem.lookup(node.inode, name.encode())
+            node = await self.lookup(node.inode, name.encode())
         return node
+
+    async def getattr(self, inode: int) -> Node:
+        """What is known of a file or folder."""
+        provider, address = self.filesystem.find(inode)
+        return await provider.attributes(address)
+
+    async def lookup(self, parent: int, name: bytes) -> Node:
+        """What has a name in a folder."""
+        provider, folder = self.filesystem.find(parent)
+        return await provider.lookup(folder, name)
+
+    async def open_folder(self, inode: int) -> int:
+        """A handle of a folder."""
+        provider, folder = self.filesystem.find(inode)
+        return self.filesystem.add_folder(await provider.entries(folder))
+
+    async def open(self, inode: int) -> int:
+        """A handle of a file that is opened to be read."""
+        provider, file = self.filesystem.find(inode)
+        return self.filesystem.add_file(await provider.content(file))
+
+    async def open_draft(self, inode: int, append: bool, truncate: bool) -> int:
+        """A handle of a query that is opened to be written."""
+        provider, file = self.filesystem.find(inode)
+        return self.filesystem.add_file(await provider.draft(file, append, truncate))
+
+    async def resize(self, inode: int, size: int) -> None:
+        """Cut or lengthen a query."""
+        provider, file = self.filesystem.find(inode)
+        await provider.resize(file, size)
+
+    async def create(self, parent: int, name: bytes) -> Node:
+        """Make a cohort."""
+        provider, folder = self.filesystem.find(parent)
+        return await provider.create(folder, name)
+
+    async def delete(self, parent: int, name: bytes) -> None:
+        """Remove a cohort."""
+        provider, folder = self.filesystem.find(parent)
+        await provider.delete(folder, name)
+
+    async def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes) -> None:
+        """Give a cohort another name."""
+        provider, folder = self.filesystem.find(old_parent)
+        await provider.rename(folder, old, self.filesystem.find(new_parent)[1], new)
 
     async def entries(self, inode: int) -> dict[bytes, Node]:
         """The whole content of a folder, asked as the kernel does."""
-        handle = await self.filesystem.open_folder(inode)
+        handle = await self.open_folder(inode)
         found: list[tuple[bytes, Node]] = []
-        while some := await self.filesystem.entries(handle, len(found)):
+        while some := await self.filesystem.folders[handle].page(len(found)):
             assert len(some) <= ENTRIES_AT_ONCE
             found += some
         self.filesystem.release_folder(handle)
@@ -78,11 +98,11 @@ class Opened:
 
     async def read(self, path: str, offset: int = 0, length: int = 1 << 40) -> bytes:
         """Bytes of the file with a path."""
-        handle = await self.filesystem.open((await self.node(path)).inode)
+        handle = await self.open((await self.node(path)).inode)
         try:
-            return bytes(await self.filesystem.read(handle, offset, length))
+            return bytes(await self.filesystem.files[handle].read(offset, length))
         finally:
-            await self.filesystem.release(handle)
+            await self.filesystem.release_file(handle)
 
     async def kept(self, entries: int) -> None:
         """Wait until the cache of objects has that many entries."""
@@ -95,9 +115,9 @@ class Opened:
         with trio.fail_after(PATIENCE):
             while True:
                 await trio.testing.wait_all_tasks_blocked()
-                await self.fetcher.finish_writing()
-                flights = self.listings._flights, self.fetcher._flights, self.fetcher._learning
-                if not any(each._flights for each in flights) and not self.prefetcher._fetching:
+                await self.objects.finish()
+                flights = self.listings._flights, self.fetcher._flights, self.fetcher._disk._learning
+                if not any(len(each) for each in flights) and not self.fetcher._limit.under_way:
                     return
                 await trio.sleep(0.005)
 
@@ -113,33 +133,25 @@ async def open_filesystem(
     seconds: float = 30,
     memory: int = MEMORY_BYTES,
     cohorts: Path | None = None,
-    tell: Callable[[str], None] = lambda step: None,
+    report: Callable[[str], None] = lambda step: None,
 ) -> AsyncIterator[Opened]:
     """Open everything that a mount opens; *cache* keeps what is kept between mounts, with *cohorts* if not given.
 
     One request to *store* may take *seconds*; nothing is tried again.
     """
-    mirror, metrics = parse_mirror(mirror_word), Metrics()
-    async with contextlib.AsyncExitStack() as stack:
-        catalogue = await stack.enter_async_context(open_catalogue(cache, index, layout, tell=tell))
-        arena = stack.enter_context(Arena(memory))
-        objects = await stack.enter_async_context(open_extent_cache(cache / "objects", LIMIT, arena))
-        lists = await stack.enter_async_context(open_cache(cache / "listings", LIMIT))
-        # Does nothing, for nothing is mounted.
-        pages = await stack.enter_async_context(open_page_cache(arena))
-        await stack.enter_async_context(store)
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        listings = Listings(store, mirror, lists, catalogue.series, metrics, nursery, seconds)
-        order = SeriesOrder(catalogue)
-        fetcher = Fetcher(store, mirror, objects, listings, metrics, nursery, seconds, arena)
-        prefetcher = Prefetcher(fetcher, listings, pages, nursery)
-        reader = Reader(fetcher, prefetcher, listings, metrics, nursery, seconds, arena.size, order.following)
-        control = Control(catalogue, mirror, {"objects": objects, "listings": lists}, metrics)
-        settings = Settings(layout=layout, cohort_dir=cohorts or cache / "cohorts", timeout=seconds)
-        registry = Cohorts(settings.cohort_dir, catalogue, Results(catalogue, settings), nursery, seconds)
-        filesystem = FileSystem(catalogue, listings, reader, control, registry, order, metrics)
-        yield Opened(filesystem, catalogue, listings, fetcher, prefetcher, objects, arena, metrics, registry)
-        nursery.cancel_scope.cancel()
+    settings = Settings(
+        mirror=mirror_word,
+        cache_dir=cache,
+        cache_size=LIMIT,
+        memory=memory,
+        cohort_dir=cohorts or cache / "cohorts",
+        timeout=seconds,
+        layout=layout,
+    )
+    async with wiring.open_filesystem(settings, index, store, report=report) as parts:
+        if isinstance(store, MemoryStore):
+            store.arena = parts.arena
+        yield Opened(**vars(parts))
 
 
 def path_of(row: Row) -> str:
@@ -164,9 +176,7 @@ class GatedStore(MemoryStore):
         await self.gate.wait()
         return page
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
-        data = await super().get(bucket, key, start, stop, version, progress)
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        data = await super().get(wanted, progress)
         await self.gate.wait()
         return data

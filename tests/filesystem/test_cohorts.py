@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,6 @@ import pytest
 import trio
 
 from idcfs.catalog.index import Index
-from idcfs.cohorts.files import COHORTS
 from idcfs.cohorts.text import MAX_TEXT
 from idcfs.errors import (
     AlreadyThere,
@@ -34,12 +33,13 @@ from idcfs.errors import (
 )
 from idcfs.inode import pack_folder
 from idcfs.node import Node
+from idcfs.tree.cohorts import COHORTS
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, PRIOR, SMALL, SPACES
 from tests.index_factory import Row, instances, make_index
 from tests.memory_store import MemoryStore
-from tests.processes import PATIENCE, until_true
+from tests.processes import PATIENCE, children_of, until_true
 
 NLST = b"SELECT SeriesInstanceUID FROM index WHERE collection_id = 'nlst'"
 TCGA = b"SELECT SeriesInstanceUID FROM index WHERE collection_id = 'tcga'"
@@ -48,10 +48,13 @@ BROKEN = b"SELECT SeriesInstanceUID FROM indexx"
 
 ROOT = pack_folder(*COHORTS)
 
+PROGRAM = "idcfs.cohorts.build"
+"""What the processes run that evaluate."""
+
 
 async def make(opened: Opened, name: str, text: bytes = b"") -> Node:
     """A cohort of the file system, with a text."""
-    node = await opened.filesystem.cohort_files.create(ROOT, name.encode())
+    node = await opened.create(ROOT, name.encode())
     if text:
         await write(opened, name, text)
     return node
@@ -59,14 +62,14 @@ async def make(opened: Opened, name: str, text: bytes = b"") -> Node:
 
 async def write(opened: Opened, name: str, text: bytes) -> None:
     """Write a query as the shell's > does."""
-    files = opened.filesystem.cohort_files
-    handle = await files.open_draft((await opened.node(f"cohorts/{name}/.query")).inode, append=False, truncate=True)
+    files = opened.filesystem.files
+    handle = await opened.open_draft((await opened.node(f"cohorts/{name}/.query")).inode, append=False, truncate=True)
     try:
-        await files.flush(handle)
-        files.write(handle, 0, text)
-        await files.flush(handle)
+        await files[handle].flush()
+        files[handle].write(0, text)
+        await files[handle].flush()
     finally:
-        await files.release(handle)
+        await opened.filesystem.release_file(handle)
 
 
 def keep(folder: Path, name: str, text: bytes) -> None:
@@ -77,24 +80,43 @@ def keep(folder: Path, name: str, text: bytes) -> None:
 
 def children() -> set[int]:
     """The processes that evaluate for this one."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state = (path / "stat").read_text().rpartition(")")[2].split()
-            if state[1] == str(os.getpid()) and state[0] != "Z" and b"cohorts.build" in (path / "cmdline").read_bytes():
-                found.add(int(path.name))
-    return found
+    return set(children_of(os.getpid(), PROGRAM))
+
+
+def run_before(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Have a shell run *script* in each process that evaluates; what it does not end goes on as always."""
+    python = folder / "python"
+    cases = f'case "$*" in *{PROGRAM}*)\n{script}\n;; esac'
+    python.write_text(f'#!/bin/sh\n{cases}\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(python)))
+
+
+class Guard:
+    """Notices, while it is closed, whether a process that evaluates is started; such a process fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._closed, self._noticed = folder / "closed", folder / "noticed"
+        closed, noticed = shlex.quote(str(self._closed)), shlex.quote(str(self._noticed))
+        run_before(monkeypatch, folder, f"if [ -e {closed} ]; then touch {noticed}; exit 9; fi")
+
+    def close(self) -> None:
+        self._closed.touch()
+
+    def open(self) -> None:
+        self._closed.unlink()
+
+    def check(self) -> None:
+        assert not self._noticed.exists(), "a text was evaluated"
 
 
 @pytest.fixture
-def no_child(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No process that evaluates can be started until this is undone."""
-    forbid_children(monkeypatch)
-    return monkeypatch
-
-
-def forbid_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable="/no/such/python"))
+def no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+    """No process that evaluates may be started until this is opened."""
+    guard = Guard(monkeypatch, tmp_path)
+    guard.close()
+    yield guard
+    guard.check()
 
 
 class Gate:
@@ -113,11 +135,8 @@ class Gate:
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     """A closed one."""
-    file, slow = tmp_path / "gate", tmp_path / "python"
-    words = shlex.quote(str(file)), shlex.quote(sys.executable)
-    slow.write_text('#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec {} "$@"\n'.format(*words))
-    slow.chmod(0o755)
-    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(slow)))
+    file = tmp_path / "gate"
+    run_before(monkeypatch, tmp_path, f"while [ ! -e {shlex.quote(str(file))} ]; do sleep 0.02; done")
     # Who writes waits in vain.
     monkeypatch.setattr("idcfs.cohorts.registry.BIND_SECONDS", 1)
     return Gate(file)
@@ -140,9 +159,10 @@ async def test_a_cohort_is_a_tree_of_the_series_that_its_query_names(
         assert (folder.inode, folder.is_folder, folder.permanent) == (made.inode, True, False)
         entries = await opened.entries(folder.inode)
         assert list(entries) == [b"nlst"]
-        assert entries[b"nlst"] == await opened.filesystem.getattr(entries[b"nlst"].inode)
+        assert entries[b"nlst"] == await opened.getattr(entries[b"nlst"].inode)
         assert entries[b"nlst"] == await opened.node("cohorts/mine/nlst")
         assert not entries[b"nlst"].permanent
+        assert not (await opened.node("cohorts/mine/.idc")).permanent
         assert (await opened.node("cohorts/mine")).links == 3
         assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
         assert (await opened.node("cohorts/mine/nlst/100001")).permanent
@@ -180,9 +200,9 @@ async def test_the_three_files_are_found_by_name_and_never_listed(
         for name in (".query", ".error", ".summary"):
             inode = (await opened.node(f"cohorts/mine/{name}")).inode
             with pytest.raises(NotAFolder):
-                await opened.filesystem.open_folder(inode)
+                await opened.open_folder(inode)
         with pytest.raises(IsAFolder):
-            await opened.filesystem.open((await opened.node("cohorts/mine")).inode)
+            await opened.open((await opened.node("cohorts/mine")).inode)
 
 
 async def test_the_control_folder_of_a_cohort_and_below_it(cache: Path, index: Index, store: MemoryStore) -> None:
@@ -199,127 +219,128 @@ async def test_the_control_folder_of_a_cohort_and_below_it(cache: Path, index: I
 async def test_a_text_may_be_written_anyhow(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
+        files, inode = opened.filesystem.files, (await opened.node("cohorts/mine/.query")).inode
 
         async def text() -> bytes:
             return await opened.read("cohorts/mine/.query")
 
         @contextlib.asynccontextmanager
         async def draft(append: bool = False, truncate: bool = False) -> AsyncIterator[int]:
-            handle = await files.open_draft(inode, append, truncate)
+            handle = await opened.open_draft(inode, append, truncate)
             yield handle
             with contextlib.suppress(QueryRefused):
-                await files.flush(handle)
+                await files[handle].flush()
             with contextlib.suppress(QueryRefused):
-                await files.release(handle)
+                await opened.filesystem.release_file(handle)
 
         async with draft() as handle:
-            files.write(handle, 3, b"def")
-            files.write(handle, 0, b"abc")
-            assert files.read(handle, 1, 4) == b"bcde"
+            files[handle].write(3, b"def")
+            files[handle].write(0, b"abc")
+            assert await files[handle].read(1, 4) == b"bcde"
             assert await text() == b"", "nothing counts before it is closed"
             assert (await opened.node("cohorts/mine/.query")).size == 6
         assert await text() == b"abcdef"
         async with draft() as handle:
-            files.write(handle, 8, b"x")
+            files[handle].write(8, b"x")
         assert await text() == b"abcdef\0\0x"
         async with draft() as handle:
-            await files.resize(inode, handle, 2)
-            files.write(handle, 1, b"XY")
+            files[handle].resize(2)
+            files[handle].write(1, b"XY")
         assert await text() == b"aXY"
         async with draft(truncate=True) as handle:
-            files.write(handle, 0, b"one ")
+            files[handle].write(0, b"one ")
         async with draft(append=True) as handle:
-            files.write(handle, 0, b"two ")
-            files.write(handle, 0, b"three")
-            assert files.read(handle, 4, 100) == b"two three"
+            files[handle].write(0, b"two ")
+            files[handle].write(0, b"three")
+            assert await files[handle].read(4, 100) == b"two three"
         assert await text() == b"one two three"
         async with draft(append=True) as one, draft(append=True) as two:
-            files.write(one, 0, b" four")
-            files.write(two, 0, b" five")
+            files[one].write(0, b" four")
+            files[two].write(0, b" five")
         assert await text() == b"one two three five four"
         with contextlib.suppress(QueryRefused):
-            await files.resize(inode, None, 3)
+            await opened.resize(inode, 3)
         assert await text() == b"one"
         async with draft() as one, draft() as two:
-            files.write(one, 0, b"first")
-            files.write(two, 0, b"second")
+            files[one].write(0, b"first")
+            files[two].write(0, b"second")
         assert await text() == b"first", "the last to close"
 
 
 async def test_a_handle_that_is_open_to_be_read_writes_nothing(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
-        handle = await opened.filesystem.open(inode)
+        files, inode = opened.filesystem.files, (await opened.node("cohorts/mine/.query")).inode
+        handle = await opened.open(inode)
         with pytest.raises(ReadOnly):
-            files.write(handle, 0, b"x")
-        await files.flush(handle)
-        await opened.filesystem.release(handle)
+            files[handle].write(0, b"x")
+        await files[handle].flush()
+        await opened.filesystem.release_file(handle)
         for other in ("nlst", "cohorts", "cohorts/mine", f"{path_of(SMALL)}/{instances(SMALL)[0].name}"):
             with pytest.raises(ReadOnly):
-                await files.open_draft((await opened.node(other)).inode, append=False, truncate=False)
+                await opened.open_draft((await opened.node(other)).inode, append=False, truncate=False)
             with pytest.raises(ReadOnly):
-                await files.resize((await opened.node(other)).inode, None, 0)
+                await opened.resize((await opened.node(other)).inode, 0)
 
 
 async def test_a_text_has_a_greatest_length(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
-        handle = await files.open_draft(inode, append=False, truncate=False)
+        files, inode = opened.filesystem.files, (await opened.node("cohorts/mine/.query")).inode
+        handle = await opened.open_draft(inode, append=False, truncate=False)
         with pytest.raises(QueryTooLong):
-            files.write(handle, MAX_TEXT, b"x")
+            files[handle].write(MAX_TEXT, b"x")
         with pytest.raises(QueryTooLong):
-            await files.flush(handle)
-        for through in (handle, None):
-            with pytest.raises(QueryTooLong):
-                await files.resize(inode, through, MAX_TEXT + 1)
-        await files.release(handle)
+            await files[handle].flush()
+        with pytest.raises(QueryTooLong):
+            files[handle].resize(MAX_TEXT + 1)
+        with pytest.raises(QueryTooLong):
+            await opened.resize(inode, MAX_TEXT + 1)
+        await opened.filesystem.release_file(handle)
         with pytest.raises(QueryTooLong):
             await write(opened, "mine", b"SELECT 1 --" + b"x" * (1 << 20))
 
 
 async def test_only_what_was_written_is_evaluated(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, no_child: Guard
 ) -> None:
     async with open_filesystem(cache, index, store) as opened:
         keep(cache / "cohorts", "mine", NLST)
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
-        handle = await files.open_draft(inode, append=False, truncate=True)
+        files, inode = opened.filesystem.files, (await opened.node("cohorts/mine/.query")).inode
+        handle = await opened.open_draft(inode, append=False, truncate=True)
         # The shell closes its copy before it writes.
-        await files.flush(handle)
+        await files[handle].flush()
         assert (cache / "cohorts" / "mine.sql").read_bytes() == NLST
-        no_child.undo()
-        files.write(handle, 0, TCGA)
-        await files.flush(handle)
+        no_child.open()
+        files[handle].write(0, TCGA)
+        await files[handle].flush()
         assert await opened.names("cohorts/mine") == ["tcga"]
-        forbid_children(no_child)
-        await files.flush(handle)
-        await files.release(handle)
+        no_child.close()
+        await files[handle].flush()
+        await opened.filesystem.release_file(handle)
         assert await opened.names("cohorts/mine") == ["tcga"]
-        handle = await files.open_draft(inode, append=True, truncate=False)
-        await files.flush(handle)
-        await files.release(handle)
+        handle = await opened.open_draft(inode, append=True, truncate=False)
+        await files[handle].flush()
+        await opened.filesystem.release_file(handle)
         assert await opened.read("cohorts/mine/.query") == TCGA
 
 
 async def test_a_bare_truncation_counts_when_the_file_is_let_go(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
-        files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
-        handle = await files.open_draft(inode, append=False, truncate=True)
-        await files.flush(handle)
+        files, inode = opened.filesystem.files, (await opened.node("cohorts/mine/.query")).inode
+        handle = await opened.open_draft(inode, append=False, truncate=True)
+        await files[handle].flush()
         assert await opened.names("cohorts/mine") == ["nlst"]
-        await files.release(handle)
+        await opened.filesystem.release_file(handle)
         assert await opened.names("cohorts/mine") == []
         assert await opened.read("cohorts/mine/.query") == b""
 
 
 async def test_a_text_that_is_refused_is_kept_and_changes_nothing(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, no_child: Guard
 ) -> None:
-    no_child.undo()
+    no_child.open()
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
         for _ in range(2):
@@ -329,11 +350,11 @@ async def test_a_text_that_is_refused_is_kept_and_changes_nothing(
             assert b"indexx" in await opened.read("cohorts/mine/.error")
             assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
             assert json.loads(await opened.read("cohorts/mine/.summary"))["series"] == 3
-    forbid_children(no_child)
+    no_child.close()
     async with open_filesystem(cache, index, store) as opened:
         assert b"indexx" in await opened.read("cohorts/mine/.error")
         assert await opened.names("cohorts/mine/nlst") == ["100001", "a b=c"]
-        no_child.undo()
+        no_child.open()
         await write(opened, "mine", TCGA)
         assert await opened.names("cohorts/mine") == ["tcga"]
         with pytest.raises(NotThereNow):
@@ -371,10 +392,7 @@ async def test_a_text_that_was_on_its_way_at_the_end_of_the_mount_lost_nothing(
 async def test_who_writes_a_text_hears_of_its_errors_where_processes_take_seconds_to_start(
     cache: Path, index: Index, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = tmp_path / "python"
-    late.write_text(f'#!/bin/sh\nsleep 3\nexec {shlex.quote(sys.executable)} "$@"\n')
-    late.chmod(0o755)
-    monkeypatch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable=str(late)))
+    run_before(monkeypatch, tmp_path, "sleep 3")
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine")
         with pytest.raises(QueryRefused, match="indexx"):
@@ -406,19 +424,19 @@ async def test_a_new_cohort_has_nothing_of_an_old_one_of_its_name(
 
 
 async def test_results_are_kept_for_the_next_mount_of_the_same_index_only(
-    cache: Path, index: Index, store: MemoryStore, tmp_path: Path, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, tmp_path: Path, no_child: Guard
 ) -> None:
-    no_child.undo()
+    no_child.open()
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
         before = await opened.names("cohorts/mine/nlst")
         with pytest.raises(QueryRefused):
             await make(opened, "broken", BROKEN)
-    forbid_children(no_child)
+    no_child.close()
     async with open_filesystem(cache, index, store) as opened:
         assert await opened.names("cohorts/mine/nlst") == before
         assert b"indexx" in await opened.read("cohorts/broken/.error")
-    no_child.undo()
+    no_child.open()
     newer = make_index(tmp_path / "newer", [*ALL, Row("nlst", "new")], PRIOR)
     async with open_filesystem(cache, newer, store) as opened:
         assert await opened.names("cohorts/mine/nlst") == [*before, "new"]
@@ -450,7 +468,7 @@ async def test_what_no_longer_works_with_a_new_index_says_so(
 
 
 async def test_many_cohorts_are_evaluated_only_when_looked_into(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, no_child: Guard
 ) -> None:
     for number in range(50):
         keep(cache / "cohorts", f"c{number:02}", NLST)
@@ -460,7 +478,7 @@ async def test_many_cohorts_are_evaluated_only_when_looked_into(
         for name in names:
             assert await opened.read(f"cohorts/{name}/.query") == NLST
         assert len(opened.catalogue.temporary) == 0
-        no_child.undo()
+        no_child.open()
         assert await opened.names("cohorts/c07") == ["nlst"]
         assert len(opened.catalogue.temporary) == 1
 
@@ -483,38 +501,37 @@ async def test_changes_by_hand_count_from_the_next_look_on(cache: Path, index: I
         assert await opened.names("cohorts") == ["mine"]
         (folder / "mine.sql").unlink()
         assert await opened.names("cohorts") == []
-        for look in (opened.filesystem.getattr, opened.filesystem.open_folder):
+        for look in (opened.getattr, opened.open_folder):
             with pytest.raises(NotThereNow):
                 await look(node.inode)
 
 
 async def test_a_cohort_with_another_name_is_the_same_cohort(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        files = opened.filesystem.cohort_files
         made = await make(opened, "mine", NLST)
         before = await opened.node("cohorts/mine/nlst")
         await make(opened, "other")
         with pytest.raises(AlreadyThere):
-            await files.rename(ROOT, b"mine", ROOT, b"other")
-        await files.rename(ROOT, b"mine", ROOT, b"yours")
+            await opened.rename(ROOT, b"mine", ROOT, b"other")
+        await opened.rename(ROOT, b"mine", ROOT, b"yours")
         assert await opened.names("cohorts") == ["other", "yours"]
         assert (await opened.node("cohorts/yours")).inode == made.inode
         assert await opened.node("cohorts/yours/nlst") == before
         with pytest.raises(NotThereNow):
             await opened.node("cohorts/mine")
         with pytest.raises(NotThereNow):
-            await files.rename(ROOT, b"mine", ROOT, b"x")
+            await opened.rename(ROOT, b"mine", ROOT, b"x")
         gone = await make(opened, "gone", TCGA)
         assert await opened.names("cohorts/gone") == ["tcga"]
         (cache / "cohorts" / "gone.sql").unlink()
-        await files.rename(ROOT, b"yours", ROOT, b"gone")
-        await files.rename(ROOT, b"gone", ROOT, b"yours")
+        await opened.rename(ROOT, b"yours", ROOT, b"gone")
+        await opened.rename(ROOT, b"gone", ROOT, b"yours")
         with pytest.raises(NotThereNow):
-            await opened.filesystem.getattr(gone.inode)
+            await opened.getattr(gone.inode)
         assert len(opened.catalogue.temporary) == 1
         for old, new in ((before.inode, ROOT), (ROOT, made.inode), (ROOT, 1)):
             with pytest.raises(ReadOnly):
-                await files.rename(old, b"yours", new, b"x")
+                await opened.rename(old, b"yours", new, b"x")
         await write(opened, "yours", TCGA)
         assert (cache / "cohorts" / "yours.sql").read_bytes() == TCGA
 
@@ -533,14 +550,13 @@ async def test_names_that_no_cohort_can_have(
     cache: Path, index: Index, store: MemoryStore, name: bytes, error: type[Exception]
 ) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        files = opened.filesystem.cohort_files
         await make(opened, "mine")
         with pytest.raises(error):
-            await files.create(ROOT, name)
+            await opened.create(ROOT, name)
         with pytest.raises(error):
-            await files.rename(ROOT, b"mine", ROOT, name)
+            await opened.rename(ROOT, b"mine", ROOT, name)
         with pytest.raises(NotThereNow):
-            await opened.filesystem.lookup(ROOT, name)
+            await opened.lookup(ROOT, name)
         await make(opened, "x" * 251)
         with pytest.raises(AlreadyThere):
             await make(opened, "mine")
@@ -549,17 +565,16 @@ async def test_names_that_no_cohort_can_have(
 
 async def test_cohorts_are_made_and_removed_in_their_folder_only(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        files = opened.filesystem.cohort_files
         await make(opened, "mine", NLST)
         for path in ("", "nlst", "cohorts/mine", "cohorts/mine/nlst", ".idc"):
             inode = (await opened.node(path)).inode
             with pytest.raises(ReadOnly):
-                await files.create(inode, b"new")
+                await opened.create(inode, b"new")
             with pytest.raises(ReadOnly):
-                await files.delete(inode, b"nlst")
+                await opened.delete(inode, b"nlst")
         with pytest.raises(NotThereNow):
-            await files.delete(ROOT, b"other")
-        await files.delete(ROOT, b"mine")
+            await opened.delete(ROOT, b"other")
+        await opened.delete(ROOT, b"mine")
         assert await opened.names("cohorts") == []
         assert list((cache / "cohorts").glob("*.sql")) == []
 
@@ -568,18 +583,16 @@ async def test_what_is_open_of_a_cohort_stays_when_it_is_removed(cache: Path, in
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "mine", NLST)
         instance = instances(SMALL)[0]
-        file = await opened.filesystem.open((await opened.node(f"cohorts/mine/{path_of(SMALL)}/{instance.name}")).inode)
-        folder = await opened.filesystem.open_folder((await opened.node("cohorts/mine/nlst")).inode)
-        draft = await opened.filesystem.cohort_files.open_draft(
-            (await opened.node("cohorts/mine/.query")).inode, append=False, truncate=True
-        )
-        await opened.filesystem.cohort_files.delete(ROOT, b"mine")
-        assert await opened.filesystem.read(file, 0, 100) == instance.content[:100]
-        assert [name for name, _ in await opened.filesystem.entries(folder, 0)] == [b"100001", b"a b=c"]
-        opened.filesystem.cohort_files.write(draft, 0, NLST)
+        file = await opened.open((await opened.node(f"cohorts/mine/{path_of(SMALL)}/{instance.name}")).inode)
+        folder = await opened.open_folder((await opened.node("cohorts/mine/nlst")).inode)
+        draft = await opened.open_draft((await opened.node("cohorts/mine/.query")).inode, append=False, truncate=True)
+        await opened.delete(ROOT, b"mine")
+        assert await opened.filesystem.files[file].read(0, 100) == instance.content[:100]
+        assert [name for name, _ in await opened.filesystem.folders[folder].page(0)] == [b"100001", b"a b=c"]
+        opened.filesystem.files[draft].write(0, NLST)
         with pytest.raises(NotThereNow):
-            await opened.filesystem.cohort_files.flush(draft)
-        await opened.filesystem.release(draft)
+            await opened.filesystem.files[draft].flush()
+        await opened.filesystem.release_file(draft)
         assert list((cache / "cohorts").glob("*.sql")) == []
         assert len(opened.catalogue.temporary) == 1
         opened.filesystem.release_folder(folder)
@@ -594,7 +607,7 @@ async def test_a_view_goes_when_it_is_replaced_and_forgotten(cache: Path, index:
         await write(opened, "mine", TCGA)
         assert await opened.names("cohorts/mine") == ["tcga"]
         assert len(opened.catalogue.temporary) == 2
-        assert await opened.filesystem.getattr(patient.inode) == patient
+        assert await opened.getattr(patient.inode) == patient
         assert list(await opened.entries(patient.inode)) == [
             name.encode() for name in await opened.names("nlst/100001")
         ]
@@ -624,16 +637,16 @@ async def test_an_open_folder_lists_one_tree_whatever_comes(cache: Path, index: 
         await make(opened, "mine", b"-- layout: %PatientID-%crdc_series_uuid\nFROM index SELECT *")
         inode = (await opened.node("cohorts/mine")).inode
         whole = [name for name, _ in (await opened.entries(inode)).items()]
-        handle = await opened.filesystem.open_folder(inode)
-        first = await opened.filesystem.entries(handle, 0)
+        handle = await opened.open_folder(inode)
+        first = await opened.filesystem.folders[handle].page(0)
         await write(opened, "mine", TCGA)
         assert await opened.names("cohorts/mine") == ["tcga"]
-        assert await opened.filesystem.entries(handle, 0) == first
-        assert [name for name, _ in await opened.filesystem.entries(handle, 3)] == whole[3:]
+        assert await opened.filesystem.folders[handle].page(0) == first
+        assert [name for name, _ in await opened.filesystem.folders[handle].page(3)] == whole[3:]
         opened.filesystem.release_folder(handle)
-        handle = await opened.filesystem.open_folder((await opened.node("cohorts")).inode)
+        handle = await opened.open_folder((await opened.node("cohorts")).inode)
         await make(opened, "another")
-        assert [name for name, _ in await opened.filesystem.entries(handle, 0)] == [b"mine"]
+        assert [name for name, _ in await opened.filesystem.folders[handle].page(0)] == [b"mine"]
         opened.filesystem.release_folder(handle)
 
 
@@ -721,7 +734,7 @@ async def test_removing_a_cohort_ends_its_evaluation(cache: Path, index: Index, 
         with pytest.raises(DeadlineExceeded):
             await opened.names("cohorts/mine")
         await until_true(children)
-        await opened.filesystem.cohort_files.delete(ROOT, b"mine")
+        await opened.delete(ROOT, b"mine")
         await until_true(lambda: not children())
 
 
@@ -758,6 +771,15 @@ async def test_nothing_is_left_of_an_evaluation_when_the_mount_ends(
     assert kept(cache) == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "told", "warnings"),
+    [
+        ('[1, true, "Done"]', "idcfs failed", ["mine was not evaluated"]),
+        # It is tried a second time.
+        ("this is no message", "ended its process", ["cannot be understood"] * 2),
+    ],
+    ids=["another answer", "no answer"],
+)
 async def test_an_evaluation_that_fails_unheard_of_is_told_and_ends_nothing(
     cache: Path,
     index: Index,
@@ -765,18 +787,21 @@ async def test_an_evaluation_that_fails_unheard_of_is_told_and_ends_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     warnings_logged: WarningsLogged,
+    answer: str,
+    told: str,
+    warnings: list[str],
 ) -> None:
-    broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho this is no message\n")
-    broken.chmod(0o755)
+    # The last argument is the descriptor of its socket.
+    sends = f"import os, sys; os.write(int(sys.argv[1]), {answer.encode()!r} + bytes([10]))"
     async with open_filesystem(cache, index, store) as opened:
         await make(opened, "works", NLST)
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "executable", str(broken))
-            with pytest.raises(QueryRefused, match="idcfs failed"):
+            run_before(patch, tmp_path, f'exec {shlex.quote(sys.executable)} -c {shlex.quote(sends)} "$4"')
+            with pytest.raises(QueryRefused, match=told):
                 await make(opened, "mine", TCGA)
-            warnings_logged.take("mine was not evaluated")
-            assert b"idcfs failed" in await opened.read("cohorts/mine/.error")
+            for warning in warnings:
+                warnings_logged.take(warning)
+            assert told.encode() in await opened.read("cohorts/mine/.error")
         assert await opened.names("cohorts/works") == ["nlst"]
         assert await opened.names("nlst") == ["100001", "a b=c"]
         await write(opened, "mine", TCGA)
@@ -784,14 +809,17 @@ async def test_an_evaluation_that_fails_unheard_of_is_told_and_ends_nothing(
 
 
 async def test_no_process_to_evaluate_in_is_told_and_tried_again(
-    cache: Path, index: Index, store: MemoryStore, no_child: pytest.MonkeyPatch
+    cache: Path, index: Index, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, warnings_logged: WarningsLogged
 ) -> None:
     keep(cache / "cohorts", "mine", NLST)
     async with open_filesystem(cache, index, store) as opened:
-        assert b"No such file" in await opened.read("cohorts/mine/.error")
-        assert await opened.names("cohorts/mine") == []
-        no_child.undo()
-        await write(opened, "mine", NLST)
+        with monkeypatch.context() as patch:
+            patch.setattr("idcfs.processes.child.sys", SimpleNamespace(executable="/no/such/python"))
+            assert b"No such file" in await opened.read("cohorts/mine/.error")
+            assert await opened.names("cohorts/mine") == []
+            warnings_logged.take("cannot be started")
+        # A look tries again, without anybody writing the text.
+        monkeypatch.setattr("idcfs.cohorts.registry.RETRY_SECONDS", 0)
         assert await opened.names("cohorts/mine") == ["nlst"]
 
 
@@ -809,13 +837,13 @@ async def test_two_mounts_on_one_folder_see_and_keep_what_the_other_writes(
         assert await one.names("cohorts/mine") == ["tcga"]
         handles = []
         for opened in (one, other):
-            files, inode = opened.filesystem.cohort_files, (await opened.node("cohorts/mine/.query")).inode
-            handles.append((files, await files.open_draft(inode, append=True, truncate=False)))
-        for number, (files, handle) in enumerate(handles):
-            files.write(handle, 0, b"\n-- %d" % number)
-        for files, handle in handles:
-            await files.flush(handle)
-            await files.release(handle)
+            inode = (await opened.node("cohorts/mine/.query")).inode
+            handles.append((opened.filesystem, await opened.open_draft(inode, append=True, truncate=False)))
+        for number, (filesystem, handle) in enumerate(handles):
+            filesystem.files[handle].write(0, b"\n-- %d" % number)
+        for filesystem, handle in handles:
+            await filesystem.files[handle].flush()
+            await filesystem.release_file(handle)
         assert await one.read("cohorts/mine/.query") == TCGA + b"\n-- 0\n-- 1"
-        await other.filesystem.cohort_files.delete(ROOT, b"mine")
+        await other.delete(ROOT, b"mine")
         assert await one.names("cohorts") == []

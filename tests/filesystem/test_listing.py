@@ -211,7 +211,7 @@ async def test_a_kept_listing_that_is_damaged_is_asked_again(cache: Path, index:
         row = next(number for number in range(8) if opened.listings.uuid(number) == SMALL.uuid)
         await opened.listings.get(row)
         for garbage in (b"", b"garbage", bytes(1000)):
-            await opened.listings._cache.put(opened.listings._key(row), garbage)
+            await opened.listings._cache.put_bytes(opened.listings._key(row), garbage)
             async with open_filesystem(cache, index, store) as again:
                 assert await again.names(path_of(SMALL)) == [instance.name for instance in instances(SMALL)]
 
@@ -241,7 +241,7 @@ async def test_who_opens_one_series_after_the_other_has_a_few_listed_ahead(cache
 
         async def open_at_gate(number: int) -> None:
             with contextlib.suppress(NotFound):
-                await opened.filesystem.open_folder(folders[number].inode)
+                await opened.open_folder(folders[number].inode)
 
         def listed() -> int:
             return len({request.key[:36] for request in store.requests})

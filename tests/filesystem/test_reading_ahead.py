@@ -13,8 +13,8 @@ import trio.testing
 from idcfs.catalog.index import Index
 from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.reading.policy import BLOCK, HEAD, RUN_BLOCKS, SMALL_OBJECT
-from idcfs.reading.prefetcher import FIRST_PREFETCHES
-from idcfs.store.base import Done, ObjectVersion, Progress
+from idcfs.reading.request_limit import FIRST_REQUESTS
+from idcfs.store.base import Body, Finished, Progress, Range
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.index_factory import Row, build_catalogue, fill_store, instances, make_index
 from tests.memory_store import FailingStore, MemoryStore, Request
@@ -212,7 +212,7 @@ async def test_what_was_served_to_its_end_is_not_kept_in_memory(cache: Path, ind
             for start in range(0, SLICE, PIECE):
                 assert await opened.read(file_of(SCAN, number), start, PIECE) == instance.content[start : start + PIECE]
             await opened.settled()
-        assert not [data for data in opened.fetcher._memory._extents.values() if len(data) == SLICE]
+        assert not [lease for lease in opened.arena.kept._leases.values() if len(lease) == SLICE]
         # From the disk.
         asked = len(gets(store, SCAN))
         assert await opened.read(file_of(SCAN, 3)) == files_of(SCAN)[3].content
@@ -240,20 +240,20 @@ class LateStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: list[Done] = []
+        self.waiting: list[Finished] = []
         self.is_left = False
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         if not self.is_left:
-            self.waiting.append(done)
+            self.waiting.append(finished)
         return not self.is_left
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.is_left = True
-        for done in self.waiting:
-            done(Unreachable("the store has been left"))
+        for finished in self.waiting:
+            finished(Unreachable("the store has been left"))
         await super().__aexit__(kind, error, trace)
 
 
@@ -265,7 +265,7 @@ async def test_a_mount_ends_in_peace_while_more_is_wanted_than_is_asked_for(tmp_
         node = await opened.node(path_of(many))
         await opened.entries(node.inode)
         number = 0
-        while len(store.waiting) < FIRST_PREFETCHES:
+        while len(store.waiting) < FIRST_REQUESTS:
             with contextlib.suppress(DeadlineExceeded):
                 # What is wanted soon does not come.
                 await opened.read(file_of(many, number))
@@ -282,9 +282,7 @@ class BusyStore(MemoryStore):
         self.under_way = 0
         self.answers: list[bool] = []
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
         self.answers.append(self.under_way < self.MOST)
         if not self.answers[-1]:
             await trio.sleep(0.01)
@@ -292,11 +290,11 @@ class BusyStore(MemoryStore):
         self.under_way += 1
         try:
             await trio.sleep(0.01)
-            return await super().get(bucket, key, start, stop, version, progress)
+            return await super().get(wanted, progress)
         finally:
             self.under_way -= 1
 
-    def get_soon(self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, done: Done) -> bool:
+    def get_soon(self, wanted: Range, finished: Finished) -> bool:
         return False
 
 
@@ -310,7 +308,7 @@ async def test_less_is_asked_for_at_a_time_of_a_mirror_that_refuses_some(tmp_pat
                 await opened.read(file_of(many, number))
     half = len(store.answers) // 2
     refused_first, refused_later = store.answers[:half].count(False), store.answers[half:].count(False)
-    assert refused_first > FIRST_PREFETCHES // 2
+    assert refused_first > FIRST_REQUESTS // 2
     assert refused_later < refused_first / 2
 
 
@@ -349,15 +347,18 @@ class HalfStore(MemoryStore):
         self.stalled: list[tuple[int, int]] = []
         self.may_end = trio.Event()
 
-    async def get(
-        self, bucket: str, key: str, start: int, stop: int, version: ObjectVersion, progress: Progress | None = None
-    ) -> bytes:
-        data = await super().get(bucket, key, start, stop, version)
-        if progress is not None and stop - start >= 4 * BLOCK:
-            half = (stop - start) // 2
-            buffer = memoryview(bytearray(stop - start))
-            buffer[:half] = data[:half]
-            progress(buffer, half)
-            self.stalled.append((start, stop))
-            await self.may_end.wait()
-        return data
+    async def get(self, wanted: Range, progress: Progress | None = None) -> Body:
+        start, stop = wanted.start, wanted.stop
+        data = await super().get(wanted)
+        if progress is None or stop - start < 4 * BLOCK:
+            return data
+        assert isinstance(data, bytes)
+        assert self.arena is not None
+        lease = await self.arena.take(stop - start)
+        half = (stop - start) // 2
+        lease.view[:half] = data[:half]
+        progress(lease, half)
+        self.stalled.append((start, stop))
+        await self.may_end.wait()
+        lease.view[half:] = data[half:]
+        return lease

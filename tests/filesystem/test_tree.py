@@ -8,9 +8,10 @@ import trio
 
 from idcfs.catalog.index import Index
 from idcfs.errors import CatalogueDamaged, IsAFolder, NoSuchAttribute, NotAFolder, NotFound, Unreachable
-from idcfs.inode import MAX_GROUP, ROOT, Facet, pack_file, pack_folder
+from idcfs.inode import MAX_GROUP, ROOT, Facet, FolderAddress, pack_file, pack_folder
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
 from idcfs.reading import listings as listing
+from idcfs.tree.control_files import CONTROL_FILES
 from tests.conftest import WarningsLogged
 from tests.filesystem.opened import Opened, open_filesystem, path_of
 from tests.filesystem.rows import ALL, EARLIER, MISSING, PRIOR, REPORT, SHORT, SLIDE, SMALL, SPACES
@@ -49,8 +50,8 @@ async def test_the_whole_tree_is_as_the_index_says(
             assert folder.modified_ns == RELEASED
             inodes.add(folder.inode)
             for name, node in entries.items():
-                assert await opened.filesystem.lookup(folder.inode, name) == node
-                assert await opened.filesystem.getattr(node.inode) == node
+                assert await opened.lookup(folder.inode, name) == node
+                assert await opened.getattr(node.inode) == node
         assert store.requests == []
         for row in READABLE:
             folder = await opened.node(path_of(row))
@@ -61,9 +62,10 @@ async def test_the_whole_tree_is_as_the_index_says(
             ]
             for name, node in list(entries.items())[:50]:
                 assert (node.is_folder, node.links, node.modified_ns) == (False, 1, 1_600_000_000 * SECONDS)
-                assert await opened.filesystem.lookup(folder.inode, name) == node
-                assert await opened.filesystem.getattr(node.inode) == node
+                assert await opened.lookup(folder.inode, name) == node
+                assert await opened.getattr(node.inode) == node
             inodes |= {folder.inode, *(node.inode for node in entries.values())}
+        await opened.settled()
     # Which is listed ahead.
     warnings_logged.take(SHORT.uuid)
     assert len(inodes) == len(folders(MODEL)) + len(READABLE) + sum(len(row.sizes) for row in READABLE)
@@ -96,12 +98,12 @@ async def test_what_is_not_there_and_what_is_of_the_other_kind(cache: Path, inde
         info = (await opened.node(".idc/info.json")).inode
         for inode in (file, info):
             with pytest.raises(NotAFolder):
-                await opened.filesystem.open_folder(inode)
+                await opened.open_folder(inode)
             with pytest.raises(NotAFolder):
-                await opened.filesystem.lookup(inode, b"x")
+                await opened.lookup(inode, b"x")
         for path in ("", "nlst", path_of(SMALL), ".idc", ".idc/versions"):
             with pytest.raises(IsAFolder):
-                await opened.filesystem.open((await opened.node(path)).inode)
+                await opened.open((await opened.node(path)).inode)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ async def test_what_is_not_there_and_what_is_of_the_other_kind(cache: Path, inde
 async def test_numbers_that_are_of_nothing(cache: Path, index: Index, store: MemoryStore, inode: int) -> None:
     async with open_filesystem(cache, index, store) as opened:
         with pytest.raises(NotFound):
-            await opened.filesystem.getattr(inode)
+            await opened.getattr(inode)
 
 
 async def test_idcs_own_folder_is_in_every_folder_and_never_listed(
@@ -130,7 +132,7 @@ async def test_idcs_own_folder_is_in_every_folder_and_never_listed(
             assert ".idc" not in await opened.names(path)
             control = await opened.node(f"{path}/.idc".lstrip("/"))
             assert control.is_folder
-            assert await opened.filesystem.getattr(control.inode) == control
+            assert await opened.getattr(control.inode) == control
             names = await opened.names(f"{path}/.idc".lstrip("/"))
             others = ["status.json", "metrics", "versions", "analysis_results", "by-uuid"]
             assert names == (["info.json"] if path else ["info.json", *others])
@@ -224,12 +226,12 @@ async def test_extended_attributes_are_of_the_level(cache: Path, index: Index, s
 
         async def attributes(path: str) -> dict[str, str]:
             inode = (await opened.node(path)).inode
-            found = await opened.filesystem.attributes(inode)
+            found = await opened.filesystem.xattrs(inode)
             for name, value in found.items():
-                assert await opened.filesystem.attribute(inode, name) == value
+                assert await opened.filesystem.xattr(inode, name) == value
             for name in ("security.capability", "user.idc.nothing", "user.other", "collection_id"):
                 with pytest.raises(NoSuchAttribute):
-                    await opened.filesystem.attribute(inode, name)
+                    await opened.filesystem.xattr(inode, name)
             return {name.removeprefix("user.idc."): value for name, value in found.items()}
 
         assert await attributes("") == {}
@@ -248,14 +250,14 @@ async def test_extended_attributes_are_of_the_level(cache: Path, index: Index, s
 
 async def test_totals_and_status(cache: Path, index: Index, store: MemoryStore) -> None:
     async with open_filesystem(cache, index, store) as opened:
-        totals = opened.filesystem.totals()
-        assert totals.size == sum(sum(row.sizes) for row in ALL)
-        assert totals.files == sum(len(row.sizes) for row in ALL) + 7, "the index has nine for one with two"
+        counts = opened.catalogue.counts
+        assert counts["bytes"] == sum(sum(row.sizes) for row in ALL)
+        assert counts["instances"] == sum(len(row.sizes) for row in ALL) + 7, "the index has nine for one with two"
         file = instances(SMALL)[0]
         path = f"{path_of(SMALL)}/{file.name}"
-        handle = await opened.filesystem.open((await opened.node(path)).inode)
-        await opened.filesystem.read(handle, 0, 100)
-        await opened.filesystem.read(handle, 100, 100)
+        handle = await opened.open((await opened.node(path)).inode)
+        await opened.filesystem.files[handle].read(0, 100)
+        await opened.filesystem.files[handle].read(100, 100)
         status = json.loads(await opened.read(".idc/status.json"))
         assert (status["mirror"], status["idc_version"], status["open_files"]) == ("aws", 3, 1)
         assert (status["bytes_served"], status["listings_fetched"]) == (200, 1)
@@ -265,7 +267,7 @@ async def test_totals_and_status(cache: Path, index: Index, store: MemoryStore) 
         metrics = (await opened.read(".idc/metrics")).decode()
         assert "\nidcfs_bytes_served_total 200\n" in metrics
         assert "\nidcfs_listings_fetched_total 1\n" in metrics
-        await opened.filesystem.release(handle)
+        await opened.filesystem.release_file(handle)
         assert json.loads(await opened.read(".idc/status.json"))["open_files"] == 0
 
 
@@ -332,6 +334,14 @@ async def test_a_series_that_is_nowhere_and_one_that_lacks_instances(
 
 
 def test_numbers_of_control_files_are_none_of_folders() -> None:
-    numbers = {pack_folder(0, 0, 0, facet) for facet in Facet}
-    assert len(numbers) == len(Facet)
+    facets = [*Facet, *CONTROL_FILES.providers]
+    assert len({pack_folder(0, 0, 0, facet) for facet in facets}) == len(facets)
     assert pack_folder(0, 0, 0) == ROOT
+
+
+def test_numbers_of_control_files_stay_what_they_are() -> None:
+    numbers = {
+        name: address(FolderAddress(0, 0, 0, Facet.CONTROL)) for name, (_, address) in CONTROL_FILES.entries.items()
+    }
+    known = {b"info.json": 2, b"status.json": 3, b"metrics": 4, b"versions": 5, b"analysis_results": 6}
+    assert {name: numbers[name].facet for name in known} == known

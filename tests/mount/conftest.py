@@ -61,7 +61,7 @@ def folder_mirror(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def index_of_the_mirror(shared: Path, folder_mirror: Path) -> Path:
-    """The real index's rows of just the series that the mirror holds; its catalogue is built in a second."""
+    """The rows of the real index for the series that the mirror has; their catalogue is built in a second."""
 
     def write(folder: Path) -> None:
         folder.mkdir()

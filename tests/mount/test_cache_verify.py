@@ -1,4 +1,4 @@
-"""`idcfs cache verify`, beside a live mount and without; what killed processes left goes with the next start."""
+"""`idcfs cache verify` with and without a live mount, and how a start removes files of killed processes."""
 
 import fcntl
 import os
@@ -48,7 +48,7 @@ def verify(commands: Commands, code: int, *flags: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_damage_is_named_and_dropped_beside_a_live_mount(commands: Commands, cache: Path, folder_mirror: Path) -> None:
+def test_damage_is_named_and_removed_beside_a_live_mount(commands: Commands, cache: Path, folder_mirror: Path) -> None:
     assert verify(commands, SOUND) == [f"{cache}: no damage"]
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         (worker,) = children_of(status(point)["pid"], "idcfs.cache.server")
@@ -78,7 +78,7 @@ def test_damage_is_named_and_dropped_beside_a_live_mount(commands: Commands, cac
     assert verify(commands, SOUND) == [f"{cache}: no damage"]
 
 
-def test_a_damaged_catalogue_is_dropped_and_built_again(commands: Commands, cache: Path, folder_mirror: Path) -> None:
+def test_a_damaged_catalogue_is_removed_and_built_again(commands: Commands, cache: Path, folder_mirror: Path) -> None:
     for path in (cache / "catalogue").rglob("*"):
         if path.is_file():
             # The fixture's are linked to those of other tests.
@@ -107,7 +107,7 @@ def test_a_damaged_catalogue_is_dropped_and_built_again(commands: Commands, cach
     assert not series.exists()
 
 
-def test_a_catalogue_of_another_idcfs_is_not_judged(commands: Commands, cache: Path) -> None:
+def test_a_catalogue_of_another_format_is_not_checked(commands: Commands, cache: Path) -> None:
     (own,) = (cache / "catalogue").glob(f"*-{FORMAT}")
     other = own.with_name(own.name.removesuffix(f"-{FORMAT}") + "-0")
     other.mkdir()
@@ -117,7 +117,7 @@ def test_a_catalogue_of_another_idcfs_is_not_judged(commands: Commands, cache: P
     assert (other / "contents.json").exists()
 
 
-def test_a_name_that_was_planted_reaches_no_terminal(commands: Commands, cache: Path) -> None:
+def test_a_planted_name_reaches_no_terminal(commands: Commands, cache: Path) -> None:
     with sqlite3.connect(cache / "objects" / "cache.db") as base:
         base.execute("UPDATE Cache SET key = ? WHERE rowid = 1", ("\x1b]0;mine\x07\nobjects: all is well\u202e",))
     base.close()
@@ -127,12 +127,12 @@ def test_a_name_that_was_planted_reaches_no_terminal(commands: Commands, cache: 
     ]
 
 
-def test_what_is_no_cache(commands: Commands) -> None:
+def test_a_folder_that_is_not_a_cache_is_refused(commands: Commands) -> None:
     assert verify(commands, SOUND, "--cache-dir", str(commands.home / "none")) == [f"{commands.home}/none: no damage"]
     assert not (commands.home / "none").exists()
 
 
-def test_a_folder_without_a_database_is_sound_and_what_is_made_is_for_its_owner(commands: Commands) -> None:
+def test_a_folder_without_a_database_is_sound_and_new_files_are_for_their_owner(commands: Commands) -> None:
     folder = commands.home / "cache"
     for name in ("objects", "listings", "catalogue"):
         (folder / name).mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_a_folder_without_a_database_is_sound_and_what_is_made_is_for_its_owner(
     assert [path.name for path in made if path.name != "in-use.lock" or path.stat().st_mode & 0o077] == []
 
 
-def test_what_is_being_built_stays_and_is_not_said_to_be_dropped(commands: Commands, cache: Path) -> None:
+def test_a_catalogue_that_is_being_built_is_not_removed(commands: Commands, cache: Path) -> None:
     (series,) = (cache / "catalogue").glob("*/series.arrow")
     data = series.read_bytes()
     # The fixture's are linked to those of other tests.
@@ -162,7 +162,7 @@ def test_what_is_being_built_stays_and_is_not_said_to_be_dropped(commands: Comma
 
 
 def leave_files(cache: Path) -> list[Path]:
-    """What a process leaves that is killed between a file and its row, in both caches."""
+    """Make, in both caches, the file that a process leaves if it is killed before it writes the row."""
     lost = [cache / part / "ab" / "cd" / ("0" * 28 + ".val") for part in ("objects", "listings")]
     for file in lost:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def leave_files(cache: Path) -> list[Path]:
     return lost
 
 
-def test_what_killed_processes_left_is_swept_after_the_start(
+def test_files_of_killed_processes_are_removed_after_the_start(
     commands: Commands, cache: Path, folder_mirror: Path
 ) -> None:
     before = values(cache)
@@ -182,7 +182,7 @@ def test_what_killed_processes_left_is_swept_after_the_start(
     assert values(cache) == before
 
 
-def test_what_others_may_be_writing_is_swept_when_it_is_old(
+def test_files_that_another_mount_may_be_writing_are_removed_when_they_are_old(
     commands: Commands, cache: Path, folder_mirror: Path
 ) -> None:
     with commands.mounted(commands.home / "other", "--mirror", folder_mirror) as other:

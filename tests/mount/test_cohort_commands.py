@@ -1,4 +1,4 @@
-"""`idcfs cohort`: with a mount and without one."""
+"""`idcfs cohort`, with and without a mount."""
 
 import json
 import os
@@ -15,14 +15,14 @@ BROKEN = "SELECT SeriesInstanceUID FROM indexx"
 
 
 def done(commands: Commands, *words: str | Path) -> str:
-    """What `idcfs cohort` prints when all is well."""
+    """Run `idcfs cohort`, make sure that it succeeds, and return its output."""
     found = commands.idcfs("cohort", *words)
     assert (found.returncode, found.stderr) == (0, "")
     return found.stdout
 
 
 def refused(commands: Commands, code: int, *words: str | Path) -> str:
-    """The one line of `idcfs cohort` when it ends with *code*."""
+    """Run `idcfs cohort`, make sure that it exits with *code*, and return its one line of error."""
     found = commands.idcfs("cohort", *words)
     assert found.returncode == code, found.stderr
     assert found.stderr.startswith("idcfs: ")
@@ -47,21 +47,21 @@ def editor(commands: Commands, script: str) -> None:
     commands.environment["EDITOR"] = str(file)
 
 
-def test_a_cohort_from_its_making_to_its_end(commands: Commands) -> None:
+def test_a_cohort_is_created_shown_edited_and_deleted(commands: Commands) -> None:
     assert "no cohorts" in done(commands, "list")
     assert json.loads(done(commands, "list", "--json")) == []
-    told = done(commands, "create", "mine", SMALL)
-    assert "3 series" in told
-    assert "CC BY" in told
+    output = done(commands, "create", "mine", SMALL)
+    assert "3 series" in output
+    assert "CC BY" in output
     assert (queries(commands) / "mine.sql").read_text() == f"{SMALL}\n"
-    told = done(commands, "show", "mine")
-    assert told.startswith(f"{SMALL}\n")
-    assert "3 series" in told
-    assert "nlst" not in told
+    output = done(commands, "show", "mine")
+    assert output.startswith(f"{SMALL}\n")
+    assert "3 series" in output
+    assert "nlst" not in output
     done(commands, "create", "empty")
-    told = done(commands, "list")
-    assert [line.split("  ")[0].strip() for line in told.splitlines()] == ["empty", "mine"]
-    assert "3 series" in told
+    output = done(commands, "list")
+    assert [line.split("  ")[0].strip() for line in output.splitlines()] == ["empty", "mine"]
+    assert "3 series" in output
     (queries(commands) / "new.sql").write_text(OTHER)
     (queries(commands) / "wrong.sql").write_text("SELEC")
     assert commands.idcfs("cohort", "show", "wrong").returncode == 6
@@ -85,13 +85,13 @@ def test_a_cohort_from_its_making_to_its_end(commands: Commands) -> None:
     assert [path.name for path in queries(commands).glob("*.sql")] == ["empty.sql"]
 
 
-def test_a_query_or_a_manifest_from_a_file_or_from_standard_input(commands: Commands, folder_mirror: Path) -> None:
+def test_a_query_or_manifest_comes_from_a_file_or_standard_input(commands: Commands, folder_mirror: Path) -> None:
     uuids = list(mirror_series(folder_mirror))
     (commands.home / "query.sql").write_text(OTHER)
     (commands.home / "manifest.s5cmd").write_text("".join(f"cp s3://idc-open-data/{uuid}/* .\n" for uuid in uuids))
     assert "3 series" in done(commands, "create", "file", "--file", commands.home / "query.sql")
-    told = done(commands, "create", "manifest", "--manifest", commands.home / "manifest.s5cmd")
-    assert f"{len(uuids)} series" in told
+    output = done(commands, "create", "manifest", "--manifest", commands.home / "manifest.s5cmd")
+    assert f"{len(uuids)} series" in output
     for option in ("--file", "--manifest"):
         for command in ("create", "edit"):
             given = subprocess.run(
@@ -103,7 +103,7 @@ def test_a_query_or_a_manifest_from_a_file_or_from_standard_input(commands: Comm
         done(commands, "delete", "given")
 
 
-def test_lines_that_match_nothing_are_told(commands: Commands, folder_mirror: Path) -> None:
+def test_lines_that_match_nothing_are_reported(commands: Commands, folder_mirror: Path) -> None:
     uuid = next(iter(mirror_series(folder_mirror)))
     (commands.home / "manifest").write_text(f"{uuid}\n# comment\n00000000-0000-0000-0000-000000000000\n")
     found = commands.idcfs("cohort", "create", "mine", "--manifest", commands.home / "manifest")
@@ -139,7 +139,7 @@ def test_the_commands_and_a_mount_see_each_others_cohorts(commands: Commands, fo
         assert json.loads(done(commands, "list", "--json")) == []
 
 
-def test_a_refused_query_is_kept_and_what_worked_last_still_shows(commands: Commands, folder_mirror: Path) -> None:
+def test_a_refused_query_is_kept_and_the_last_result_still_shown(commands: Commands, folder_mirror: Path) -> None:
     done(commands, "create", "mine", SMALL)
     for command in (["edit", "mine", BROKEN], ["show", "mine"]):
         found = commands.idcfs("cohort", *command)
@@ -162,13 +162,13 @@ def test_a_refused_query_is_kept_and_what_worked_last_still_shows(commands: Comm
     done(commands, "edit", "new", SMALL)
 
 
-def test_editing_in_an_editor(commands: Commands) -> None:
+def test_edit_without_a_query_opens_the_editor(commands: Commands) -> None:
     done(commands, "create", "mine", SMALL)
     editor(commands, 'grep -q tcga_luad "$1" && sed -i s/tcga_luad/nlst/ "$1"')
     assert "3 series" in done(commands, "edit", "mine")
     assert (queries(commands) / "mine.sql").read_text() == f"{SMALL}\n".replace("tcga_luad", "nlst")
     editor(commands, "exit 0")
-    assert "as it was" in done(commands, "edit", "mine")
+    assert "mine is unchanged" in done(commands, "edit", "mine")
     editor(commands, 'case "$1" in *.sql) echo "SELEC" > "$1";; esac')
     found = commands.idcfs("cohort", "edit", "mine")
     assert (found.returncode, "SELEC" in found.stderr) == (6, True)
@@ -183,7 +183,7 @@ def test_editing_in_an_editor(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "error"),
     [
         (["create", "mine", SMALL], 2, "already"),
         (["create", ".hidden", SMALL], 2, ".hidden"),
@@ -209,16 +209,14 @@ def test_editing_in_an_editor(commands: Commands) -> None:
     ],
     ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_one_line_and_changes_nothing(
-    commands: Commands, words: list[str], code: int, says: str
-) -> None:
+def test_an_error_is_one_line_and_changes_nothing(commands: Commands, words: list[str], code: int, error: str) -> None:
     queries(commands).mkdir(parents=True)
     (queries(commands) / "mine.sql").write_text(OTHER)
-    assert says in refused(commands, code, *words)
+    assert error in refused(commands, code, *words)
     assert {path.name: path.read_text() for path in queries(commands).glob("*.sql")} == {"mine.sql": OTHER}
 
 
-def test_sql_and_files_that_are_not_utf_8(commands: Commands) -> None:
+def test_sql_and_files_must_be_utf_8(commands: Commands) -> None:
     (commands.home / "latin").write_bytes(b"SELECT '\xe4' AS SeriesInstanceUID")
     for words in ([os.fsdecode(b"SELECT '\xe4' AS SeriesInstanceUID")], ["--file", str(commands.home / "latin")]):
         found = commands.idcfs("cohort", "create", "mine", *words)
@@ -230,14 +228,14 @@ def test_sql_and_files_that_are_not_utf_8(commands: Commands) -> None:
         done(commands, "delete", "mine")
 
 
-def test_a_query_may_take_so_long_and_no_longer(commands: Commands) -> None:
+def test_a_query_that_takes_too_long_is_refused(commands: Commands) -> None:
     slow = "SELECT max(SeriesInstanceUID) AS SeriesInstanceUID FROM index, range(100000000000) AS t(n) WHERE hash(n)=0"
     found = commands.idcfs("cohort", "create", "mine", slow, "--query-timeout", "1")
     assert found.returncode == 6
     assert "1 seconds" in found.stderr
 
 
-def test_a_cohort_with_a_layout_of_its_own(commands: Commands, folder_mirror: Path) -> None:
+def test_a_cohort_may_have_its_own_layout(commands: Commands, folder_mirror: Path) -> None:
     done(commands, "create", "mine", f"-- layout: %Modality/%SeriesInstanceUID\n{SMALL}")
     assert isinstance(summary := shown(commands)["summary"], dict)
     assert summary["layout"] == "%Modality/%SeriesInstanceUID"

@@ -1,4 +1,4 @@
-"""The queries of docs/cohorts.md on the real index: each gives the series that DuckDB says, and the text says so."""
+"""The queries of docs/cohorts.md on the real index: DuckDB and the text agree on their series."""
 
 import json
 import re
@@ -26,11 +26,11 @@ NARROWED = {
     "PatientID": ["collection_id"],
     "collection_id": [],
 }
-"""What the document says of the columns that name series, the most specific first."""
+"""The document's table of the columns that select series, the most specific first."""
 
 
 class Documented(NamedTuple):
-    """A query of the document, and the number of series that it says."""
+    """A query of the document, and its number of series in the text."""
 
     name: str
     sql: str
@@ -47,7 +47,7 @@ def documented() -> list[Documented]:
 
 @pytest.fixture(scope="module")
 def index() -> Any:
-    """DuckDB on the index's files, without anything of idcfs'."""
+    """DuckDB on the index's files, without any code of idcfs."""
     connection = duckdb.connect()
     for name, path in find_index().tables.items():
         connection.execute(f"CREATE VIEW \"{name}\" AS SELECT * FROM read_parquet('{path}')")
@@ -58,7 +58,7 @@ def index() -> Any:
 
 
 def meant(index: Any, sql: str) -> str:
-    """The SQL of the series that the rows of *sql* mean."""
+    """The SQL of the series that the rows of *sql* select."""
     columns = [column[0] for column in index.execute(f"SELECT * FROM ({sql}) LIMIT 0").description]
     first = next(name for name in NARROWED if name in columns)
     using = ", ".join([first, *(name for name in NARROWED[first] if name in columns)])
@@ -71,13 +71,13 @@ def series_by_collection(index: Any, sql: str) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-def test_there_are_ten_and_none_is_left_out() -> None:
+def test_the_document_has_ten_queries() -> None:
     assert len({query.name for query in documented()}) == 10
     assert DOCUMENT.read_text().count("```sql") == 10
 
 
 @pytest.mark.parametrize("query", documented(), ids=lambda query: query.name)
-def test_a_documented_query_gives_the_series_that_it_says(
+def test_a_documented_query_selects_the_documented_series(
     query: Documented, commands: Commands, tmp_path: Path, index: Any
 ) -> None:
     file = tmp_path / "query.sql"
@@ -105,7 +105,7 @@ def test_a_mount_lists_the_collections_of_documented_queries(
             assert listed == sorted(series_by_collection(index, query.sql)), query.name
 
 
-def test_a_mount_shows_as_many_series_as_a_documented_query_names(commands: Commands, folder_mirror: Path) -> None:
+def test_a_mount_shows_the_documented_number_of_series(commands: Commands, folder_mirror: Path) -> None:
     queries = {query.name: query for query in documented()}
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         for name, below in (("siemens_pet", "*/*/*/*"), ("nlst_first_ct", "*"), ("kidney_slides", "*/*")):

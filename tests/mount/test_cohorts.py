@@ -1,4 +1,4 @@
-"""Cohorts as people and their tools make, change and read them, through the kernel."""
+"""Cohorts through the kernel, as users and their tools make, change and read them."""
 
 import contextlib
 import errno
@@ -38,7 +38,7 @@ def home(world_readable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def mounted(home: Path, catalogue_folder: Path, folder_mirror: Path) -> Iterator[Path]:
-    """One mount for the tests that need none of their own."""
+    """One mount for all tests that do not need their own."""
     commands = give_catalogue(Commands(home), catalogue_folder)
     with commands.mounted(home / "idc", "--mirror", folder_mirror) as point:
         yield point
@@ -56,7 +56,7 @@ def cohort(mounted: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def number_of(call: Callable[[], object]) -> str:
-    """The name of the errno that a call ends with."""
+    """The name of the errno that a call fails with."""
     try:
         call()
     except OSError as error:
@@ -65,7 +65,7 @@ def number_of(call: Callable[[], object]) -> str:
 
 
 def children(daemon: int) -> set[int]:
-    """The processes that evaluate for a daemon."""
+    """The processes in which a daemon evaluates queries."""
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ def children(daemon: int) -> set[int]:
 
 
 def ask(sql: str) -> list[str]:
-    """The first column of a query of the index, asked of duckdb itself."""
+    """The first column of a query of the index, from DuckDB itself."""
     with duckdb.connect() as connection:
         connection.execute(f"CREATE VIEW index AS SELECT * FROM '{find_index().tables['index']}'")
         return [row[0] for row in connection.execute(sql).fetchall()]
@@ -91,7 +91,7 @@ ls ~/idc/cohorts/lung_ct        # the same collection/patient/study/series tree,
 
 
 @pytest.mark.parametrize("demo", [False, True], ids=["a mirror", "the demo"])
-def test_the_example(someone: Commands, catalogue_folder: Path, folder_mirror: Path, demo: bool) -> None:
+def test_the_example_works(someone: Commands, catalogue_folder: Path, folder_mirror: Path, demo: bool) -> None:
     give_catalogue(someone, catalogue_folder)
     flags: list[str | Path] = ["--demo"] if demo else ["--mirror", folder_mirror]
     with someone.mounted(someone.home / "idc", *flags):
@@ -123,7 +123,7 @@ WRITERS = {
 }
 
 
-def test_whatever_writes_a_query(someone: Commands, catalogue_folder: Path, folder_mirror: Path) -> None:
+def test_shells_and_tools_can_write_a_query(someone: Commands, catalogue_folder: Path, folder_mirror: Path) -> None:
     give_catalogue(someone, catalogue_folder)
     folder = someone.home
     (folder / "good").write_text(f"{SMALL}\n")
@@ -139,7 +139,7 @@ def test_whatever_writes_a_query(someone: Commands, catalogue_folder: Path, fold
             assert someone.run("rmdir", point / "cohorts" / "mine").returncode == 0, name
 
 
-def test_a_terminal_editor(cohort: Path, home: Path) -> None:
+def test_a_terminal_editor_can_write_a_query(cohort: Path, home: Path) -> None:
     master, terminal = pty.openpty()
     editor = subprocess.Popen(
         ["nano", "--ignorercfiles", str(cohort / ".query")],
@@ -148,7 +148,7 @@ def test_a_terminal_editor(cohort: Path, home: Path) -> None:
     )  # fmt: skip
     try:
         os.close(terminal)
-        # To the end of the line, a comment, write out under this name, leave.
+        # Keys: the end of the line, a comment, write to this name, exit.
         for keys, shown in ((b"\x05 -- edited", b"edited"), (b"\x0f\r", b"Wrote"), (b"\x18", b"")):
             if keys.startswith(b"\x05"):
                 _until_shown(master, b"SELECT")
@@ -185,20 +185,20 @@ def _until_shown(terminal: int, text: bytes) -> None:
         "python3 -c \"import sys; f = open(sys.argv[1], 'w'); f.write(open('bad').read()); f.close()\" \"$Q\"",
     ],
 )
-def test_a_query_that_does_not_work_is_told_by_close_and_in_a_file(cohort: Path, home: Path, script: str) -> None:
+def test_a_query_that_does_not_work_fails_close_and_is_in_the_error_file(cohort: Path, home: Path, script: str) -> None:
     (home / "bad").write_text(BROKEN)
     done = Commands(home, environment={"Q": str(cohort / ".query")}).run("bash", "-c", f"cd; {script}")
     assert done.returncode != 0
     assert "Invalid argument" in done.stderr
     assert (cohort / ".query").read_text().strip() == BROKEN
     assert "indexx" in (cohort / ".error").read_text()
-    assert os.listdir(cohort) == ["tcga_luad"], "what worked last"
+    assert os.listdir(cohort) == ["tcga_luad"], "the last result"
     (cohort / ".query").write_text(OTHER)
     assert os.listdir(cohort) == ["nlst"]
     assert not (cohort / ".error").exists()
 
 
-def test_more_than_a_query_may_have(cohort: Path) -> None:
+def test_a_query_that_is_too_long_is_refused(cohort: Path) -> None:
     def write(text: bytes, offset: int = 0) -> None:
         with (cohort / ".query").open("wb", buffering=0) as file:
             file.seek(offset)
@@ -227,7 +227,7 @@ def test_more_than_a_query_may_have(cohort: Path) -> None:
         'mv "$C" ~',
     ],
 )
-def test_what_cannot_work_fails_and_changes_nothing(cohort: Path, home: Path, script: str) -> None:
+def test_an_unsupported_write_fails_and_changes_nothing(cohort: Path, home: Path, script: str) -> None:
     (home / "bad").write_text(BROKEN)
     variables = {"Q": str(cohort / ".query"), "C": str(cohort)}
     done = Commands(home, environment=variables).run("bash", "-c", f"cd; {script}", timeout=PATIENCE)
@@ -306,7 +306,7 @@ print(sorted(os.listdir(root)), open(query).read(), os.listdir(mine), sep=":")
 """
 
 
-def test_each_call_has_its_answer(someone: Commands, catalogue_folder: Path, folder_mirror: Path) -> None:
+def test_each_call_has_the_documented_result(someone: Commands, catalogue_folder: Path, folder_mirror: Path) -> None:
     give_catalogue(someone, catalogue_folder)
     with someone.mounted(someone.home / "idc", "--mirror", folder_mirror) as point:
         root = point / "cohorts"
@@ -319,7 +319,7 @@ def test_each_call_has_its_answer(someone: Commands, catalogue_folder: Path, fol
         assert last == f"['mine', 'other']:{SMALL}:['tcga_luad']"
 
 
-def test_a_new_name_and_what_is_open_under_the_old(cohort: Path) -> None:
+def test_files_opened_under_the_old_name_work_after_a_rename(cohort: Path) -> None:
     assert os.listdir(cohort) == ["tcga_luad"]
     facts, folder = os.stat(cohort), os.open(cohort, os.O_RDONLY)
     try:
@@ -338,7 +338,7 @@ def manifest(uuids: list[str]) -> str:
 
 
 def open_views(daemon: int) -> int:
-    """How many files of cohorts' views a daemon has open."""
+    """The number of files of cohorts' views that a daemon has open."""
     found = 0
     for file in Path(f"/proc/{daemon}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -346,7 +346,7 @@ def open_views(daemon: int) -> int:
     return found
 
 
-def test_the_tree_changes_at_once_and_what_is_open_stays(
+def test_the_tree_changes_at_once_and_open_files_stay(
     cohort: Path, mounted: Path, folder_mirror: Path, is_long: bool
 ) -> None:
     series = mirror_series(folder_mirror)
@@ -363,7 +363,7 @@ def test_the_tree_changes_at_once_and_what_is_open_stays(
         for turn in range(1, 31 if is_long else 11):
             half = halves[turn % 2]
             (cohort / ".query").write_text(manifest(half) + "\n" * turn)
-            # By name before any listing tells the kernel what is new.
+            # A look-up by name, before a listing gives the kernel the new entries.
             assert (first.exists(), last.exists()) == (turn % 2 == 0, turn % 2 == 1)
             assert sorted(path.name for path in cohort.glob("*/*")) == half
             for path in cohort.glob("*/*"):
@@ -371,15 +371,15 @@ def test_the_tree_changes_at_once_and_what_is_open_stays(
             assert first.name in os.listdir(cwd)
             assert os.stat(f"{first.name}/{name}", dir_fd=cwd).st_size == len(wanted)
             assert os.pread(file, len(wanted), 0) == wanted
-        # Two levels each: of what is shown, what is held here, and a few that the kernel remembers yet.
+        # Two levels each of the view that is shown, of those held open here, and of a few in the kernel's cache.
         until(lambda: open_views(daemon) <= 12)
     finally:
         os.close(cwd)
         os.close(file)
 
 
-def test_readers_and_writers_at_once(cohort: Path) -> None:
-    """While one writes, every look sees one of the trees, whole."""
+def test_concurrent_readers_see_one_of_the_trees(cohort: Path) -> None:
+    """Each listing has all of one tree, while a writer changes the query."""
     stop, seen, wrong = threading.Event(), set(), []
 
     def look() -> None:
@@ -403,7 +403,7 @@ def test_readers_and_writers_at_once(cohort: Path) -> None:
     assert (wrong, len(seen)) == ([], 2)
 
 
-def test_two_mounts_on_one_folder(commands: Commands, folder_mirror: Path, is_long: bool) -> None:
+def test_two_mounts_share_one_cohort_folder(commands: Commands, folder_mirror: Path, is_long: bool) -> None:
     times = 20 if is_long else 6
     flags: list[str | Path] = ["--mirror", folder_mirror, "--cohort-dir", commands.home / "queries"]
     with (
@@ -429,7 +429,7 @@ def test_two_mounts_on_one_folder(commands: Commands, folder_mirror: Path, is_lo
         assert os.listdir(two / "cohorts") == []
 
 
-def test_a_cohort_holds_the_very_files_of_the_main_tree(cohort: Path, mounted: Path, folder_mirror: Path) -> None:
+def test_a_cohort_has_the_same_files_as_the_main_tree(cohort: Path, mounted: Path, folder_mirror: Path) -> None:
     series = mirror_series(folder_mirror)
     (cohort / ".query").write_text("\n".join(series))
     assert not (cohort / ".error").exists()
@@ -458,18 +458,18 @@ def test_a_copy_of_a_cohort_has_its_series_and_nothing_else(
     assert os.listdir(commands.home / "copy") == [uuid]
 
 
-def test_a_query_that_is_ended_from_outside(cohort: Path, mounted: Path) -> None:
+def test_a_query_whose_process_is_ended_is_reported(cohort: Path, mounted: Path) -> None:
     daemon = status(mounted)["pid"]
     (cohort / ".query").write_text(SLOW)
     killed: set[int] = set()
-    # It is replaced once.
+    # The process is started again once.
     for _ in range(2):
         until(lambda: children(daemon) - killed)
         for child in children(daemon) - killed:
             os.kill(child, signal.SIGKILL)
             killed.add(child)
     assert "ended its process" in (cohort / ".error").read_text()
-    assert os.listdir(cohort) == ["tcga_luad"], "what worked last"
+    assert os.listdir(cohort) == ["tcga_luad"], "the last result"
     assert is_running(daemon)
     (cohort / ".query").write_text(OTHER)
     assert os.listdir(cohort) == ["nlst"]
@@ -478,7 +478,7 @@ def test_a_query_that_is_ended_from_outside(cohort: Path, mounted: Path) -> None
 def test_a_query_whose_process_is_killed_is_evaluated_again(cohort: Path, mounted: Path) -> None:
     daemon = status(mounted)["pid"]
     with ThreadPoolExecutor(1) as threads:
-        writing = threads.submit((cohort / ".query").write_text, OTHER + " -- evaluated anew")
+        writing = threads.submit((cohort / ".query").write_text, OTHER + " -- evaluated again")
         until(lambda: children(daemon))
         for child in children(daemon):
             os.kill(child, signal.SIGKILL)
@@ -487,7 +487,7 @@ def test_a_query_whose_process_is_killed_is_evaluated_again(cohort: Path, mounte
     assert not (cohort / ".error").exists()
 
 
-def test_the_rest_answers_while_a_query_runs(cohort: Path, mounted: Path) -> None:
+def test_everything_else_answers_while_a_query_runs(cohort: Path, mounted: Path) -> None:
     daemon = status(mounted)["pid"]
     (cohort / ".query").write_text(SLOW)
     until(lambda: children(daemon))
@@ -499,14 +499,14 @@ def test_the_rest_answers_while_a_query_runs(cohort: Path, mounted: Path) -> Non
         assert os.stat(cohort).st_nlink
         (other / ".query").write_text(OTHER)
         assert os.listdir(other) == ["nlst"]
-        assert children(daemon), "it runs on"
+        assert children(daemon), "the query still runs"
     finally:
         other.rmdir()
     cohort.rmdir()
     until(lambda: not children(daemon))
 
 
-def test_a_look_gives_up_and_a_query_that_takes_too_long_is_ended(commands: Commands, folder_mirror: Path) -> None:
+def test_a_look_times_out_and_a_query_that_takes_too_long_is_ended(commands: Commands, folder_mirror: Path) -> None:
     flags: list[str | Path] = ["--mirror", folder_mirror, "--timeout", "2", "--query-timeout", "5"]
     with commands.mounted(commands.home / "idc", *flags) as point:
         cohort = point / "cohorts" / "slow"
@@ -519,7 +519,7 @@ def test_a_look_gives_up_and_a_query_that_takes_too_long_is_ended(commands: Comm
         assert not children(status(point)["pid"])
 
 
-def test_unmounting_ends_what_runs(commands: Commands, folder_mirror: Path) -> None:
+def test_unmounting_ends_running_queries(commands: Commands, folder_mirror: Path) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         (point / "cohorts" / "slow").mkdir()
         (point / "cohorts" / "slow" / ".query").write_text(SLOW)
@@ -531,7 +531,7 @@ def test_unmounting_ends_what_runs(commands: Commands, folder_mirror: Path) -> N
         assert not [child for child in running if is_running(child)]
 
 
-def test_killing_the_daemon_ends_what_runs(commands: Commands, folder_mirror: Path) -> None:
+def test_killing_the_daemon_ends_running_queries(commands: Commands, folder_mirror: Path) -> None:
     point = commands.home / "idc"
     assert commands.idcfs("mount", "--mirror", folder_mirror, point).returncode == 0
     try:
@@ -563,7 +563,7 @@ def test_cohorts_outlive_the_mount(commands: Commands, folder_mirror: Path) -> N
         assert (cohort / ".query").read_text() == BROKEN
 
 
-def test_a_folder_of_cohorts_that_cannot_be_used(commands: Commands, folder_mirror: Path) -> None:
+def test_a_cohort_folder_that_cannot_be_used_is_an_error(commands: Commands, folder_mirror: Path) -> None:
     (commands.home / "file").write_text("no folder")
     flags: list[str | Path] = ["--mirror", folder_mirror, "--cohort-dir", commands.home / "file"]
     with commands.mounted(commands.home / "idc", *flags) as point:
@@ -578,7 +578,7 @@ def test_a_folder_of_cohorts_that_cannot_be_used(commands: Commands, folder_mirr
     assert "Traceback" not in log.read_text()
 
 
-def test_a_folder_of_cohorts_that_is_read_only(someone: Commands, catalogue_folder: Path, folder_mirror: Path) -> None:
+def test_cohorts_in_a_read_only_folder_work(someone: Commands, catalogue_folder: Path, folder_mirror: Path) -> None:
     if someone.user is None:
         pytest.skip("root may write everywhere")
     give_catalogue(someone, catalogue_folder)
@@ -615,7 +615,7 @@ def test_other_users_read_cohorts_and_write_none(commands: Commands, folder_mirr
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_folder_of_queries_may_be_under_version_control(commands: Commands, folder_mirror: Path) -> None:
+def test_the_cohort_folder_may_be_under_version_control(commands: Commands, folder_mirror: Path) -> None:
     queries = commands.home / "queries"
     queries.mkdir()
 

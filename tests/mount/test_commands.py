@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what goes wrong is one clear line, an exit code, and no change."""
+"""The command line as users see it: an error is one clear line and an exit code, and changes nothing."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from tests.processes import PATIENCE, is_running, stopped
 NOTHING_LISTENS = "http://127.0.0.1:9"
 
 IN_THE_ROOT = 179 + 1
-"""Collections, and the folder of cohorts."""
+"""The number of collections, and of the folder of cohorts."""
 
 
 def refused(commands: Commands, code: int, *arguments: str | Path) -> str:
-    """Run idcfs, see that it ends with *code* and one line, and return the line."""
+    """Run idcfs, make sure that it exits with *code* and one line of error, and return the line."""
     done = commands.idcfs(*arguments)
     lines = [line for line in done.stderr.splitlines() if not line.endswith("...")]
     assert done.returncode == code, done.stderr
@@ -36,7 +36,7 @@ def refused(commands: Commands, code: int, *arguments: str | Path) -> str:
     return lines[0]
 
 
-def test_mount_tells_what_it_mounted_and_where(commands: Commands, folder_mirror: Path) -> None:
+def test_mount_prints_what_it_mounted_and_where(commands: Commands, folder_mirror: Path) -> None:
     done = commands.idcfs("mount", "--mirror", folder_mirror)
     point = commands.home / "idc"
     try:
@@ -50,7 +50,7 @@ def test_mount_tells_what_it_mounted_and_where(commands: Commands, folder_mirror
     assert os.listdir(point) == []
 
 
-def test_the_daemon_is_gone_when_unmount_returns(commands: Commands, folder_mirror: Path) -> None:
+def test_the_daemon_has_ended_when_unmount_returns(commands: Commands, folder_mirror: Path) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         daemon = status(point)["pid"]
         assert commands.idcfs("unmount", point).returncode == 0
@@ -83,7 +83,7 @@ def test_unmount_leaves_other_mounts_alone(commands: Commands) -> None:
         commands.run("umount", other)
 
 
-def test_a_link_to_the_mountpoint_is_as_good(commands: Commands, folder_mirror: Path) -> None:
+def test_a_link_to_the_mountpoint_can_be_used(commands: Commands, folder_mirror: Path) -> None:
     (commands.home / "real").mkdir()
     (commands.home / "link").symlink_to("real")
     with commands.mounted(commands.home / "link", "--mirror", folder_mirror) as point:
@@ -100,7 +100,7 @@ def test_the_end_of_a_session_unmounts(commands: Commands, folder_mirror: Path) 
         assert not os.path.ismount(point)
 
 
-def test_status_as_json_and_as_a_table(commands: Commands, folder_mirror: Path) -> None:
+def test_status_prints_json_and_a_table(commands: Commands, folder_mirror: Path) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         file = next((point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4").iterdir())
         data = file.read_bytes()
@@ -130,7 +130,7 @@ WELL = {
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can cover a file with another")
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("output", "shown"),
     [
         (json.dumps(WELL), r"\x1b]0;gone\x07\x9b2J\u202e"),
         ("[]", "no status of idcfs"),
@@ -144,12 +144,12 @@ WELL = {
     ],
     ids=["escapes", "a list", "cut", "deep", "no UTF-8", "empty", "too large", "of other types", "a remedy"],
 )
-def test_a_mount_that_says_anything_is_shown_as_text(
-    commands: Commands, folder_mirror: Path, said: str, shown: str
+def test_the_status_of_any_mount_is_printed_as_text(
+    commands: Commands, folder_mirror: Path, output: str, shown: str
 ) -> None:
-    """What it says is put in the place of what a mount of this user's says."""
+    """The content stands in for the status.json of a mount of this user."""
     planted = commands.home / "planted"
-    planted.write_text(said, errors="surrogateescape")
+    planted.write_text(output, errors="surrogateescape")
     commands.environment["COLUMNS"] = "1000"
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         own = point / ".idc" / "status.json"
@@ -168,24 +168,24 @@ def test_a_mount_that_says_anything_is_shown_as_text(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount as another user")
-def test_another_users_mount_is_called_that(
+def test_the_mount_of_another_user_is_reported_as_such(
     world_readable: Path, someone: Commands, catalogue_folder: Path, folder_mirror: Path
 ) -> None:
     if someone.user is None:
         pytest.skip("root's own mount")
     give_catalogue(someone, catalogue_folder)
     with someone.mounted(someone.home / "idc", "--mirror", folder_mirror) as point:
-        said = Commands(someone.home.parent).idcfs("status", point).stdout
-        assert "another user's mount" in said
-        assert "recover" not in said
+        output = Commands(someone.home.parent).idcfs("status", point).stdout
+        assert "another user's mount" in output
+        assert "recover" not in output
 
 
-def test_status_of_what_is_not_mounted(commands: Commands) -> None:
+def test_status_of_a_folder_that_is_not_mounted_is_an_error(commands: Commands) -> None:
     assert "idcfs mount" in refused(commands, 4, "status", commands.home / "nothing")
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "error"),
     [
         (lambda home: home / "no" / "such", "mkdir -p"),
         (lambda home: (home / "file").write_text("x") and home / "file", "is a file"),
@@ -193,16 +193,16 @@ def test_status_of_what_is_not_mounted(commands: Commands) -> None:
     ],
     ids=["no parent", "a file", "not empty"],
 )
-def test_a_mountpoint_that_cannot_be(commands: Commands, make: Callable[[Path], Path], says: str) -> None:
+def test_an_unusable_mountpoint_is_an_error(commands: Commands, make: Callable[[Path], Path], error: str) -> None:
     point = make(commands.home)
     before = sorted(commands.home.rglob("*"))
     line = refused(commands, 4, "mount", point)
-    assert says in line
+    assert error in line
     assert str(point) in line
     assert sorted(commands.home.rglob("*")) == before
 
 
-def test_mounting_twice(commands: Commands, folder_mirror: Path) -> None:
+def test_a_second_mount_on_one_folder_is_an_error(commands: Commands, folder_mirror: Path) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         assert "idcfs unmount" in refused(commands, 4, "mount", point)
         assert os.listdir(point)
@@ -213,15 +213,15 @@ def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: 
     assert commands.idcfs("mount", "--mirror", folder_mirror, point).returncode == 0
     try:
         daemon = status(point)["pid"]
-        # The kernel then remembers the root, and goes on answering for it.
+        # The kernel then has the root in its cache, and answers for it.
         assert commands.run("ls", "-ld", point).returncode == 0
         os.kill(daemon, signal.SIGKILL)
         while is_running(daemon):
             time.sleep(0.01)
         assert "--recover" in refused(commands, 4, "mount", point)
-        said = commands.idcfs("status").stdout
-        assert "not answering" in said
-        assert "idcfs mount --recover" in said
+        output = commands.idcfs("status").stdout
+        assert "not answering" in output
+        assert "idcfs mount --recover" in output
         with commands.mounted(point, "--recover", "--mirror", folder_mirror):
             assert len(os.listdir(point)) == IN_THE_ROOT
     finally:
@@ -229,7 +229,7 @@ def test_a_dead_mount_is_named_and_recovered(commands: Commands, folder_mirror: 
 
 
 @pytest.mark.parametrize("flag", ["--cache-dir", "--cohort-dir", "--mirror", "--index"])
-def test_what_the_mount_needs_may_not_be_inside_it(commands: Commands, folder_mirror: Path, flag: str) -> None:
+def test_the_folders_of_a_mount_may_not_be_inside_it(commands: Commands, folder_mirror: Path, flag: str) -> None:
     inside = commands.home / "idc" / "inside"
     assert "inside" in refused(commands, 2, "mount", flag, inside, commands.home / "idc")
 
@@ -237,11 +237,11 @@ def test_what_the_mount_needs_may_not_be_inside_it(commands: Commands, folder_mi
 def test_no_command_waits_for_a_mount_that_hangs(commands: Commands, folder_mirror: Path) -> None:
     (commands.home / "link").symlink_to("idc")
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
-        # The kernel then asks for the root's attributes again.
+        # The kernel then reads the root's attributes from the daemon again.
         os.listdir(point)
         with stopped(status(point)["pid"]):
-            for said in (commands.idcfs("status", "--json"), commands.idcfs("status", "--json", point)):
-                facts = json.loads(said.stdout)[str(point)]
+            for output in (commands.idcfs("status", "--json"), commands.idcfs("status", "--json", point)):
+                facts = json.loads(output.stdout)[str(point)]
                 assert facts["failure"] == "no answer in 5 seconds"
                 assert facts["remedy"] == f"idcfs unmount --lazy {point}"
             assert "idcfs is mounted here already" in refused(commands, 4, "mount", "--recover", point)
@@ -251,7 +251,7 @@ def test_no_command_waits_for_a_mount_that_hangs(commands: Commands, folder_mirr
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "error"),
     [
         (["--mirror", "azure"], "azure"),
         (["--mirror", "http://"], "http://"),
@@ -269,12 +269,12 @@ def test_no_command_waits_for_a_mount_that_hangs(commands: Commands, folder_mirr
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_a_wrong_flag(commands: Commands, flags: list[str], says: str) -> None:
-    assert says in refused(commands, 2, "mount", *flags, commands.home / "idc")
+def test_a_wrong_flag_is_an_error(commands: Commands, flags: list[str], error: str) -> None:
+    assert error in refused(commands, 2, "mount", *flags, commands.home / "idc")
     assert not (commands.home / "idc").exists()
 
 
-def test_a_mirror_folder_may_be_named_from_here(commands: Commands, folder_mirror: Path) -> None:
+def test_a_mirror_folder_may_be_a_relative_path(commands: Commands, folder_mirror: Path) -> None:
     (commands.home / "near").symlink_to(folder_mirror)
     point = commands.home / "idc"
     starting = commands.start("idcfs", "mount", "--mirror", "./near", point, cwd=commands.home)
@@ -285,18 +285,18 @@ def test_a_mirror_folder_may_be_named_from_here(commands: Commands, folder_mirro
         commands.idcfs("unmount", "--lazy", point)
 
 
-def test_an_earlier_version_tells_its_own_totals(commands: Commands, folder_mirror: Path) -> None:
+def test_an_earlier_version_has_its_own_totals(commands: Commands, folder_mirror: Path) -> None:
     point = commands.home / "idc"
     done = commands.idcfs("mount", "--idc-version", "2", "--mirror", folder_mirror, point)
     try:
         assert "IDC v2 of 2021-04-10" in done.stdout
         assert "116,508 series" in done.stdout
-        assert f" {len(os.listdir(point)) - 1} collections" in done.stdout, "beside the cohorts"
+        assert f" {len(os.listdir(point)) - 1} collections" in done.stdout, "without the folder of cohorts"
     finally:
         commands.idcfs("unmount", "--lazy", point)
 
 
-def test_settings_from_the_file_and_the_environment(commands: Commands, folder_mirror: Path) -> None:
+def test_settings_come_from_the_file_and_the_environment(commands: Commands, folder_mirror: Path) -> None:
     file = commands.home / ".config" / "idcfs" / "config.toml"
     file.parent.mkdir(parents=True)
     file.write_text(f'mirror = "{folder_mirror}"\ncache_size = "1GB"\n')
@@ -311,7 +311,7 @@ def test_settings_from_the_file_and_the_environment(commands: Commands, folder_m
     assert str(file) in refused(commands, 2, "mount", commands.home / "idc")
 
 
-def test_a_cache_folder_that_cannot_be_written(someone: Commands, folder_mirror: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_an_error(someone: Commands, folder_mirror: Path) -> None:
     blocked = someone.home / "blocked"
     blocked.write_text("not a folder")
     line = refused(someone, 5, "mount", "--mirror", folder_mirror, "--cache-dir", blocked, someone.home / "idc")
@@ -329,7 +329,7 @@ def _without_a_column(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "error"),
     [
         (lambda folder: (folder / "idc_index.parquet").unlink(), "idc_index.parquet"),
         (lambda folder: (folder / "idc_index.parquet").write_bytes(b"PAR1 garbage"), "idc_index.parquet"),
@@ -338,28 +338,28 @@ def _without_a_column(folder: Path) -> None:
     ],
     ids=["missing", "garbage", "cut", "lacking a column"],
 )
-def test_an_index_that_cannot_be_used(commands: Commands, spoil: Callable[[Path], None], says: str) -> None:
+def test_an_unusable_index_is_an_error(commands: Commands, spoil: Callable[[Path], None], error: str) -> None:
     folder = commands.home / "index"
     folder.mkdir()
     for path in find_index().tables.values():
         shutil.copy(path, folder)
-    # A small index is as good here, and quicker.
+    # A small index is enough for this test, and faster.
     rows = pq.read_table(folder / "idc_index.parquet").slice(0, 100)
     pq.write_table(rows, folder / "idc_index.parquet")
     spoil(folder)
     line = refused(commands, 3, "mount", "--index", folder, commands.home / "idc")
-    assert says in line
+    assert error in line
     assert "idc-index-data" in line
 
 
-def test_an_empty_index_folder(commands: Commands) -> None:
+def test_an_empty_index_folder_is_an_error(commands: Commands) -> None:
     (commands.home / "empty").mkdir()
     line = refused(commands, 3, "mount", "--index", commands.home / "empty", commands.home / "idc")
     assert "idc-index-data" in line
 
 
-def test_no_index_package(commands: Commands) -> None:
-    """A Python in which the package cannot be found."""
+def test_a_missing_index_package_is_an_error(commands: Commands) -> None:
+    """The package cannot be found in this Python."""
     hidden = (
         "import importlib.util as u, sys; real = u.find_spec; "
         "u.find_spec = lambda name, *more: None if name == 'idc_index_data' else real(name, *more); "
@@ -371,8 +371,8 @@ def test_no_index_package(commands: Commands) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can hide /dev/fuse")
-def test_a_machine_without_fuse(commands: Commands, tmp_path: Path) -> None:
-    """In a mount namespace of its own, so that this machine keeps its device."""
+def test_a_machine_without_fuse_is_an_error(commands: Commands, tmp_path: Path) -> None:
+    """The test runs in its own mount namespace, so that this machine keeps its device."""
     hidden = "mount --bind /dev/null /dev/fuse 2>/dev/null; rm -f /dev/fuse 2>/dev/null; mount -t tmpfs none /dev; "
     done = commands.run("unshare", "--mount", "sh", "-c", hidden + "exec idcfs mount")
     assert done.returncode == 4
@@ -380,7 +380,7 @@ def test_a_machine_without_fuse(commands: Commands, tmp_path: Path) -> None:
     assert Path("/dev/fuse").exists()
 
 
-def test_a_machine_without_fusermount3(commands: Commands, tmp_path: Path) -> None:
+def test_a_machine_without_fusermount3_is_an_error(commands: Commands, tmp_path: Path) -> None:
     for name in ("idcfs", "python", "python3"):
         found = shutil.which(name)
         assert found
@@ -390,12 +390,12 @@ def test_a_machine_without_fusermount3(commands: Commands, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run as another user")
-def test_allow_other_without_leave(world_readable: Path, someone: Commands, folder_mirror: Path) -> None:
+def test_allow_other_needs_permission(world_readable: Path, someone: Commands, folder_mirror: Path) -> None:
     if someone.user is None:
-        pytest.skip("root needs no leave")
+        pytest.skip("root needs no permission")
     config = Path("/etc/fuse.conf")
     if config.exists() and "\nuser_allow_other" in config.read_text():
-        pytest.skip("this machine gives leave")
+        pytest.skip("this machine permits it")
     line = refused(someone, 4, "mount", "--allow-other", "--mirror", folder_mirror, someone.home / "idc")
     assert "user_allow_other" in line
 
@@ -424,7 +424,7 @@ def test_interrupting_the_first_mount_leaves_nothing(commands: Commands, world_r
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_two_first_mounts_at_once(world_readable: Path, commands: Commands) -> None:
+def test_two_first_mounts_can_start_at_once(world_readable: Path, commands: Commands) -> None:
     cache = commands.home / "shared"
     points = [commands.home / "one", commands.home / "two"]
     starting = [commands.start("idcfs", "mount", "--cache-dir", cache, point) for point in points]
@@ -437,7 +437,7 @@ def test_two_first_mounts_at_once(world_readable: Path, commands: Commands) -> N
             commands.idcfs("unmount", "--lazy", point)
 
 
-def test_cache_info_and_clear(commands: Commands, folder_mirror: Path) -> None:
+def test_cache_info_prints_sizes_and_clear_frees_them(commands: Commands, folder_mirror: Path) -> None:
     cache = commands.home / ".cache" / "idcfs"
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         for file in (point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4").iterdir():
@@ -455,7 +455,7 @@ def test_cache_info_and_clear(commands: Commands, folder_mirror: Path) -> None:
     assert "objects" in commands.idcfs("cache", "info").stdout
 
 
-def test_the_demo_needs_nothing_but_the_index(commands: Commands) -> None:
+def test_the_demo_needs_only_the_index(commands: Commands) -> None:
     commands.environment |= {"http_proxy": NOTHING_LISTENS, "https_proxy": NOTHING_LISTENS}
     with commands.mounted(commands.home / "idc", "--demo") as point:
         series = point / ".idc" / "by-uuid" / "527a5965-9a10-477b-863a-3597081538a4"
@@ -466,7 +466,7 @@ def test_the_demo_needs_nothing_but_the_index(commands: Commands) -> None:
 QUERY = "SELECT Modality, count(*) AS series, NULL AS nothing FROM index GROUP BY 1 ORDER BY 2 DESC"
 
 
-def test_a_query_in_each_format(commands: Commands) -> None:
+def test_a_query_has_the_same_rows_in_each_format(commands: Commands) -> None:
     rows = json.loads(commands.idcfs("query", QUERY, "--format", "json").stdout)
     assert sum(row["series"] for row in rows) == 1044191
     assert rows[0]["nothing"] is None
@@ -480,7 +480,7 @@ def test_a_query_in_each_format(commands: Commands) -> None:
     assert "100 rows" in table
 
 
-def test_a_refused_query_says_where(commands: Commands) -> None:
+def test_a_refused_query_shows_where_it_is_wrong(commands: Commands) -> None:
     done = commands.idcfs("query", "SELECT count(*) FROM indexx")
     assert (done.returncode, done.stdout) == (6, "")
     assert "indexx" in done.stderr
@@ -493,25 +493,25 @@ def test_a_refused_query_says_where(commands: Commands) -> None:
     "command",
     [[], ["mount"], ["unmount"], ["status"], ["cache"], ["cache", "verify"], ["query"], ["cohort"], ["demo-mirror"]],
 )
-def test_help_everywhere(commands: Commands, command: list[str]) -> None:
+def test_every_command_has_help(commands: Commands, command: list[str]) -> None:
     done = commands.idcfs(*command, "--help")
     assert done.returncode == 0
     assert "Usage: idcfs" in done.stdout
 
 
-def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirror: Path) -> None:
+def test_systemd_is_notified_when_the_mount_answers(commands: Commands, folder_mirror: Path) -> None:
     address = commands.home / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        told.bind(str(address))
-        told.settimeout(PATIENCE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        systemd.settimeout(PATIENCE)
         commands.environment["NOTIFY_SOCKET"] = str(address)
         point = commands.home / "idc"
         daemon = commands.start("idcfs", "mount", "--foreground", "--mirror", folder_mirror, point)
         try:
-            assert told.recv(100) == b"READY=1"
+            assert systemd.recv(100) == b"READY=1"
             assert len(os.listdir(point)) == IN_THE_ROOT
             daemon.send_signal(signal.SIGTERM)
-            assert told.recv(100) == b"STOPPING=1"
+            assert systemd.recv(100) == b"STOPPING=1"
             assert daemon.wait(PATIENCE) == 0
             assert not os.path.ismount(point)
         finally:
@@ -522,14 +522,14 @@ def test_systemd_is_told_when_the_mount_answers(commands: Commands, folder_mirro
 UNIT = Path(__file__).parents[2] / "systemd" / "idcfs@.service"
 
 
-def test_the_unit_is_sound(commands: Commands) -> None:
+def test_systemd_accepts_the_unit(commands: Commands) -> None:
     commands.environment["XDG_RUNTIME_DIR"] = str(commands.home)
     done = commands.run("systemd-analyze", "verify", "--user", "--man=no", UNIT)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_unit_unmounts_nothing_that_it_has_not_mounted() -> None:
-    """Other commands than the first also run when that has failed, as on a folder where something else is mounted."""
+def test_the_unit_has_no_command_that_unmounts() -> None:
+    """Such commands also run when the start has failed, for example because something else is mounted there."""
     commands = [line for line in UNIT.read_text().splitlines() if line.startswith("Exec")]
     assert commands == ["ExecStart=/usr/bin/env idcfs mount --foreground --recover /%I"]
 

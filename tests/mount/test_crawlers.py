@@ -1,4 +1,4 @@
-"""Programs that read every file they find do not get the files that a mirror would be asked for."""
+"""Crawlers, which read every file they find, are refused whatever would need the mirror."""
 
 import errno
 import json
@@ -17,13 +17,11 @@ from tests.mounting import Commands, status
 
 @pytest.fixture
 def indexer(commands: Commands) -> Path:
-    """A program of the name of one that is known, which prints what it finds."""
+    """A program with the name of a known indexer, which prints what it finds."""
     return Path(shutil.copy("/usr/bin/find", commands.home / "updatedb"))
 
 
-def test_an_indexer_is_refused_series_and_files_and_nobody_else_is(
-    commands: Commands, folder_mirror: Path, indexer: Path
-) -> None:
+def test_only_an_indexer_is_refused_series_and_files(commands: Commands, folder_mirror: Path, indexer: Path) -> None:
     reader = Path(shutil.copy("/bin/cat", commands.home / "baloo_file_extractor"))
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         series = point / ".idc" / "by-uuid" / CT
@@ -36,7 +34,7 @@ def test_an_indexer_is_refused_series_and_files_and_nobody_else_is(
         fetched = status(point)["objects_fetched"]
         assert commands.run(reader, file).returncode == 1
         assert status(point)["objects_fetched"] == fetched
-        # What costs nothing is for all.
+        # What needs no mirror is not refused.
         assert json.loads(commands.run(reader, point / ".idc" / "status.json").stdout)["errors"]["CrawlerRefused"] > 1
         assert commands.run("find", series).stdout.count(".dcm") == len(list(series.iterdir()))
         assert commands.run("cmp", file, file).returncode == 0
@@ -44,7 +42,7 @@ def test_an_indexer_is_refused_series_and_files_and_nobody_else_is(
     assert log.read_text().count("updatedb reads every file it finds") == 1
 
 
-def test_who_looks_for_what_cannot_be_there_has_no_series_listed_and_an_indexer_never(tmp_path: Path) -> None:
+def test_look_ups_of_impossible_names_and_of_indexers_list_no_series(tmp_path: Path) -> None:
     commands = Commands(tmp_path)
     indexer = Path(shutil.copy("/usr/bin/stat", tmp_path / "baloo_file"))
     crawled, looked_at = series("one"), series("two")
@@ -66,7 +64,7 @@ def test_who_looks_for_what_cannot_be_there_has_no_series_listed_and_an_indexer_
 
 
 @pytest.mark.parametrize("names", ["", "another,one"])
-def test_who_is_refused_can_be_said(commands: Commands, folder_mirror: Path, indexer: Path, names: str) -> None:
+def test_refused_programs_can_be_set(commands: Commands, folder_mirror: Path, indexer: Path, names: str) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror, "--refuse", names) as point:
         assert ".dcm" in commands.run(indexer, point / ".idc" / "by-uuid" / CT).stdout
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror, "--refuse", "x, find") as point:

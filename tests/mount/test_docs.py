@@ -1,4 +1,4 @@
-"""Every command of the documentation, run as printed.
+"""Every command of the documentation runs as printed.
 
 A block of ```console holds commands after ``$ `` and what they print; ``...`` stands for any text, alone on a
 line for any lines. A file's commands run in one shell, in an empty home folder, with `~/idc` unmounted at the
@@ -17,7 +17,7 @@ from tests.mounting import Commands
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# What a test cannot run in its own middle, and which other test or script does.
+# Commands that this test cannot run, and the test or script that runs them.
 RUN_ELSEWHERE = {
     "scripts/demo": ".ci/run",
     "scripts/test": "this is it",
@@ -30,7 +30,7 @@ BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def examples(document: Path) -> list[tuple[str, str]]:
-    """The commands of a document and what each prints."""
+    """The commands of a document, each with its printed output."""
     found: list[tuple[str, str]] = []
     for block in BLOCK.findall(document.read_text()):
         for line in block.splitlines():
@@ -44,7 +44,7 @@ def examples(document: Path) -> list[tuple[str, str]]:
 
 
 def pattern(expected: str) -> str:
-    """A regular expression for what a command prints."""
+    """A regular expression for the output of a command."""
     lines = [
         r"(?:.*\n)*?" if line.strip() == "..." else ".*".join(map(re.escape, line.split("..."))).rstrip() + r" *\n"
         for line in expected.splitlines()

@@ -1,4 +1,4 @@
-"""A cache that fails under a live mount: reads go on, the status says so, and the cache comes back when it can."""
+"""A cache that fails under a live mount: reads go on, the status reports it, and the cache is used again later."""
 
 import contextlib
 import errno
@@ -24,14 +24,14 @@ from tests.processes import children_of, is_running, stopped, until
 PATIENCE = 240
 
 Fault = Callable[[Path, Path], AbstractContextManager[object]]
-"""Makes the cache of objects in a folder fail, under a mount."""
+"""Makes the cache of objects in a folder fail while it is mounted."""
 
 
 READ = """
 import hashlib, os, sys
 for name in sorted(os.listdir(sys.argv[1])):
     with open(os.path.join(sys.argv[1], name), "rb") as file:
-        # Not from the kernel's pages, neither now nor later.
+        # Drop the kernel's pages, so that neither this read nor a later one uses them.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         print(name, hashlib.sha256(file.read()).hexdigest())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -39,7 +39,7 @@ for name in sorted(os.listdir(sys.argv[1])):
 
 
 def is_read(commands: Commands, point: Path, series: Path) -> bool:
-    """Whether a series of the mirror is read through the mount, with the right bytes."""
+    """Whether a series of the mirror can be read through the mount, with the right bytes."""
     found = commands.run(sys.executable, "-c", READ, point / ".idc" / "by-uuid" / series.name)
     assert found.returncode == 0, found.stderr
     files = sorted(series.iterdir())
@@ -48,7 +48,7 @@ def is_read(commands: Commands, point: Path, series: Path) -> bool:
 
 
 def objects_of(commands: Commands, point: Path) -> dict[str, Any]:
-    """What the status says of the cache of objects."""
+    """The part of the status about the cache of objects."""
     facts = json.loads(commands.run("cat", point / ".idc" / "status.json").stdout)
     return facts["cache"]["objects"]  # type: ignore[no-any-return]
 
@@ -104,7 +104,7 @@ def silent(folder: Path, point: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Mount an ext4 of a gigabyte on *folder*, which takes what is written only."""
+    """Mount an ext4 file system of a gigabyte on *folder*, in a sparse file."""
     folder.mkdir(parents=True, exist_ok=True)
     image = folder.with_name("disk")
     with image.open("wb") as file:
@@ -120,7 +120,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(folder: Path, point: Path) -> Iterator[None]:
-    """What is written waits, and whoever waits for it cannot be killed."""
+    """Writes wait, and processes that wait for them cannot be killed."""
     subprocess.run(["fsfreeze", "--freeze", folder], check=True)
     try:
         yield
@@ -134,20 +134,20 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "nothing may be changed": (unchangeable, "not permitted"),
     "a file in the folder's place": (removed, "Not a directory"),
     "a locked database": (locked, "locked by another process"),
-    # Another worker does.
+    # No failure is reported, because another worker answers.
     "a worker that does not answer": (silent, ""),
     "a disk that does not answer": (frozen, "no answer"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_reads_go_on_the_status_says_so_and_the_cache_comes_back(
+def test_reads_go_on_while_the_cache_fails_and_it_is_used_again(
     someone: Commands, catalogue_folder: Path, folder_mirror: Path, name: str
 ) -> None:
-    fault, says = FAULTS[name]
+    fault, reason = FAULTS[name]
     is_root = someone.user is None
     if is_root == (name == "no permission any more"):
-        pytest.skip("root has every permission, and nobody else can do the others' faults")
+        pytest.skip("root has every permission, and only root can cause the other faults")
     give_catalogue(someone, catalogue_folder)
     folder = someone.home / ".cache" / "idcfs" / "objects"
     kept, fresh, *others = mirror_series(folder_mirror).values()
@@ -156,24 +156,24 @@ def test_reads_go_on_the_status_says_so_and_the_cache_comes_back(
             stack.enter_context(small_disk(folder))
         point = stack.enter_context(someone.mounted(someone.home / "idc", "--mirror", folder_mirror))
 
-        def told() -> str:
+        def failure() -> str:
             return objects_of(someone, point)["failure"] or ""
 
         assert is_read(someone, point, kept)
-        assert told() == ""
+        assert failure() == ""
         with fault(folder, point):
             begun = time.monotonic()
             assert is_read(someone, point, fresh)
             assert is_read(someone, point, kept)
             assert time.monotonic() - begun < PATIENCE / 2
-            if says:
-                # What is to be kept is written behind.
-                until(lambda: says in told())
-                assert str(folder) in told()
-                # A table folds what is long.
+            if reason:
+                # Bytes are written to the cache after they are served.
+                until(lambda: reason in failure())
+                assert str(folder) in failure()
+                # The table wraps long lines, so only the beginning is compared.
                 assert "not working" in someone.idcfs("status", point).stdout
         deadline = time.monotonic() + PATIENCE
-        while told() or not objects_of(someone, point)["entries"]:
+        while failure() or not objects_of(someone, point)["entries"]:
             assert time.monotonic() < deadline, objects_of(someone, point)
             assert all(is_read(someone, point, series) for series in (kept, fresh, others[0]))
             someone.run("sh", "-c", 'rm "$1"/*/*/*.val', "-", folder)
@@ -185,7 +185,7 @@ def without_a_byte_free(folder: Path) -> Iterator[None]:
     with filler.open("ab", buffering=0) as file:
         space = os.statvfs(folder)
         os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize - (1 << 20))
-        # What is kept for root, and what ext4 sets aside for what is not on the disk yet.
+        # Use up the blocks for root too, and those that ext4 reserves for delayed allocation.
         for size in (1 << 20, 1 << 12, 1 << 12):
             with contextlib.suppress(OSError):
                 while file.write(bytes(size)):
@@ -204,7 +204,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
 @pytest.mark.parametrize("fault", [without_a_byte_free, read_only])
-def test_what_has_to_be_built_first_is_refused_in_a_line_and_comes_when_it_can(
+def test_a_tree_that_cannot_be_built_is_an_error_until_it_can_be(
     commands: Commands,
     catalogue_folder: Path,
     folder_mirror: Path,
@@ -239,7 +239,7 @@ def test_what_has_to_be_built_first_is_refused_in_a_line_and_comes_when_it_can(
     assert " ERROR " not in written
 
 
-def test_all_of_the_cache_may_be_removed_under_a_mount(
+def test_the_whole_cache_may_be_removed_while_mounted(
     commands: Commands, folder_mirror: Path, index_of_the_mirror: Path
 ) -> None:
     cache = commands.home / ".cache" / "idcfs"
@@ -257,13 +257,13 @@ def test_all_of_the_cache_may_be_removed_under_a_mount(
         facts = status(point)
         assert [facts["cache"][name]["failure"] for name in ("objects", "listings")] == [None, None]
         assert facts["cache"]["objects"]["entries"]
-    # What was kept since is there for the next.
+    # The next mount has what was cached since.
     with commands.mounted(commands.home / "idc", *flags) as point:
         assert is_read(commands, point, kept)
         assert status(point)["objects_fetched"] == 0
 
 
-def test_a_mount_ends_although_its_disk_does_not_answer(commands: Commands, folder_mirror: Path) -> None:
+def test_a_mount_ends_although_the_disk_of_its_cache_hangs(commands: Commands, folder_mirror: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can freeze a disk")
     folder = commands.home / ".cache" / "idcfs" / "objects"
@@ -279,9 +279,7 @@ def test_a_mount_ends_although_its_disk_does_not_answer(commands: Commands, fold
             time.sleep(0.05)
 
 
-def test_cohorts_on_a_disk_that_does_not_answer_hold_up_nobody_for_long(
-    commands: Commands, folder_mirror: Path
-) -> None:
+def test_cohorts_on_a_disk_that_hangs_fail_after_the_timeout(commands: Commands, folder_mirror: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can freeze a disk")
     folder = commands.home / "cohorts"

@@ -1,4 +1,4 @@
-"""How a mount starts, ends and goes on when something of it dies."""
+"""How a mount starts and ends, and how it goes on when one of its processes dies."""
 
 import contextlib
 import errno
@@ -47,7 +47,7 @@ def test_a_signal_unmounts_and_leaves_nothing(point: Path, number: int) -> None:
     until(lambda: not any(map(is_running, workers)))
 
 
-def test_who_has_a_file_open_may_read_it_to_its_end(point: Path, original: Path) -> None:
+def test_an_open_file_can_be_read_to_its_end_after_a_signal(point: Path, original: Path) -> None:
     daemon = status(point)["pid"]
     with open(mounted(point, original), "rb", buffering=0) as file:
         os.kill(daemon, signal.SIGTERM)
@@ -68,7 +68,7 @@ def left_open(path: Path) -> Iterator[int]:
             os.close(file)
 
 
-def test_who_never_closes_a_file_is_left_behind(commands: Commands, folder_mirror: Path, original: Path) -> None:
+def test_an_open_file_does_not_keep_the_mount(commands: Commands, folder_mirror: Path, original: Path) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         daemon = status(point)["pid"]
         with left_open(mounted(point, original)) as file:
@@ -78,12 +78,12 @@ def test_who_never_closes_a_file_is_left_behind(commands: Commands, folder_mirro
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 os.read(file, 100)
         assert os.listdir(point) == []
-        # Nothing is in the way of the next.
+        # The folder can be mounted on again.
         with commands.mounted(point, "--mirror", folder_mirror):
             assert mounted(point, original).read_bytes() == original.read_bytes()
 
 
-def test_more_signals_end_it_at_once_and_break_nothing(commands: Commands, point: Path) -> None:
+def test_more_signals_end_the_mount_at_once(commands: Commands, point: Path) -> None:
     daemon = status(point)["pid"]
     with left_open(point / ".idc" / "status.json"):
         for _ in range(20):
@@ -93,12 +93,12 @@ def test_more_signals_end_it_at_once_and_break_nothing(commands: Commands, point
         until(lambda: not is_running(daemon))
     assert not os.path.ismount(point)
     (log,) = (commands.home / ".local" / "state" / "idcfs" / "log").iterdir()
-    assert "is in use" not in log.read_text(), "it has waited for the file"
+    assert "is in use" not in log.read_text(), "the mount has waited for the file"
 
 
 @pytest.fixture
 def temporary(commands: Commands) -> Path:
-    """Where the commands put temporary files."""
+    """The folder of the commands' temporary files."""
     folder = commands.home / "temporary"
     folder.mkdir()
     commands.environment["TMPDIR"] = str(folder)
@@ -114,7 +114,7 @@ def test_a_demo_that_is_ended_leaves_no_temporary_folder(commands: Commands, tem
         assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_demo_leaves_the_next_one_removes(commands: Commands, temporary: Path) -> None:
+def test_the_next_demo_removes_the_folder_of_a_killed_one(commands: Commands, temporary: Path) -> None:
     with commands.mounted(commands.home / "living", "--demo") as living:
         (in_use,) = temporary.iterdir()
         with commands.mounted(commands.home / "idc", "--demo") as point:
@@ -129,40 +129,40 @@ def test_what_a_killed_demo_leaves_the_next_one_removes(commands: Commands, temp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_start_that_is_interrupted_says_so_and_leaves_nothing(
+def test_an_interrupted_start_reports_it_and_leaves_nothing(
     commands: Commands, temporary: Path, number: signal.Signals, is_long: bool
 ) -> None:
     point = commands.home / "idc"
-    heard = commands.home / "heard"
+    stderr = commands.home / "stderr"
     for delay in [0, *(random.Random(number).uniform(0, 2.2) for _ in range(20 if is_long else 3))]:
-        with heard.open("w") as errors:
+        with stderr.open("w") as errors:
             starting = commands.start(
                 "idcfs", "mount", "--foreground", "--demo", point, stdout=subprocess.PIPE, stderr=errors
             )
         try:
-            # Before that it is Python that starts.
-            until(lambda: "sample" in heard.read_text())
+            # Before that, Python itself is starting.
+            until(lambda: "sample" in stderr.read_text())
             time.sleep(delay)
             starting.send_signal(number)
             out, _ = starting.communicate(timeout=PATIENCE)
         finally:
             starting.kill()
             commands.run("fusermount3", "-uzq", point)
-        said = heard.read_text()
+        output = stderr.read_text()
         if "Mounted" in out:
-            assert starting.returncode == 0, said
+            assert starting.returncode == 0, output
         elif number == signal.SIGINT:
-            assert (starting.returncode, said.splitlines()[-1]) == (130, "idcfs: interrupted")
+            assert (starting.returncode, output.splitlines()[-1]) == (130, "idcfs: interrupted")
         elif starting.returncode != -signal.SIGTERM:
-            # Else it came before there was anything to take back.
+            # Otherwise the signal came before idcfs handled it, and there was nothing to remove.
             assert starting.returncode == 4
-            assert said.splitlines()[-1] == f"idcfs: {point}: SIGTERM came before the mount answered"
-        assert "Traceback" not in said
+            assert output.splitlines()[-1] == f"idcfs: {point}: SIGTERM came before the mount answered"
+        assert "Traceback" not in output
         assert list(temporary.iterdir()) == []
         assert not os.path.ismount(point)
 
 
-def test_a_background_start_that_is_interrupted_leaves_nothing(commands: Commands, temporary: Path) -> None:
+def test_an_interrupted_background_start_leaves_nothing(commands: Commands, temporary: Path) -> None:
     point = commands.home / "idc"
     starting = commands.start("idcfs", "mount", "--demo", point, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -187,12 +187,12 @@ def test_stacks_are_written_on_demand(commands: Commands, point: Path) -> None:
     assert "Current thread" in written
     assert "in main" in written
     assert "_pyfuse3" in written or "pyfuse3" in written
-    assert len(written) < 100_000, "what is the same is told once"
+    assert len(written) < 100_000, "equal stacks are written once"
     assert status(point)["pid"] == daemon
 
 
 def read_while_killing(point: Path, files: list[Path], program: str, every: float) -> None:
-    """Read files and see that their bytes are right, while workers are killed again and again."""
+    """Compare the bytes of files while workers are killed again and again."""
     daemon = status(point)["pid"]
     is_read, goes_on = threading.Event(), threading.Event()
     killed: set[int] = set()
@@ -200,7 +200,7 @@ def read_while_killing(point: Path, files: list[Path], program: str, every: floa
     def kill() -> None:
         while not is_read.wait(every):
             if not goes_on.is_set():
-                # Who reads waits for the worker that has taken the place of the last one.
+                # The reader still waits for the worker that has replaced the last one.
                 continue
             goes_on.clear()
             for worker in children_of(daemon, program):
@@ -222,7 +222,7 @@ def read_while_killing(point: Path, files: list[Path], program: str, every: floa
     assert status(point)["pid"] == daemon
 
 
-def test_a_fetch_worker_that_is_killed_is_replaced_and_asked_again(
+def test_requests_of_a_killed_fetch_worker_are_repeated(
     commands: Commands, s3_mirror: str, folder_mirror: Path
 ) -> None:
     files = [file for series in mirror_series(folder_mirror).values() for file in sorted(series.iterdir())[:12]]
@@ -231,16 +231,14 @@ def test_a_fetch_worker_that_is_killed_is_replaced_and_asked_again(
         assert status(point)["errors"] == {}
 
 
-def test_a_cache_worker_that_is_killed_is_replaced_and_missed_by_nobody(
-    commands: Commands, folder_mirror: Path
-) -> None:
+def test_a_killed_cache_worker_is_replaced_without_an_error(commands: Commands, folder_mirror: Path) -> None:
     files = [file for series in mirror_series(folder_mirror).values() for file in sorted(series.iterdir())[:12]]
     with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
         read_while_killing(point, files, "idcfs.cache.server", 0.15)
         assert status(point)["errors"] == {}
 
         def works() -> bool:
-            # That a write failed is told until one is done: of what is in no cache.
+            # A failed write is reported until a later one works, which takes bytes that are in no cache.
             for file in files:
                 drop_pages(mounted(point, file))
                 assert mounted(point, file).read_bytes() == file.read_bytes()

@@ -1,4 +1,4 @@
-"""The kernel's pages of a mount, filled ahead of readers, and the process that fills them."""
+"""The kernel's page cache of a mount, filled ahead of readers, and the process that fills it."""
 
 import contextlib
 import errno
@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from idcfs.mount.mountpoint import mounts
-from idcfs.pages.client import PAGE, open_page_cache
+from idcfs.pages.client import PAGE, WAITING_PART, PageCache, open_page_cache
 from idcfs.processes.arena import Arena
 from tests.faults.cases import STALLED_READS
 from tests.faults.server import GET, FaultServer
@@ -24,10 +24,10 @@ from tests.processes import PATIENCE, children_of, is_running, stopped, until, u
 SERIES = "527a5965-9a10-477b-863a-3597081538a4"
 FILES = 360
 SIZE = 200_000
-"""More than a head, so that heads are seen, and as little as is put into pages."""
+"""Bytes; more than a head, so that reads of heads are recognised, and few enough to be put into pages."""
 
 MEMORY = "64MiB"
-"""Less than the series."""
+"""Less than the size of the series."""
 
 TRIES = 20
 """Mounts until one has a given number: the least that is free, on a machine that makes other mounts."""
@@ -57,7 +57,7 @@ def server(contents: dict[str, bytes]) -> Iterator[FaultServer]:
 def point(commands: Commands, server: FaultServer) -> Iterator[Path]:
     with commands.mounted(commands.home / "idc", "--mirror", server.url, "--memory", MEMORY) as point:
         page_worker(point)
-        # The kernel takes pages of files that it knows.
+        # The kernel accepts pages only of files that it has looked up.
         assert len(os.listdir(series(point))) == FILES
         yield point
 
@@ -93,13 +93,13 @@ def ignores(process: int, number: int) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
-def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_series_is_read_right_and_mostly_from_pages(point: Path, contents: dict[str, bytes]) -> None:
     read_all(point, contents)
     facts = status(point)
     total = sum(map(len, contents.values()))
-    assert facts["bytes_served"] < total / 2, "most of it was in the pages before it was read"
+    assert facts["bytes_served"] < total / 2, "most was in the page cache before it was read"
     assert facts["bytes_fetched"] < total * 1.1
-    # A second time, whatever the kernel has thrown out.
+    # Read again, although the kernel may have dropped some pages.
     for name, content in contents.items():
         assert (series(point) / name).read_bytes() == content
     for name, content in contents.items():
@@ -108,18 +108,18 @@ def test_a_series_that_is_read_whole_is_right_and_asks_for_little(point: Path, c
             assert file.read() == content
 
 
-def test_many_readers_of_what_is_being_filled_read_the_right_bytes(point: Path, contents: dict[str, bytes]) -> None:
+def test_many_readers_of_files_being_filled_read_the_right_bytes(point: Path, contents: dict[str, bytes]) -> None:
     def read(name: str) -> bool:
         with open(series(point) / name, "rb", buffering=0) as file:
             parts = iter(lambda: file.read(50_000), b"")
             return b"".join(parts) == contents[name]
 
     with ThreadPoolExecutor(8) as pool:
-        # Several at each file at a time.
+        # Several readers read each file at a time.
         assert all(pool.map(read, [name for name in contents for _ in range(3)]))
 
 
-def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_reader_that_changes_from_whole_files_to_heads_is_noticed(point: Path, contents: dict[str, bytes]) -> None:
     names, daemon = list(contents), int(status(point)["pid"])
     for name in names[:20]:
         (series(point) / name).read_bytes()
@@ -128,7 +128,7 @@ def test_who_reads_heads_after_whole_files_is_noticed(point: Path, contents: dic
         with open(series(point) / name, "rb", buffering=0) as file:
             assert file.read(4096) == contents[name][:4096]
         until_fetched(daemon)
-    # The window ahead of the reader is what it may cost to notice.
+    # Before that, at most the window ahead of the reader is fetched in vain.
     assert status(point)["bytes_fetched"] < 0.75 * sum(map(len, contents.values()))
 
 
@@ -147,7 +147,7 @@ def test_a_killed_daemon_leaves_a_dead_mount_and_no_process(
         assert worker in workers
         assert len(workers) > 2
         with server.failing(STALLED_READS):
-            # Somebody waits for a page that nobody will bring any more.
+            # A reader waits for a page that will not come.
             asked = server.requests[GET]
             reader = commands.start("cat", series(point) / names[-1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             try:
@@ -175,18 +175,18 @@ def number_of(call: Callable[[], object]) -> int | None:
     return None
 
 
-def test_a_page_worker_that_is_stopped_holds_up_no_other_file(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_stopped_page_worker_blocks_no_other_file(point: Path, contents: dict[str, bytes]) -> None:
     worker = page_worker(point)
     names = list(contents)
     (series(point) / names[0]).read_bytes()
     with stopped(worker):
-        # More than the memory that is there for everything: what waits for the worker may not take it all.
+        # More than the whole arena: leases that wait for the worker may not use up all of it.
         read_all(point, contents)
         assert is_running(worker)
     assert (series(point) / names[0]).read_bytes() == contents[names[0]]
 
 
-def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents: dict[str, bytes]) -> None:
+def test_a_killed_page_worker_causes_no_error(point: Path, contents: dict[str, bytes]) -> None:
     worker, daemon = page_worker(point), int(status(point)["pid"])
     for at, (name, content) in enumerate(contents.items()):
         if at == 50:
@@ -197,10 +197,10 @@ def test_a_page_worker_that_is_killed_is_missed_by_nobody(point: Path, contents:
     assert status(point)["bytes_served"] < 0.7 * sum(map(len, contents.values()))
 
 
-def test_a_mount_that_ends_late_leaves_the_next_one_alone(
+def test_a_mount_that_ends_late_does_not_end_the_next_one(
     commands: Commands, server: FaultServer, contents: dict[str, bytes]
 ) -> None:
-    """The kernel gives the next mount the number of one that is gone, whose processes may still be there."""
+    """The kernel gives the next mount the number of one that has ended, whose processes may still run."""
     one, other = commands.home / "one", commands.home / "other"
     assert commands.idcfs("mount", "--mirror", server.url, one).returncode == 0
     worker, daemon = page_worker(one), int(status(one)["pid"])
@@ -238,11 +238,11 @@ def test_a_stopped_page_worker_does_not_keep_the_mount_of_a_killed_daemon(
     assert commands.idcfs("mount", "--mirror", server.url, point).returncode == 0
     worker, daemon = page_worker(point), int(status(point)["pid"])
     try:
-        # By then it has asked to be told of the daemon's end.
+        # The worker has then set PR_SET_PDEATHSIG.
         until(lambda: ignores(worker, signal.SIGTERM))
         with stopped(worker):
             os.kill(daemon, signal.SIGKILL)
-            # It holds the device, so as long as it is stopped the kernel waits for answers.
+            # The worker holds the device, so while it is stopped the kernel waits for answers.
             until(lambda: not is_running(worker))
         with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
             os.listdir(point)
@@ -250,22 +250,90 @@ def test_a_stopped_page_worker_does_not_keep_the_mount_of_a_killed_daemon(
         commands.run("fusermount3", "-uz", point)
 
 
-async def test_what_is_in_the_reserve_of_the_arena_does_not_wait_for_the_worker(tmp_path: Path) -> None:
-    """The worker waits while the kernel waits for a mirror, and reads from the disk need the reserve."""
+@pytest.fixture
+async def arena() -> AsyncIterator[Arena]:
+    with Arena(64 * PAGE) as arena:
+        yield arena
+
+
+@pytest.fixture
+async def pages(tmp_path: Path, arena: Arena) -> AsyncIterator[PageCache]:
+    """A page cache whose worker has a device that is not mounted, so that the kernel takes nothing."""
     (tmp_path / "abort").touch()
     device = os.open("/dev/fuse", os.O_RDWR)
-    with Arena(64 * PAGE) as arena, contextlib.closing(os.fdopen(device, "rb", buffering=0)):
+    with contextlib.closing(os.fdopen(device, "rb", buffering=0)):
         async with open_page_cache(arena) as pages:
             pages.start(tmp_path / "abort")
             await until_true(lambda: children_of(os.getpid(), "idcfs.pages.server"))
-            (worker,) = children_of(os.getpid(), "idcfs.pages.server")
-            with stopped(worker):
-                fetched = arena.take_now(arena.reserve)
-                assert fetched is not None
-                for _ in range(10):
-                    buffer = arena.take_now(2 * PAGE)
-                    assert buffer is not None, "what was handed on before is held"
-                    pages.fill(7, 0, buffer, False, lambda: None)
-                pages.fill(7, 0, fetched[: 2 * PAGE], False, lambda: None)
-                del fetched
-                assert arena.take_now(arena.size) is None, "what was fetched is held until it is stored"
+            yield pages
+
+
+@pytest.fixture
+def worker(pages: PageCache) -> int:
+    (worker,) = children_of(os.getpid(), "idcfs.pages.server")
+    return worker
+
+
+async def test_leases_of_the_reserve_do_not_wait_for_the_page_worker(
+    arena: Arena, pages: PageCache, worker: int
+) -> None:
+    """The worker waits while the kernel waits for a mirror, and reads from the disk need the reserve."""
+    with stopped(worker):
+        fetched = await arena.take(arena.reserve)
+        for _ in range(10):
+            with await arena.take(2 * PAGE) as lease:
+                pages.fill(7, 0, lease, False, lambda: None)
+            assert arena.leased == len(fetched), "a lease that was passed on is held"
+        with fetched, fetched.part(0, 2 * PAGE) as part:
+            pages.fill(7, 0, part, False, lambda: None)
+        assert arena.leased == len(fetched), "what was fetched is held until it is stored"
+    await until_true(lambda: arena.leased == 0)
+
+
+async def test_no_more_than_a_part_of_the_arena_waits_for_a_stopped_page_worker(
+    arena: Arena, pages: PageCache, worker: int
+) -> None:
+    taken: list[None] = []
+    for _ in range(2):
+        with stopped(worker):
+            for _ in range(20):
+                with await arena.take(2 * PAGE) as lease:
+                    pages.fill(7, 0, lease, False, lambda: taken.append(None))
+            assert arena.leased == arena.size * WAITING_PART
+        await until_true(lambda: arena.leased == 0)
+    assert not taken, "no file was filled"
+
+
+async def test_what_waits_for_a_page_worker_that_is_killed_is_given_up(
+    arena: Arena, pages: PageCache, worker: int
+) -> None:
+    with stopped(worker):
+        with await arena.take(2 * PAGE) as lease:
+            pages.fill(7, 0, lease, False, lambda: None)
+        os.kill(worker, signal.SIGKILL)
+        await until_true(lambda: arena.leased == 0)
+    # Another worker takes its place.
+    with await arena.take(int(arena.size * WAITING_PART)) as lease:
+        pages.fill(7, 0, lease, False, lambda: None)
+    assert arena.leased
+    await until_true(lambda: arena.leased == 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "all_but_last", "is_stored"),
+    [
+        (PAGE, False, False),
+        (2 * PAGE, False, True),
+        (2 * PAGE + 5, True, True),
+        (3 * PAGE, True, True),
+        (2 * PAGE, True, False),
+    ],
+)
+async def test_a_page_that_saves_readers_no_request_is_not_stored(
+    arena: Arena, pages: PageCache, worker: int, length: int, all_but_last: bool, is_stored: bool
+) -> None:
+    with stopped(worker):
+        with await arena.take(length) as lease:
+            pages.fill(7, 0, lease, all_but_last, lambda: None)
+        assert arena.leased == (length if is_stored else 0)
+    await until_true(lambda: arena.leased == 0)

@@ -1,4 +1,4 @@
-"""Bytes through a mount, from a folder and from an S3 server over TCP, with real tools."""
+"""Bytes read by real tools through a mount of a folder, and of an S3 server over TCP."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def by_uuid(point: Path, uuid: str) -> Path:
     return point / ".idc" / "by-uuid" / uuid
 
 
-def test_every_byte_of_every_series(
+def test_every_byte_of_every_series_is_right(
     someone: Commands, catalogue_folder: Path, folder_mirror: Path, mirror: str
 ) -> None:
     give_catalogue(someone, catalogue_folder)
@@ -47,7 +47,7 @@ def test_every_byte_of_every_series(
 
 
 @needs_real_data
-def test_the_real_series_have_the_checksums_that_came_with_them(commands: Commands, s3_mirror: str) -> None:
+def test_the_real_series_have_their_published_checksums(commands: Commands, s3_mirror: str) -> None:
     lines = (REAL_MIRROR.parent / "SHA256SUMS").read_text().splitlines()
     wanted = {line[66:]: line[:64] for line in lines}
     with commands.mounted(commands.home / "idc", "--mirror", s3_mirror) as point:
@@ -57,7 +57,7 @@ def test_the_real_series_have_the_checksums_that_came_with_them(commands: Comman
     assert not wanted
 
 
-def test_dcm2niix_makes_the_same_of_the_mount(commands: Commands, mirror: str, folder_mirror: Path, ct: str) -> None:
+def test_dcm2niix_makes_the_same_from_a_mount(commands: Commands, mirror: str, folder_mirror: Path, ct: str) -> None:
     with commands.mounted(commands.home / "idc", "--mirror", mirror) as point:
         outputs: list[Mapping[str, str]] = []
         for place in (by_uuid(point, ct), mirror_series(folder_mirror)[ct]):
@@ -82,10 +82,10 @@ def test_simpleitk_reads_the_same_volume(commands: Commands, mirror: str, folder
         assert volumes[0][0][2] > 1
 
 
-def test_a_scan_finds_every_file_valid_and_none_foreign(
+def test_a_scan_finds_only_valid_dicom_files(
     commands: Commands, mirror: str, folder_mirror: Path, index_of_the_mirror: Path
 ) -> None:
-    """What 3D Slicer's indexer does: walk everything, hidden files too, and read each up to the large elements."""
+    """3D Slicer's indexer walks all files, also hidden ones, and reads each up to its large elements."""
     flags = ("--index", index_of_the_mirror, "--mirror", mirror)
     with commands.mounted(commands.home / "idc", *flags) as point:
         scan = commands.run("dcmdump", "--scan-directories", "--recurse", "--max-read-length", "4", point)
@@ -107,7 +107,7 @@ def test_pydicom_reads_headers(commands: Commands, mirror: str, folder_mirror: P
                 assert here.to_json() == pydicom.dcmread(file, stop_before_pixels=True).to_json()
 
 
-def test_what_was_read_is_there_offline_after_a_remount(commands: Commands, s3_mirror: str) -> None:
+def test_bytes_that_were_read_are_there_offline_after_a_remount(commands: Commands, s3_mirror: str) -> None:
     folder = commands.home / "idc"
     with commands.mounted(folder, "--mirror", s3_mirror) as point:
         first = checksums(by_uuid(point, SAMPLE_CT))
@@ -136,7 +136,7 @@ def test_the_cache_keeps_its_limit(commands: Commands, s3_mirror: str, folder_mi
             checksums(by_uuid(point, uuid))
         used = 0
         for path in (commands.home / ".cache/idcfs/objects").rglob("*.val"):
-            # What was written last may still push others out.
+            # The last writes may still evict other entries.
             with contextlib.suppress(FileNotFoundError):
                 used += path.stat().st_blocks * 512
         assert used < 70 << 20
@@ -144,7 +144,7 @@ def test_the_cache_keeps_its_limit(commands: Commands, s3_mirror: str, folder_mi
 
 
 def test_mirrors_never_share_bytes(commands: Commands, world_readable: Path, folder_mirror: Path) -> None:
-    """Another mirror with other bytes under the same names."""
+    """The other mirror has other bytes under the same names."""
     other = commands.home / "forged"
     original = mirror_series(folder_mirror)[SAMPLE_CT]
     forged = other / original.parent.name / SAMPLE_CT
@@ -156,7 +156,7 @@ def test_mirrors_never_share_bytes(commands: Commands, world_readable: Path, fol
             assert checksums(by_uuid(point, SAMPLE_CT)) == checksums(wanted)
 
 
-def test_real_bytes_that_take_the_samples_place_are_seen(commands: Commands, folder_mirror: Path) -> None:
+def test_real_bytes_in_place_of_the_sample_are_read(commands: Commands, folder_mirror: Path) -> None:
     place = commands.home / "place"
     original = mirror_series(folder_mirror)[SAMPLE_CT]
     assert commands.idcfs("demo-mirror", place).returncode == 0
@@ -171,7 +171,7 @@ def test_real_bytes_that_take_the_samples_place_are_seen(commands: Commands, fol
         assert checksums(by_uuid(point, SAMPLE_CT)) == checksums(real)
 
 
-def test_many_readers_at_random_places(commands: Commands, s3_mirror: str, folder_mirror: Path) -> None:
+def test_many_readers_at_random_positions(commands: Commands, s3_mirror: str, folder_mirror: Path) -> None:
     largest = max((file for s in mirror_series(folder_mirror).values() for file in s.iterdir()), key=os.path.getsize)
     data = largest.read_bytes()
 
@@ -185,7 +185,7 @@ def test_many_readers_at_random_places(commands: Commands, s3_mirror: str, folde
         assert all(pool.map(read, range(500)))
 
 
-def test_a_full_disk_slows_reads_and_no_more(commands: Commands, folder_mirror: Path, s3_mirror: str) -> None:
+def test_a_full_disk_makes_reads_slower_but_not_wrong(commands: Commands, folder_mirror: Path, s3_mirror: str) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can make a small disk")
     small = commands.home / "small"

@@ -1,4 +1,4 @@
-"""What other users, servers and planted files cannot do; see docs/security.md."""
+"""Protection from other users, servers and planted files; see docs/security.md."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ def refused(commands: Commands, *arguments: str | Path) -> str:
     return line
 
 
-def test_all_that_is_written_is_for_its_owner_only(
+def test_all_written_files_are_for_their_owner_only(
     someone: Commands, folder_mirror: Path, index_of_the_mirror: Path
 ) -> None:
     point = someone.home / "idc"
@@ -65,11 +65,11 @@ def test_a_cache_folder_that_others_can_change_is_refused(commands: Commands, fo
 
 
 @needs_root
-def test_an_ordinary_user_believes_root_and_nobody_else(
+def test_an_ordinary_user_trusts_only_root_and_itself(
     someone: Commands, catalogue_folder: Path, folder_mirror: Path
 ) -> None:
     if someone.user is None:
-        pytest.skip("root is told apart above")
+        pytest.skip("root is tested above")
     give_catalogue(someone, catalogue_folder)
     cache = someone.home / ".cache" / "idcfs"
     os.chown(cache, 4242, 4242)
@@ -97,7 +97,7 @@ def test_a_cohort_folder_that_others_can_change_is_refused(commands: Commands, f
         )
 
 
-def test_a_log_that_somebody_else_planted_is_not_written(commands: Commands, folder_mirror: Path) -> None:
+def test_a_log_that_another_user_planted_is_not_written(commands: Commands, folder_mirror: Path) -> None:
     log = commands.home / ".local" / "state" / "idcfs" / "log"
     log.mkdir(parents=True)
     victim = commands.home / "victim"
@@ -110,7 +110,7 @@ def test_a_log_that_somebody_else_planted_is_not_written(commands: Commands, fol
 
 
 @needs_root
-def test_others_change_cohorts_only_if_they_are_let(commands: Commands, folder_mirror: Path) -> None:
+def test_others_change_cohorts_only_with_the_flag(commands: Commands, folder_mirror: Path) -> None:
     other = Commands(commands.home, ORDINARY_USER)
     flags = ("--mirror", folder_mirror, "--allow-other", "--allow-other-cohorts")
     with commands.mounted(commands.home / "idc", *flags) as point:

@@ -1,4 +1,4 @@
-"""What the kernel and ordinary tools are told, over the real index."""
+"""The tree as the kernel and ordinary tools see it, with the real index."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def test_the_levels_are_those_of_the_index(mounted: Path, index: duckdb.DuckDBPy
     assert all(folder_of(mounted, index, uuid).is_dir() for uuid in sample)
 
 
-def test_a_folder_says_how_many_are_in_it(mounted: Path) -> None:
+def test_links_count_the_folders_in_a_folder(mounted: Path) -> None:
     assert os.stat(mounted).st_nlink == 2 + len(os.listdir(mounted))
     for entry in list(os.scandir(mounted))[:20]:
         assert entry.stat().st_nlink == 2 + len(os.listdir(entry.path))
@@ -83,7 +83,7 @@ def test_files_are_those_of_the_mirror(mounted: Path, index: duckdb.DuckDBPyConn
             assert (facts.st_uid, facts.st_nlink) == (os.getuid(), 1)
 
 
-def test_statfs_tells_the_totals_of_the_index(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
+def test_statfs_has_the_totals_of_the_index(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
     totals = index.execute("SELECT sum(instanceCount), sum(series_size_MB) * 1e6 FROM series").fetchone()
     assert totals is not None
     facts = os.statvfs(mounted)
@@ -106,13 +106,13 @@ def test_inode_numbers_are_equal_in_every_mount(
         ]
 
 
-def test_a_file_is_the_same_under_every_view(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
+def test_a_file_is_the_same_in_every_view(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
     here = folder_of(mounted, index, CT)
     name = os.listdir(here)[0]
     assert os.path.samefile(here / name, mounted / ".idc" / "by-uuid" / CT / name)
 
 
-def test_what_idcfs_adds_is_found_by_name_and_never_listed(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
+def test_dot_idc_is_found_by_name_and_never_listed(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
     folder = folder_of(mounted, index, CT)
     while folder != mounted.parent:
         assert ".idc" not in os.listdir(folder)
@@ -129,7 +129,7 @@ def test_an_earlier_version_is_a_tree(mounted: Path, commands: Commands, catalog
         assert os.listdir(other) == [*collections, "cohorts"]
 
 
-def test_missing_names_are_missing(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
+def test_a_missing_name_is_enoent(mounted: Path, index: duckdb.DuckDBPyConnection) -> None:
     folder = folder_of(mounted, index, CT)
     for path in (mounted / "no", mounted / "nlst" / "no", folder / "no.dcm", mounted / ".idc" / "versions" / "v99"):
         for _ in range(2):
@@ -189,7 +189,7 @@ def test_nothing_can_be_written_by_anyone(
     give_catalogue(someone, catalogue_folder)
     with someone.mounted(someone.home / "idc", "--mirror", folder_mirror) as point:
         path = folder_of(point, index, CT)
-        # Root may not look into another user's mount, so that user looks.
+        # Root may not look into another user's mount, so the user does.
         listed = someone.run("python3", "-c", f"import os; print(sorted(os.listdir({str(path)!r}))[0])")
         file = path / listed.stdout.strip()
         done = someone.run("python3", "-c", WRITES, point, path, file)
@@ -204,33 +204,35 @@ def test_without_the_flag_there_are_no_extended_attributes(mounted: Path) -> Non
     assert caught.value.errno == errno.ENOTSUP
 
 
-def test_extended_attributes_tell_the_index(
+def test_extended_attributes_have_the_index_columns(
     commands: Commands, folder_mirror: Path, index: duckdb.DuckDBPyConnection
 ) -> None:
     with commands.mounted(commands.home / "idc", "--xattr", "--mirror", folder_mirror) as point:
         series = folder_of(point, index, CT)
 
-        def told(path: Path) -> dict[str, str]:
+        def attributes(path: Path) -> dict[str, str]:
             return {name: os.getxattr(path, name).decode() for name in os.listxattr(path)}
 
-        assert told(series)["user.idc.BodyPartExamined"] == "NECK"
-        study = told(series.parent)
+        assert attributes(series)["user.idc.BodyPartExamined"] == "NECK"
+        study = attributes(series.parent)
         assert study["user.idc.StudyDate"] == "1959-12-28"
         assert "user.idc.Modality" not in study
-        assert set(told(series.parent.parent)) == {
+        assert set(attributes(series.parent.parent)) == {
             "user.idc.collection_id", "user.idc.PatientID", "user.idc.PatientSex",
         }  # fmt: skip
-        assert told(point / "nlst") == {"user.idc.collection_id": "nlst"}
+        assert attributes(point / "nlst") == {"user.idc.collection_id": "nlst"}
         file = next(series.iterdir())
-        assert told(file)["user.idc.key"] == f"{CT}/{file.name}"
-        assert told(file)["user.idc.bucket"] == "idc-open-data"
-        assert told(file)["user.idc.etag"]
+        assert attributes(file)["user.idc.key"] == f"{CT}/{file.name}"
+        assert attributes(file)["user.idc.bucket"] == "idc-open-data"
+        assert attributes(file)["user.idc.etag"]
         with pytest.raises(OSError, match="No data") as caught:
             os.getxattr(file, "user.idc.nothing")
         assert caught.value.errno == errno.ENODATA
 
 
-def test_another_layout(commands: Commands, folder_mirror: Path, index: duckdb.DuckDBPyConnection) -> None:
+def test_a_layout_arranges_the_series(
+    commands: Commands, folder_mirror: Path, index: duckdb.DuckDBPyConnection
+) -> None:
     layout = "%collection_id/%BodyPartExamined/%SeriesDescription"
     with commands.mounted(commands.home / "idc", "--layout", layout, "--mirror", folder_mirror) as point:
         bodies = index.execute(

@@ -1,4 +1,4 @@
-"""What benchmarks count and compute, without nginx and without timing."""
+"""What benchmarks count and compute, tested without nginx and without timing."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def key(number: int) -> str:
     return f"{SERIES}/{number:08x}-0000-4000-8000-000000000000.dcm"
 
 
-def test_the_log_is_counted_by_kind_and_only_objects_have_bytes() -> None:
+def test_requests_in_the_log_are_counted_by_kind_and_bytes_of_objects_only() -> None:
     lines = [
         "GET 200 900 /bucket",
         "GET 200 900 /bucket/",
@@ -29,7 +29,7 @@ def test_the_log_is_counted_by_kind_and_only_objects_have_bytes() -> None:
     assert count(lines).requests == 6
 
 
-def test_a_listing_has_records_of_one_length_with_the_key_where_the_server_looks(tmp_path: Path) -> None:
+def test_a_listing_has_records_of_one_length_with_the_key_at_one_offset(tmp_path: Path) -> None:
     objects = [Listed(key(2), 5, 1_700_000_000), Listed(key(1), 123_456, 1_700_000_000)]
     write_listing(tmp_path, "bucket", SERIES, objects)
     records = listing_path(tmp_path, "bucket", SERIES).read_text().splitlines()
@@ -38,14 +38,14 @@ def test_a_listing_has_records_of_one_length_with_the_key_where_the_server_looks
     assert [record[at : at + len(key(1))] for record in records] == [key(1), key(2)]
 
 
-def test_a_listing_tells_of_a_file_what_nginx_tells_of_it(tmp_path: Path) -> None:
+def test_a_listing_has_the_same_attributes_of_a_file_as_nginx(tmp_path: Path) -> None:
     write_listing(tmp_path, "bucket", SERIES, [Listed(key(1), 256, 0x65000000)])
     records = listing_path(tmp_path, "bucket", SERIES).read_bytes()
     page = parse_listing(b"<ListBucketResult><IsTruncated>false</IsTruncated>" + records + b"</ListBucketResult>")
     assert page.objects == [ObjectInfo(key(1), 256, '"65000000-100"', 0x65000000 * 10**9)]
 
 
-def test_sides_take_turns_and_each_is_compared_with_its_neighbour() -> None:
+def test_both_sides_run_in_turn_and_each_run_is_compared_with_the_next_one() -> None:
     order: list[str] = []
 
     def side(name: str, values: list[float]) -> float:
@@ -58,7 +58,7 @@ def test_sides_take_turns_and_each_is_compared_with_its_neighbour() -> None:
     assert ratios(ours, its) == [1.5, 2.0]
 
 
-def test_the_plot_shows_the_tables_rows_that_something_was_asked_of() -> None:
+def test_the_plot_shows_the_rows_of_the_table_that_have_a_target() -> None:
     rows = [
         Result("`cp`", [1.0], "s", at_most=4),
         Result("reads", [1000, 2000, 4000], "reads/s", at_least=8000),

@@ -1,4 +1,4 @@
-"""When a mirror is asked, and when it is spared."""
+"""The circuit breaker of a mirror: when it is open, and what closes it."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,8 +10,9 @@ import trio
 import trio.testing
 
 from idcfs.errors import AccessDenied, NotFound, ObjectChanged, ReadError, Stalled, Unreachable, Untrusted
-from idcfs.store.base import ObjectVersion
+from idcfs.store.base import ObjectVersion, Range
 from idcfs.store.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, BreakerStore
+from tests.bodies import read
 from tests.conftest import WarningsLogged
 from tests.memory_store import FailingStore, MemoryStore
 
@@ -34,7 +35,7 @@ def away() -> Iterator[Exception]:
 
 async def get(store: BreakerStore) -> bytes:
     (found,) = (await store.list_page(BUCKET, "k")).objects
-    return bytes(await store.get(BUCKET, "k", 0, 7, found.version))
+    return await read(store, BUCKET, "k", 0, 7, found.version)
 
 
 async def list_page(store: BreakerStore) -> None:
@@ -42,7 +43,7 @@ async def list_page(store: BreakerStore) -> None:
 
 
 async def get_bytes(store: BreakerStore) -> None:
-    await store.get(BUCKET, "k", 0, 7, STORING)
+    await store.get(Range(BUCKET, "k", 0, 7, STORING))
 
 
 Ask = Callable[[BreakerStore], Awaitable[None]]
@@ -54,7 +55,7 @@ async def fail(store: BreakerStore, times: int, match: str = "refused", ask: Ask
             await ask(store)
 
 
-async def test_a_mirror_that_is_well_is_asked_each_time(inner: MemoryStore) -> None:
+async def test_a_mirror_that_answers_is_asked_each_time(inner: MemoryStore) -> None:
     store = BreakerStore(inner, "test")
     for _ in range(10):
         assert await get(store) == b"content"
@@ -62,7 +63,7 @@ async def test_a_mirror_that_is_well_is_asked_each_time(inner: MemoryStore) -> N
     assert store.state == ("closed", 0, None, None)
 
 
-async def test_a_mirror_that_is_away_is_not_asked_after_some_failures(
+async def test_a_mirror_that_is_away_is_not_asked_after_several_failures(
     inner: MemoryStore, warnings_logged: WarningsLogged, autojump_clock: trio.testing.MockClock
 ) -> None:
     failing = FailingStore(inner, away())
@@ -73,9 +74,9 @@ async def test_a_mirror_that_is_away_is_not_asked_after_some_failures(
     with pytest.raises(Unreachable) as raised:
         await get(store)
     with pytest.raises(Unreachable):
-        await store.get(BUCKET, "k", 0, 7, STORING)
-    assert not store.get_soon(BUCKET, "k", 0, 7, STORING, lambda outcome: None)
-    # At once, and with what there is to know.
+        await store.get(Range(BUCKET, "k", 0, 7, STORING))
+    assert not store.get_soon(Range(BUCKET, "k", 0, 7, STORING), lambda outcome: None)
+    # The error is raised at once, and says what is known.
     assert trio.current_time() == pytest.approx(before, abs=0.01)
     assert failing.calls == FAILURES
     assert AWAY in str(raised.value)
@@ -87,7 +88,7 @@ async def test_a_mirror_that_is_away_is_not_asked_after_some_failures(
     assert "refused" in warnings_logged.take("mirror test is away")
 
 
-async def test_one_call_finds_out_that_it_is_there_again(
+async def test_one_call_probes_whether_the_mirror_is_back(
     inner: MemoryStore,
     warnings_logged: WarningsLogged,
     caplog: pytest.LogCaptureFixture,
@@ -104,7 +105,7 @@ async def test_one_call_finds_out_that_it_is_there_again(
         await trio.sleep(1)
         assert store.state.state == "probing"
         await fail(store, 3, "it is being asked now")
-        assert not store.get_soon(BUCKET, "k", 0, 7, STORING, lambda outcome: None)
+        assert not store.get_soon(Range(BUCKET, "k", 0, 7, STORING), lambda outcome: None)
         assert failing.calls == FAILURES + 1
     assert store.state == ("closed", 0, None, None)
     assert await get(store) == b"content"
@@ -113,7 +114,7 @@ async def test_one_call_finds_out_that_it_is_there_again(
     ]
 
 
-async def test_pauses_grow_and_all_is_logged_once(
+async def test_pauses_grow_and_the_outage_is_logged_once(
     inner: MemoryStore,
     warnings_logged: WarningsLogged,
     caplog: pytest.LogCaptureFixture,
@@ -136,7 +137,7 @@ async def test_pauses_grow_and_all_is_logged_once(
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no"), ObjectChanged("no"), Untrusted("no")])
-async def test_an_answer_of_any_kind_is_no_failure(inner: MemoryStore, error: ReadError) -> None:
+async def test_an_error_that_the_mirror_answers_is_no_failure(inner: MemoryStore, error: ReadError) -> None:
     failing = FailingStore(inner, chain(*([Unreachable("refused")] * (FAILURES - 1) + [error] for _ in range(5))))
     store = BreakerStore(failing, "test")
     for _ in range(5):
@@ -146,14 +147,14 @@ async def test_an_answer_of_any_kind_is_no_failure(inner: MemoryStore, error: Re
         assert store.state.failures == 0
 
 
-async def test_what_stalls_counts(inner: MemoryStore, warnings_logged: WarningsLogged) -> None:
+async def test_a_stalled_request_is_a_failure(inner: MemoryStore, warnings_logged: WarningsLogged) -> None:
     store = BreakerStore(FailingStore(inner, repeat(Stalled("nothing came"))), "test")
     await fail(store, FAILURES, "nothing came")
     await fail(store, 1, AWAY)
     warnings_logged.take("nothing came")
 
 
-async def test_one_good_answer_begins_the_count_anew(inner: MemoryStore) -> None:
+async def test_an_answer_resets_the_number_of_failures(inner: MemoryStore) -> None:
     script = chain(*([Unreachable("refused")] * (FAILURES - 1) + [None] for _ in range(5)))
     store = BreakerStore(FailingStore(inner, script), "test")
     for _ in range(5):
@@ -166,7 +167,7 @@ REFUSED = Unreachable("refused")
 
 
 @KINDS
-async def test_answers_of_one_kind_do_not_hide_that_the_other_fails(
+async def test_answers_to_one_kind_of_request_do_not_hide_that_the_other_kind_fails(
     inner: MemoryStore,
     warnings_logged: WarningsLogged,
     autojump_clock: trio.testing.MockClock,
@@ -185,7 +186,7 @@ async def test_answers_of_one_kind_do_not_hide_that_the_other_fails(
     await fail(store, 1, ask=failing)
     await well(store)
     assert store.state[:3] == ("open", FAILURES + 1, "refused")
-    # Now the other one goes away, too.
+    # Now the other kind of request fails, too.
     await fail(store, FAILURES, ask=well)
     await fail(store, 1, AWAY, ask=well)
     await trio.sleep(2 * FIRST_PAUSE)
@@ -195,7 +196,7 @@ async def test_answers_of_one_kind_do_not_hide_that_the_other_fails(
 
 
 @KINDS
-async def test_any_answer_opens_all_but_what_fails_again(
+async def test_any_answer_closes_the_breaker_but_for_a_kind_of_request_that_fails_again(
     inner: MemoryStore,
     warnings_logged: WarningsLogged,
     autojump_clock: trio.testing.MockClock,
@@ -219,21 +220,21 @@ async def test_any_answer_opens_all_but_what_fails_again(
     assert store.state == ("closed", 0, None, None)
 
 
-async def test_what_comes_soon_begins_the_count_anew_and_does_not_count(inner: MemoryStore) -> None:
+async def test_get_soon_resets_the_number_of_failures_and_does_not_add_to_it(inner: MemoryStore) -> None:
     (found,) = (await inner.list_page(BUCKET, "k")).objects
     script = [*[Unreachable("refused")] * (FAILURES - 1), Unreachable("soon"), None]
     async with BreakerStore(FailingStore(inner, script), "test") as store:
         await fail(store, FAILURES - 1, ask=get_bytes)
         outcomes: list[object] = []
         for number in (1, 2):
-            assert store.get_soon(BUCKET, "k", 0, 7, found.version, outcomes.append)
+            assert store.get_soon(Range(BUCKET, "k", 0, 7, found.version), outcomes.append)
             await trio.testing.wait_all_tasks_blocked()
             assert store.state.failures == (FAILURES - 1 if number == 1 else 0)
         assert isinstance(outcomes[0], Unreachable)
         assert outcomes[1] == b"content"
 
 
-async def test_a_probe_that_is_given_up_leaves_the_next_one_to_ask(
+async def test_after_a_cancelled_probe_the_next_call_is_a_probe(
     inner: MemoryStore, warnings_logged: WarningsLogged, autojump_clock: trio.testing.MockClock
 ) -> None:
     failing = FailingStore(inner, [*[Unreachable("refused")] * FAILURES, 1000.0])
@@ -248,7 +249,7 @@ async def test_a_probe_that_is_given_up_leaves_the_next_one_to_ask(
     assert store.state.state == "closed"
 
 
-async def test_an_answer_that_was_asked_for_before_closes_it(
+async def test_an_answer_to_an_earlier_request_closes_the_breaker(
     inner: MemoryStore, warnings_logged: WarningsLogged, autojump_clock: trio.testing.MockClock
 ) -> None:
     failing = FailingStore(inner, [0.5, *[Unreachable("refused")] * FAILURES])

@@ -1,7 +1,4 @@
-import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,13 @@ import pytest
 from idcfs.catalog import build
 from idcfs.catalog.description import read_description
 from idcfs.catalog.index import Index, find_index
+from idcfs.catalog.messages import Build, Step
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.errors import IndexUnusable
-from idcfs.processes import program
+from idcfs.processes.messages import Done, Message
 from tests.index_factory import INDEX_SCHEMA, PriorRow, Row, make_index, make_uuid
+from tests.processes import started
 
 ROWS = [
     Row("a", "p1", revised=1),
@@ -28,7 +27,7 @@ ROWS = [
 PRIOR = [
     PriorRow("a", "p2", first=1, last=1, sizes=(5,), uuid=make_uuid("p2 as it was")),
     PriorRow("gone", "p4", first=1, last=2, bucket="idc-open-data-cr"),
-    # One series in two rows, one of which is of another time.
+    # One series in two rows, which are valid in different versions.
     PriorRow("moved", "p5", first=1, last=1, uuid=make_uuid("p5")),
     PriorRow("moved", "p5", first=2, last=2, uuid=make_uuid("p5")),
 ]
@@ -38,24 +37,30 @@ def tables(index: Index) -> dict[str, str]:
     return {name: str(path) for name, path in index.tables.items()}
 
 
-def run(folder: Path, index: Index, **specification: Any) -> list[str]:
+def run(folder: Path, index: Index, what: str, **fields: Any) -> list[str]:
+    """Build something; returns the steps that are reported."""
     steps: list[str] = []
-    specification |= {"folder": str(folder), "tables": tables(index)}
-    build.run(specification, lambda message: steps.append(message["step"]))
+
+    def report(step: Message) -> None:
+        assert isinstance(step, Step)
+        steps.append(step.text)
+
+    assert build.run(Build(what, str(folder), tables(index), **fields), report) == Done()
     return steps
 
 
 def build_catalogue(folder: Path, index: Index) -> Path:
     built = folder / "built"
     built.mkdir()
-    run(built, index, build="catalogue", template="%PatientID", select={}, view=str(built / "main"))
+    steps = run(built, index, what="catalogue", template="%PatientID", select={}, view=str(built / "main"))
+    assert steps == ["reading the index", "sorting the tree"]
     return built
 
 
 def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, str]:
-    """The UUID of the series of each patient in the view of *select*."""
+    """Return the UUID of the series of each patient in the view of *select*."""
     view_folder = folder / f"view{random.random()}"
-    run(folder, index, build="view", template="%PatientID", select=select, view=str(view_folder))
+    run(folder, index, what="view", template="%PatientID", select=select, view=str(view_folder))
     cache = BatchCache(1 << 20)
     view, series = View(view_folder, cache), Table(folder / "series.arrow", cache)
     return {
@@ -65,9 +70,9 @@ def patients(folder: Path, index: Index, select: dict[str, Any]) -> dict[str, st
 
 
 def counts(folder: Path, built: Path, index: Index, select: dict[str, Any]) -> Mapping[str, int]:
-    """The totals of the view of *select*."""
+    """Return the totals of the view of *select*."""
     view = folder / f"view{random.random()}"
-    run(built, index, build="view", template="%PatientID", select=select, view=str(view))
+    run(built, index, what="view", template="%PatientID", select=select, view=str(view))
     return View(view, BatchCache(1 << 20)).counts
 
 
@@ -75,14 +80,14 @@ def uuids(*rows: Row) -> dict[str, str]:
     return {str(row.patient): row.uuid for row in rows}
 
 
-def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> None:
+def test_the_table_of_all_series_always_has_the_same_order(tmp_path: Path) -> None:
     orders = []
     for number in range(3):
         rows, prior = random.Random(number).sample(ROWS, 3), random.Random(number).sample(PRIOR, 4)
         index = make_index(tmp_path / f"index{number}", rows, prior)
         built = tmp_path / f"built{number}"
         built.mkdir()
-        run(built, index, build="catalogue", template="%PatientID", select={}, view=str(built / "main"))
+        run(built, index, what="catalogue", template="%PatientID", select={}, view=str(built / "main"))
         series = Table(built / "series.arrow", BatchCache(1 << 20))
         buckets = read_description(built / "contents.json")["buckets"]
         orders.append(
@@ -92,7 +97,7 @@ def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> Non
             ]
         )
     assert orders[0] == [
-        # Today's by collection and patient, then those of the past, whose instances are not counted.
+        # Today's series by collection and patient, then those of past versions, without numbers of instances.
         *[(row.uuid, row.bucket, 2, 2000) for row in ROWS],
         (PRIOR[0].uuid, "idc-open-data", 0, 5),
         (PRIOR[1].uuid, "idc-open-data-cr", 0, 2000),
@@ -101,14 +106,14 @@ def test_the_table_of_series_has_all_of_them_in_one_order(tmp_path: Path) -> Non
     assert orders[1:] == orders[:2]
 
 
-def test_what_is_in_the_index_is_counted(tmp_path: Path) -> None:
+def test_the_contents_of_the_index_are_counted(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [*ROWS, Row("a", "p1", modality="SEG")], PRIOR)
     built = build_catalogue(tmp_path, index)
     assert View(built / "main", BatchCache(1 << 20)).counts == {
         "series": 4, "studies": 3, "patients": 3, "collections": 2, "instances": 8, "bytes": 8000
     }  # fmt: skip
     assert counts(tmp_path, built, index, {"version": 1}) == {
-        # Rows of the past do not tell how many instances they have.
+        # Rows of past versions have no number of instances.
         "series": 5, "studies": 4, "patients": 4, "collections": 3, "instances": 4, "bytes": 8005
     }  # fmt: skip
     assert counts(tmp_path, built, index, {"analysis_result": "none"})["bytes"] == 0
@@ -126,12 +131,12 @@ def test_what_is_in_the_index_is_counted(tmp_path: Path) -> None:
         (3, uuids(*ROWS)),
     ],
 )
-def test_a_version_is_what_was_valid_then(tmp_path: Path, version: int, expected: dict[str, str]) -> None:
+def test_a_version_has_the_series_that_were_valid_then(tmp_path: Path, version: int, expected: dict[str, str]) -> None:
     index = make_index(tmp_path / "index", ROWS, PRIOR)
     assert patients(build_catalogue(tmp_path, index), index, {"version": version}) == expected
 
 
-def test_other_sets_of_series(tmp_path: Path) -> None:
+def test_views_of_other_sets_of_series(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", ROWS, PRIOR)
     built = build_catalogue(tmp_path, index)
     assert patients(built, index, {"analysis_result": "Nuclei"}) == uuids(ROWS[1])
@@ -139,13 +144,13 @@ def test_other_sets_of_series(tmp_path: Path) -> None:
     assert patients(built, index, {"analysis_result": "none"}) == {}
     assert patients(built, index, {}) == uuids(*ROWS)
     folder = tmp_path / "by-uuid"
-    run(built, index, build="view", template="%crdc_series_uuid", select={"all": True}, view=str(folder))
+    run(built, index, what="view", template="%crdc_series_uuid", select={"all": True}, view=str(folder))
     view = View(folder, BatchCache(1 << 20))
     everything = sorted({row.uuid for row in (*ROWS, *PRIOR)})
     assert [name.decode() for name in view.names(1, view.children(0, 0))] == everything
 
 
-def test_rows_of_one_series_that_disagree_always_give_the_same(tmp_path: Path) -> None:
+def test_of_several_rows_of_one_series_the_same_one_is_always_used(tmp_path: Path) -> None:
     disagreeing = [PriorRow("a", f"p{number}", uuid=make_uuid("one"), first=1, last=2) for number in range(40)]
     found = []
     for number in range(4):
@@ -156,11 +161,11 @@ def test_rows_of_one_series_that_disagree_always_give_the_same(tmp_path: Path) -
     assert found == [{"p0": make_uuid("one")}] * 4
 
 
-def test_attributes_stand_in_the_rows_of_the_series(tmp_path: Path) -> None:
+def test_attributes_are_in_the_rows_of_their_series(tmp_path: Path) -> None:
     rows = [Row("c", f"p{number}", uuid=make_uuid(number), sizes=()) for number in range(20_000)]
     index = make_index(tmp_path / "index", rows, PRIOR)
     built = build_catalogue(tmp_path, index)
-    run(built, index, build="attributes")
+    run(built, index, what="attributes")
     attributes = pq.ParquetFile(built / "attributes.parquet", page_checksum_verification=True)
     series = Table(built / "series.arrow", BatchCache(1 << 20))
     assert [attributes.metadata.row_group(group).num_rows for group in range(3)] == [8192, 8192, 3619]
@@ -174,7 +179,7 @@ def test_attributes_stand_in_the_rows_of_the_series(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_an_index_without_versions_knows_its_own(tmp_path: Path, is_there: bool) -> None:
+def test_an_index_without_a_table_of_versions_has_its_own_version(tmp_path: Path, is_there: bool) -> None:
     index = make_index(tmp_path / "index", ROWS, releases={})
     if not is_there:
         (tmp_path / "index" / "version_metadata_index.parquet").unlink()
@@ -232,24 +237,21 @@ def middle_overwritten(folder: Path) -> None:
     ],
 )
 def test_an_index_that_cannot_be_used_is_said_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
+    tmp_path: Path, change: Callable[[Path], None], message: str
 ) -> None:
     index = make_index(tmp_path / "index", ROWS, PRIOR)
     change(tmp_path / "index")
     (tmp_path / "built").mkdir()
-    specification = {
-        "build": "catalogue", "folder": str(tmp_path / "built"), "tables": tables(index), "template": "%PatientID",
-        "select": {}, "view": str(tmp_path / "built" / "main"),
-    }  # fmt: skip
-    assert program.attempt(build.run, specification) == 1
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["error"] == "IndexUnusable"
-    assert message in last["message"]
-    assert "\n" not in last["message"]
-    assert "pip install" in last["message"], "the way out"
+    view = str(tmp_path / "built" / "main")
+    with pytest.raises(IndexUnusable) as raised:
+        run(tmp_path / "built", index, what="catalogue", template="%PatientID", select={}, view=view)
+    last = str(raised.value)
+    assert message in last
+    assert "\n" not in last
+    assert "pip install" in last, "the way out"
 
 
-def test_an_index_without_a_file(tmp_path: Path) -> None:
+def test_an_index_without_a_needed_file_is_refused(tmp_path: Path) -> None:
     make_index(tmp_path, ROWS)
     (tmp_path / "prior_versions_index.parquet").unlink()
     with pytest.raises(IndexUnusable, match=r"has no prior_versions_index\.parquet"):
@@ -269,14 +271,9 @@ def test_another_index_has_another_fingerprint(tmp_path: Path) -> None:
 def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [Row("c", f"p{number}", sizes=()) for number in range(5000)])
     (tmp_path / "built").mkdir()
-    specification = {
-        "build": "catalogue", "folder": str(tmp_path / "built"), "tables": tables(index), "template": "%PatientID",
-        "select": {}, "view": str(tmp_path / "built" / "main"),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "idcfs.catalog.build"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(specification).encode() + b"\n")
-    child.stdin.close()
-    assert child.wait(60) == 1
+    built = str(tmp_path / "built")
+    request = Build("catalogue", built, tables(index), template="%PatientID", view=f"{built}/main")
+    with started("idcfs.catalog.build", request) as (child, connection):
+        connection.close()
+        assert child.wait(60) == 1
     assert not (tmp_path / "built" / "main" / "view.json").exists()

@@ -31,7 +31,7 @@ Tree = dict[tuple[bytes, ...], tuple[int, str]]
 
 
 def tree(catalogue: Catalogue, view: View | None) -> Tree:
-    """The group and UUID of every series by path."""
+    """Return the group and UUID of every series by path."""
     assert view is not None
     return {
         tuple(view.path(view.depth, group)): (group, catalogue.series(view.series_row(group)).uuid)
@@ -46,19 +46,19 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.fixture(scope="module")
 def built(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the catalogue in it."""
+    """A cache folder that has the catalogue."""
     return build_catalogue(tmp_path_factory.mktemp("built"), index)
 
 
 @pytest.fixture
 def cache(built: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of that cache folder."""
     return Path(shutil.copytree(built, tmp_path / "cache"))
 
 
-async def test_it_opens_without_building_again(cache: Path, index: Index) -> None:
+async def test_a_catalogue_that_was_built_opens_without_a_build(cache: Path, index: Index) -> None:
     steps: list[str] = []
-    async with open_catalogue(cache, index, tell=steps.append) as catalogue:
+    async with open_catalogue(cache, index, report=steps.append) as catalogue:
         assert steps == []
         assert catalogue.version == catalogue.mount_version == 3
         assert catalogue.counts["series"] == 3
@@ -103,7 +103,7 @@ def other_bucket(description: bytes) -> bytes:
         spoil("views/*/level4.arrow", lambda data: data[:100]),
     ],
 )
-async def test_what_is_damaged_is_built_again_with_the_same_numbers(
+async def test_a_damaged_file_is_built_again_with_the_same_numbers(
     built: Path, cache: Path, index: Index, damage: Damage
 ) -> None:
     async with open_catalogue(built, index) as catalogue:
@@ -114,11 +114,11 @@ async def test_what_is_damaged_is_built_again_with_the_same_numbers(
         assert tree(catalogue, catalogue.view(MAIN_GENERATION)) == expected
         assert [catalogue.series(row) for row in range(catalogue.series_rows)] == rows
     assert (cache / damaged).read_bytes() == (built / damaged).read_bytes()
-    async with open_catalogue(cache, index, tell=lambda step: pytest.fail("it was built a second time")):
+    async with open_catalogue(cache, index, report=lambda step: pytest.fail("it was built a second time")):
         pass
 
 
-async def test_leftovers_of_killed_builds_do_no_harm_and_go(index: Index, tmp_path: Path) -> None:
+async def test_leftovers_of_killed_builds_do_no_harm_and_are_removed(index: Index, tmp_path: Path) -> None:
     folder = tmp_path / "catalogue"
     name = f"{index.fingerprint}-{FORMAT}"
     leftover = folder / f"{name}.123.building"
@@ -142,7 +142,7 @@ from idcfs.catalog.index import find_index
 from idcfs.errors import IdcfsError
 
 async def main():
-    async with open_catalogue(Path(sys.argv[1]), find_index(Path(sys.argv[2])), tell=print) as catalogue:
+    async with open_catalogue(Path(sys.argv[1]), find_index(Path(sys.argv[2])), report=print) as catalogue:
         print(len(catalogue.view(0).series_groups(0, 0)), "series")
 
 try:
@@ -157,15 +157,15 @@ def start(cache: Path, index: Index, **options: object) -> "subprocess.Popen[str
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]  # options of any kind
 
 
-def test_two_that_open_at_once_build_once(tmp_path: Path, index: Index) -> None:
+def test_two_processes_that_open_a_catalogue_at_once_build_it_once(tmp_path: Path, index: Index) -> None:
     opened = [start(tmp_path, index) for _ in range(2)]
-    told = [process.communicate(timeout=60)[0].splitlines() for process in opened]
-    assert [lines[-1] for lines in told] == ["3 series", "3 series"]
-    assert sum("reading the index" in lines for lines in told) == 1
+    printed = [process.communicate(timeout=60)[0].splitlines() for process in opened]
+    assert [lines[-1] for lines in printed] == ["3 series", "3 series"]
+    assert sum("reading the index" in lines for lines in printed) == 1
 
 
 @needs_another_user
-def test_a_cache_folder_that_cannot_be_written(index: Index) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_refused(index: Index) -> None:
     home = Path("/tmp") / f"idcfs-test-{os.getpid()}"
     home.mkdir(mode=0o755)
     try:
@@ -181,26 +181,26 @@ def test_a_cache_folder_that_cannot_be_written(index: Index) -> None:
     assert "--cache-dir" in line
 
 
-async def test_a_file_where_the_cache_folder_should_be(tmp_path: Path, index: Index) -> None:
+async def test_a_file_where_the_cache_folder_should_be_is_refused(tmp_path: Path, index: Index) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CacheUnusable, match="--cache-dir"):
         async with open_catalogue(tmp_path / "file", index):
             pass
 
 
-async def test_a_version_that_the_index_has_not(cache: Path, index: Index) -> None:
+async def test_a_version_that_is_not_in_the_index_is_refused(cache: Path, index: Index) -> None:
     with pytest.raises(UsageError, match="IDC version 4 is not in the installed index, which has versions 1 to 3"):
         async with open_catalogue(cache, index, version=4):
             pass
 
 
-async def test_a_layout_that_is_none(cache: Path, index: Index) -> None:
+async def test_a_wrong_layout_is_refused(cache: Path, index: Index) -> None:
     with pytest.raises(UsageError, match="%Nothing is no column"):
         async with open_catalogue(cache, index, "%PatientID/%Nothing"):
             pass
 
 
-async def test_what_the_child_says_comes_through(tmp_path: Path) -> None:
+async def test_an_error_of_the_child_is_raised(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", ROWS)
     (tmp_path / "index" / "idc_index.parquet").write_bytes(b"garbage")
     with pytest.raises(IndexUnusable, match="not readable"):
@@ -217,7 +217,7 @@ async def test_an_earlier_version_with_another_layout_beside_todays_tree(cache: 
             (b"p1",): ROWS[0].uuid,
             (b"p2",): PRIOR[0].uuid,
         }
-    async with open_catalogue(cache, index, tell=lambda step: pytest.fail("the other tree is gone")) as catalogue:
+    async with open_catalogue(cache, index, report=lambda step: pytest.fail("the other tree is gone")) as catalogue:
         assert len(tree(catalogue, catalogue.view(0))) == 3
 
 
@@ -235,13 +235,13 @@ async def test_views_are_built_when_first_opened(cache: Path, index: Index) -> N
             assert await catalogue.open_view(generation) is view
         with pytest.raises(NotFound):
             await catalogue.open_view(VERSION_GENERATIONS + 9)
-    async with open_catalogue(cache, index, tell=lambda step: pytest.fail("it was built before")) as catalogue:
+    async with open_catalogue(cache, index, report=lambda step: pytest.fail("it was built before")) as catalogue:
         await catalogue.open_view(VERSION_GENERATIONS + 1)
 
 
-async def test_callers_that_find_damage_together_are_content_with_one_repair(cache: Path, index: Index) -> None:
+async def test_callers_that_find_damage_at_the_same_time_share_one_repair(cache: Path, index: Index) -> None:
     steps: list[str] = []
-    async with open_catalogue(cache, index, tell=steps.append) as catalogue:
+    async with open_catalogue(cache, index, report=steps.append) as catalogue:
         expected = tree(catalogue, catalogue.view(MAIN_GENERATION))
         version = tree(catalogue, await catalogue.open_view(VERSION_GENERATIONS + 1))
         steps.clear()

@@ -1,4 +1,4 @@
-"""What a query or a manifest comes to: the same as plain Python finds."""
+"""The cohort of a query or a manifest, compared with what plain Python computes."""
 
 import itertools
 import json
@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from idcfs.catalog import build as catalogue_build
 from idcfs.catalog.index import Index
+from idcfs.catalog.messages import Bound
 from idcfs.catalog.table import BatchCache, Table
 from idcfs.catalog.view import View
 from idcfs.cohorts import build
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.errors import QueryRefused
 from idcfs.layout import DEFAULT_TEMPLATE, parse_template
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Message
 from tests.index_factory import INDEX_SCHEMA, PriorRow, Row, make_index, make_uuid
 from tests.tree_model import tree
 from tests.unit.test_view import walk
@@ -35,7 +38,7 @@ Given = tuple[str | None, ...]
 
 
 class Asked(NamedTuple):
-    """What a text comes to: the series by their paths, and what is told."""
+    """The view of a text: its series by their paths, and the facts about it."""
 
     paths: dict[tuple[bytes, ...], str]
     facts: dict[str, Any]
@@ -46,7 +49,7 @@ class Asked(NamedTuple):
 
 
 class World:
-    """A small index in a folder, whose cohorts are built in this process or in a child."""
+    """A small index, whose cohorts are built in this process or in a child."""
 
     def __init__(self, folder: Path, rows: Iterable[Row], prior: Iterable[PriorRow] = ()) -> None:
         self.folder = folder
@@ -56,42 +59,42 @@ class World:
         catalogue_build.build_series(connection, folder / "built")
         self._numbers = itertools.count()
 
-    def specification(self, text: bytes, layout: str = DEFAULT_TEMPLATE, memory: int = MEMORY) -> dict[str, Any]:
+    def request(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE, memory: int = MEMORY) -> BuildCohort:
         number = next(self._numbers)
         file = self.folder / f"text{number}"
-        file.write_bytes(text)
-        return {
-            "tables": self.index.query_tables,
-            "memory": memory,
-            "text": str(file),
-            "layout": layout,
-            "series": str(self.folder / "built" / "series.arrow"),
-            "folder": str(self.folder / f"view{number}"),
-            "only_bind": False,
-        }
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        return BuildCohort(
+            tables=self.index.query_tables,
+            memory=memory,
+            text=str(file),
+            layout=layout,
+            series=str(self.folder / "built" / "series.arrow"),
+            folder=str(self.folder / f"view{number}"),
+            only_bind=False,
+        )
 
     def ask(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE) -> Asked:
         """Build in this process, which must stay as large as it is."""
-        told: list[dict[str, Any]] = []
-        specification = self.specification(text.encode() if isinstance(text, str) else text, layout)
+        reported: list[Message] = []
+        request = self.request(text, layout)
         with patch.object(build, "limit_resources"):
-            build.run(specification, told.append)
-        assert told[0] == {"step": "bound"}
-        return self._open(specification, told[-1]["facts"])
+            facts = build.run(request, reported.append)
+        assert reported == [Bound()]
+        return self._open(request, facts)
 
     async def ask_child(self, text: str | bytes, layout: str = DEFAULT_TEMPLATE) -> Asked:
-        told: list[dict[str, Any]] = []
-        specification = self.specification(text.encode() if isinstance(text, str) else text, layout)
-        await run_child("idcfs.cohorts.build", specification, told.append)
-        assert told[0] == {"step": "bound"}
-        return self._open(specification, told[-1]["facts"])
+        reported: list[Message] = []
+        request = self.request(text, layout)
+        facts = await run_program("idcfs.cohorts.build", request, Facts, [Bound], reported.append)
+        assert reported == [Bound()]
+        return self._open(request, facts)
 
-    def _open(self, specification: dict[str, Any], facts: dict[str, Any]) -> Asked:
+    def _open(self, request: BuildCohort, found: Facts) -> Asked:
         cache = BatchCache(1 << 20)
-        view, series = View(Path(specification["folder"]), cache), Table(Path(specification["series"]), cache)
+        view, series = View(Path(request.folder), cache), Table(Path(request.series), cache)
         paths = {path: str(uuid.UUID(bytes=series.value(0, row))) for path, row in walk(view).items()}
-        # As they come through a pipe or a file.
-        facts = json.loads(json.dumps(facts))
+        # As they come through a socket or a file.
+        facts = json.loads(json.dumps(found.facts))
         assert facts["counts"] == view.counts
         assert facts["counts"]["series"] == len(set(paths.values())) == len(paths)
         view.close()
@@ -114,7 +117,7 @@ ROWS = [
     Row("tcga", "5", "2.2", "2.2.1", "SM"),
 ]
 PRIOR = [
-    # An earlier version of the first series, one of a series that is gone, and one that is today's still.
+    # An earlier version of the first series, one of a series that was removed, and one that did not change.
     PriorRow("nlst", "p1", "1.1", "1.1.1", "CT", first=1, last=2),
     PriorRow("gone", "p9", "9.1", "9.1.1", "CT", first=1, last=1),
     PriorRow("nlst", "p2", "1.2", "1.2.1", "CT", uuid=ROWS[2].uuid, first=1, last=1),
@@ -130,7 +133,7 @@ def uuids(*numbers: int) -> set[str]:
     return {ROWS[number].uuid for number in numbers}
 
 
-# The view is the query.
+# The view has exactly the series of the query.
 
 LEVELS = [
     ("crdc_series_uuid",),
@@ -178,7 +181,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Row], list[PriorRow]]:
         rows.append(replace(row, columns=columns))
     prior = []
     for number in range(draw(st.integers(0, 4))):
-        # Of a series of today's that has changed, of one that has not, and of one that is gone.
+        # A past version of a series that has changed, of one that has not, and of one that was removed.
         of = draw(st.sampled_from([*rows, Row("gone", "b", "b", "9.9")]))
         same = draw(st.booleans()) and of in rows
         row = PriorRow(
@@ -189,12 +192,12 @@ def worlds(draw: st.DrawFn) -> tuple[list[Row], list[PriorRow]]:
 
 
 def strings(values: Iterable[object]) -> str:
-    """Values as SQL, none of which has a character that is not allowed there."""
+    """Return values as SQL; none has a character that SQL does not allow."""
     return ", ".join("NULL" if value is None else string(str(value)) for value in values)
 
 
 def string(text: str) -> str:
-    return " || ".join(catalogue_build.literal(part) for part in text.split("\0")).replace(" || ", " || chr(0) || ")
+    return " || chr(0) || ".join(catalogue_build.literal(part) for part in text.split("\0"))
 
 
 def meant(keys: tuple[str, ...], row: Row, given: Given) -> bool:
@@ -205,12 +208,12 @@ def meant(keys: tuple[str, ...], row: Row, given: Given) -> bool:
 
 
 def in_order(values: Given) -> list[tuple[bool, bytes]]:
-    """NULL comes last in DuckDB."""
+    """Return the key of DuckDB's order, in which NULL is last."""
     return [(value is None, (value or "").encode()) for value in values]
 
 
 def with_columns(row: Row, names: Iterable[str], values: Given) -> Row:
-    """A series as a layout sees it: with the index's columns, as far as its row has them, and the result's."""
+    """Return a series with the columns of the index that its row has, and those of the result."""
     record = row.record()
     return Row(
         uuid=row.uuid, columns={name: record.get(name) for name in COLUMNS} | dict(zip(names, values, strict=True))
@@ -219,12 +222,12 @@ def with_columns(row: Row, names: Iterable[str], values: Given) -> Row:
 
 @settings(max_examples=35, deadline=None)
 @given(worlds(), st.sampled_from(LEVELS), st.sampled_from(LAYOUTS), st.data())
-def test_the_folder_holds_just_what_the_query_says_where_the_layout_says(
+def test_a_cohort_has_exactly_the_series_of_its_query_at_the_paths_of_its_layout(
     made: tuple[list[Row], list[PriorRow]], keys: tuple[str, ...], layout: str | None, data: st.DataObject
 ) -> None:
     rows, prior = made
     everything = {row.uuid: row for row in [*prior, *rows]}
-    said = ("note", "more")
+    extra = ("note", "more")
     values: list[tuple[Given, Given]] = []
     for _ in range(data.draw(st.integers(1, 6))):
         of = data.draw(st.sampled_from(list(everything.values()))).record()
@@ -233,10 +236,10 @@ def test_the_folder_holds_just_what_the_query_says_where_the_layout_says(
             key[0] = key[0].upper()
         values.append((tuple(key), (data.draw(awkward), data.draw(st.sampled_from("ab")))))
     values += data.draw(st.lists(st.sampled_from(values), max_size=3))
-    # A less specific column says nothing beside a more specific one that it does not narrow down.
+    # A less specific column is ignored beside a more specific one that it does not narrow down.
     idle = {"crdc_series_uuid": "SeriesInstanceUID", "SeriesInstanceUID": "PatientID"}.get(keys[0], "Modality")
     names = [data.draw(st.sampled_from([name, name.lower(), f'"{name.upper()}"'])) for name in (*keys, idle)]
-    names, tuples = [*names, *said], [(*key, "b", *value) for key, value in values]
+    names, tuples = [*names, *extra], [(*key, "b", *value) for key, value in values]
     sql = f"SELECT * FROM (VALUES {', '.join(f'({strings(row)})' for row in tuples)}) AS t({', '.join(names)})"
     text = sql if layout is None else f"-- layout: {layout}\n{sql}"
 
@@ -245,12 +248,12 @@ def test_the_folder_holds_just_what_the_query_says_where_the_layout_says(
         of_it = [value for key, value in values if meant(keys, row, key)]
         if of_it:
             found[row.uuid] = (row, of_it)
-    template = parse_template(DEFAULT_TEMPLATE if layout is None else layout, COLUMNS | {*said})
-    taken = [name for name in template.columns if name in said]
-    places = [said.index(name) for name in taken]
+    template = parse_template(DEFAULT_TEMPLATE if layout is None else layout, COLUMNS | {*extra})
+    taken = [name for name in template.columns if name in extra]
+    positions = [extra.index(name) for name in taken]
     expected = tree(
         (
-            with_columns(row, taken, min((tuple(value[at] for at in places) for value in of_it), key=in_order))
+            with_columns(row, taken, min((tuple(value[at] for at in positions) for value in of_it), key=in_order))
             for row, of_it in found.values()
         ),
         template,
@@ -275,7 +278,7 @@ def test_the_folder_holds_just_what_the_query_says_where_the_layout_says(
 
 @settings(max_examples=20, deadline=None)
 @given(worlds(), st.randoms(use_true_random=False))
-def test_a_manifest_holds_just_its_series_and_every_other_line_is_told(
+def test_a_cohort_has_exactly_the_series_of_its_manifest_and_lists_all_other_lines(
     made: tuple[list[Row], list[PriorRow]], chance: random.Random
 ) -> None:
     rows, prior = made
@@ -296,7 +299,7 @@ def test_a_manifest_holds_just_its_series_and_every_other_line_is_told(
                 uid = chance.choice([*today, "9.9", "1.2.3.4"])
                 lines.append(f" {uid} ")
                 meant.update([today[uid].uuid] if uid in today else [])
-                # A UID that only past versions have is shown if its UUID is there too.
+                # A UID that only past versions have matches if the manifest has its UUID, too.
                 missed.update([] if uid in today else [number])
                 continue
             case kind:
@@ -314,10 +317,10 @@ def test_a_manifest_holds_just_its_series_and_every_other_line_is_told(
     assert asked.facts["rows"] == sum(bool(line.strip()) and not line.startswith(("#", "-")) for line in lines)
 
 
-# Examples, most of them by the child process that a mount uses.
+# Examples, most of which run in the child process that a mount uses.
 
 
-async def test_a_series_of_an_earlier_version_is_that_one_and_not_todays(small: World) -> None:
+async def test_the_uuid_of_an_earlier_version_names_that_version_and_not_todays(small: World) -> None:
     asked = await small.ask_child(f"SELECT '{PRIOR[0].uuid}' AS crdc_series_uuid, '1.1.1' AS SeriesInstanceUID")
     assert asked.paths == {(b"nlst", b"p1", b"1.1", b"CT_1.1.1"): PRIOR[0].uuid}
     assert PRIOR[0].uuid != ROWS[0].uuid
@@ -325,21 +328,21 @@ async def test_a_series_of_an_earlier_version_is_that_one_and_not_todays(small: 
     assert small.ask(PRIOR[0].uuid).uuids == {PRIOR[0].uuid}
 
 
-async def test_versions_of_one_series_stand_side_by_side(small: World) -> None:
+async def test_two_versions_of_one_series_get_different_names(small: World) -> None:
     asked = await small.ask_child(f"{PRIOR[0].uuid}\n1.1.1\n")
     assert asked.paths == {
         (b"nlst", b"p1", b"1.1", f"CT_1.1.1_{key[:8]}".encode()): key for key in (PRIOR[0].uuid, ROWS[0].uuid)
     }
 
 
-def test_an_earlier_version_has_no_more_columns_than_its_index(small: World) -> None:
+def test_an_earlier_version_has_only_the_columns_of_its_table(small: World) -> None:
     sql = f"SELECT '{PRIOR[1].uuid}' AS crdc_series_uuid, 'PET' AS SeriesDescription, 'x' AS note"
     asked = small.ask(f"-- layout: %SeriesDescription/%note/%Modality\n{sql}")
     assert asked.paths == {(b"_", b"x", b"CT"): PRIOR[1].uuid}
     assert asked.facts["licences"] == {"unknown": 1}
 
 
-def test_a_layout_word_is_the_series_own_value_and_not_the_results(small: World) -> None:
+def test_a_column_of_the_index_has_the_value_of_the_series_and_not_of_the_result(small: World) -> None:
     sql = "-- layout: %Modality\nSELECT 'nlst' AS collection_id, 'p2' AS PatientID, 'PET' AS Modality"
     assert small.ask(sql).paths == {(b"CT",): ROWS[2].uuid}
 
@@ -353,7 +356,7 @@ def test_one_patient_id_of_two_collections_is_narrowed_down_by_the_collection(sm
 
 
 @pytest.mark.parametrize(
-    ("value", "told", "found"),
+    ("value", "listed", "found"),
     [
         ("NULL", None, set()),
         ("5", "5", uuids(5)),
@@ -370,13 +373,13 @@ def test_one_patient_id_of_two_collections_is_narrowed_down_by_the_collection(sm
         ("repeat('x', 1000000)", "x" * build.EXAMPLE_LENGTH, set()),
     ],
 )
-def test_ids_of_any_type_are_text_and_those_that_match_nothing_are_told(
-    small: World, value: str, told: str | None, found: set[str]
+def test_ids_of_any_type_are_compared_as_text_and_those_without_series_are_listed(
+    small: World, value: str, listed: str | None, found: set[str]
 ) -> None:
     asked = small.ask(f"SELECT {value} AS PatientID UNION ALL SELECT {value}")
     assert asked.uuids == found
     assert (asked.facts["rows"], asked.facts["missed"]) == (1, 1 - bool(found))
-    assert asked.facts["examples"] == ([] if found else [[told]])
+    assert asked.facts["examples"] == ([] if found else [[listed]])
 
 
 def test_a_uuid_may_be_of_its_own_type_and_in_any_case(small: World) -> None:
@@ -386,7 +389,7 @@ def test_a_uuid_may_be_of_its_own_type_and_in_any_case(small: World) -> None:
     assert (asked.uuids, asked.facts["missed"]) == (uuids(0, 1), 0)
 
 
-async def test_what_is_told_of_a_cohort(small: World) -> None:
+async def test_the_facts_of_a_cohort(small: World) -> None:
     facts = (await small.ask_child("SELECT DISTINCT collection_id FROM index ORDER BY 1 LIMIT 1")).facts
     assert facts["counts"] == {
         "series": 4, "studies": 2, "patients": 3, "collections": 1, "instances": 7, "bytes": 6010,
@@ -396,7 +399,7 @@ async def test_what_is_told_of_a_cohort(small: World) -> None:
     assert (facts["collections"], facts["rows"], facts["missed"]) == (["nlst"], 1, 0)
 
 
-def test_only_some_of_what_matches_nothing_is_told_but_all_of_it_is_counted(small: World) -> None:
+def test_only_some_values_without_series_are_listed_but_all_are_counted(small: World) -> None:
     facts = small.ask("SELECT 'x' || n AS SeriesInstanceUID FROM range(1000) t(n) UNION ALL SELECT '1.1.1'").facts
     assert (facts["rows"], facts["missed"], len(facts["examples"])) == (1001, 1000, build.EXAMPLES)
     facts = small.ask("1.1.1\n" + "\n".join(f"7.{n}" for n in range(1000))).facts
@@ -432,11 +435,11 @@ def test_a_query_without_rows_is_an_empty_folder(small: World) -> None:
         "SELECT PatientID FROM index WHERE PatientID = 'p2' GROUP BY ALL /* ; */ ;",
     ],
 )
-def test_columns_of_any_name_and_number_are_no_matter(small: World, sql: str) -> None:
+def test_other_columns_may_have_any_name_and_number(small: World, sql: str) -> None:
     assert small.ask(sql).uuids == uuids(2)
 
 
-def test_of_columns_that_differ_in_case_only_the_first_counts(small: World) -> None:
+def test_of_columns_whose_names_differ_in_case_only_the_first_is_used(small: World) -> None:
     sql = "SELECT 'p2' AS PatientID, 'one' AS Note, 'two' AS note"
     assert small.ask(f"-- layout: %Note\n{sql}").paths == {(b"one",): ROWS[2].uuid}
     with pytest.raises(QueryRefused, match="%note is no column"):
@@ -449,7 +452,7 @@ def test_a_layout_takes_a_column_of_any_name(small: World, name: str) -> None:
     assert small.ask(f"-- layout: %{name}/%Modality\n{sql}").paths == {(b"seen", b"CT"): ROWS[2].uuid}
 
 
-def test_the_last_of_five_thousand_columns(small: World) -> None:
+def test_the_last_of_five_thousand_columns_is_found(small: World) -> None:
     columns = ", ".join(f"{number} AS c{number}" for number in range(5000))
     assert small.ask(f"SELECT {columns}, 'p2' AS PatientID").uuids == uuids(2)
 
@@ -459,14 +462,15 @@ def test_a_fetched_table_that_is_broken_does_no_harm_to_other_queries(small: Wor
     for name in names[:3]:
         (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
     index = Index(small.index.folder, small.index.tables, {name: tmp_path / f"{name}.parquet" for name in names})
-    specification = small.specification(b"SELECT 'p2' AS PatientID") | {"tables": index.query_tables}
-    told: list[dict[str, Any]] = []
+    reported: list[Message] = []
     with patch.object(build, "limit_resources"):
-        build.run(specification, told.append)
-        assert told[-1]["facts"]["counts"]["series"] == 1
-        specification = small.specification(b"SELECT PatientID FROM half") | {"tables": index.query_tables}
+        request = small.request("SELECT 'p2' AS PatientID")._replace(tables=index.query_tables)
+        assert build.run(request, reported.append).facts["counts"]["series"] == 1
+        assert reported == [Bound()]
+        request = small.request("SELECT PatientID FROM half")._replace(tables=index.query_tables)
         with pytest.raises(QueryRefused, match="half does not exist"):
-            build.run(specification, told.append)
+            build.run(request, reported.append)
+        assert reported == [Bound()]
 
 
 @pytest.mark.parametrize(
@@ -489,7 +493,7 @@ def test_a_fetched_table_that_is_broken_does_no_harm_to_other_queries(small: Wor
         ("SELECT decode('\\xFF'::BLOB) AS PatientID", "UTF-?8"),
     ],
 )
-def test_a_refusal_says_why_and_in_few_words(small: World, text: str, message: str) -> None:
+def test_a_refusal_gives_a_short_reason(small: World, text: str, message: str) -> None:
     with pytest.raises(QueryRefused, match=message) as caught:
         small.ask(text)
     assert len(str(caught.value)) < 5000

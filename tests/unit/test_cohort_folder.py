@@ -1,4 +1,4 @@
-"""The folder that cohorts are kept in: shared by mounts and people, and never in a state that nobody wrote."""
+"""The folder of cohorts: mounts and people share it, and no file is ever seen half written."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from idcfs.cohorts import folder as cohort_folder
-from idcfs.cohorts.folder import MAX_NAME_BYTES, CohortFolder, check_name
+from idcfs.cohorts.folder import MAX_NAME_BYTES, CohortTexts, check_name
 from idcfs.errors import (
     AlreadyThere,
     CohortsUnusable,
@@ -28,7 +28,7 @@ from idcfs.errors import (
 )
 from tests.mounting import ORDINARY_USER, needs_another_user
 
-Change = Callable[[CohortFolder], object]
+Change = Callable[[CohortTexts], object]
 
 CHANGES: dict[str, Change] = {
     "create": lambda folder: folder.create("new"),
@@ -41,17 +41,17 @@ CHANGES: dict[str, Change] = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> CohortFolder:
-    return CohortFolder(tmp_path / "data" / "cohorts")
+def folder(tmp_path: Path) -> CohortTexts:
+    return CohortTexts(tmp_path / "data" / "cohorts")
 
 
-def files(folder: CohortFolder) -> dict[str, bytes]:
-    """All that is in the folder, but for the lock."""
+def files(folder: CohortTexts) -> dict[str, bytes]:
+    """Return the contents of all files in the folder but the lock."""
     found = {str(path.relative_to(folder.path)): path for path in folder.path.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if name != ".lock"}
 
 
-def test_a_folder_is_made_when_the_first_cohort_is(folder: CohortFolder) -> None:
+def test_the_folder_is_made_with_the_first_cohort(folder: CohortTexts) -> None:
     assert folder.names() == {}
     assert folder.read_last_good("a") is None
     with pytest.raises(NotThereNow):
@@ -63,7 +63,7 @@ def test_a_folder_is_made_when_the_first_cohort_is(folder: CohortFolder) -> None
     assert files(folder) == {"a.sql": b""}
 
 
-def test_a_text_is_what_was_written_and_its_stamp_tells_one_from_another(folder: CohortFolder) -> None:
+def test_a_text_is_read_as_it_was_written_and_every_write_changes_its_stamp(folder: CohortTexts) -> None:
     stamps = [folder.create("a")]
     for text in (b"one", b"two", b"\0\xff\r\n"):
         stamps.append(folder.write("a", text))
@@ -73,7 +73,7 @@ def test_a_text_is_what_was_written_and_its_stamp_tells_one_from_another(folder:
     assert files(folder) == {"a.sql": b"\0\xff\r\n"}
 
 
-def test_a_cohort_is_made_once(folder: CohortFolder) -> None:
+def test_a_cohort_that_exists_is_not_made_again(folder: CohortTexts) -> None:
     folder.create("a")
     folder.write("a", b"text")
     with pytest.raises(AlreadyThere):
@@ -81,7 +81,7 @@ def test_a_cohort_is_made_once(folder: CohortFolder) -> None:
     assert files(folder) == {"a.sql": b"text"}
 
 
-def test_there_is_an_end_to_the_number_of_cohorts(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cohorts_is_bounded(folder: CohortTexts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohort_folder, "MAX_COHORTS", 2)
     folder.create("a")
     folder.create("b")
@@ -91,7 +91,7 @@ def test_there_is_an_end_to_the_number_of_cohorts(folder: CohortFolder, monkeypa
     folder.create("c")
 
 
-def test_a_name_moves_with_its_text_and_never_onto_another(folder: CohortFolder) -> None:
+def test_a_rename_moves_both_texts_and_never_replaces_another_cohort(folder: CohortTexts) -> None:
     for name in "abc":
         folder.write(name, name.encode())
         folder.keep_last_good(name, name.encode() * 2)
@@ -107,7 +107,7 @@ def test_a_name_moves_with_its_text_and_never_onto_another(folder: CohortFolder)
     }  # fmt: skip
 
 
-def test_what_worked_last_is_kept_until_it_is_not_needed(folder: CohortFolder) -> None:
+def test_the_last_text_that_worked_is_kept_until_it_is_not_needed(folder: CohortTexts) -> None:
     folder.write("a", b"bad")
     folder.keep_last_good("a", None)
     assert not (folder.path / ".last-good").exists()
@@ -122,7 +122,7 @@ def test_what_worked_last_is_kept_until_it_is_not_needed(folder: CohortFolder) -
 
 
 @pytest.mark.parametrize("make", [lambda folder: folder.create("a"), lambda folder: folder.rename("b", "a")])
-def test_a_new_cohort_has_nothing_of_one_that_was_removed_by_hand(folder: CohortFolder, make: Change) -> None:
+def test_a_new_cohort_has_no_text_of_one_that_was_removed_by_hand(folder: CohortTexts, make: Change) -> None:
     folder.write("a", b"bad")
     folder.keep_last_good("a", b"good")
     (folder.path / "a.sql").unlink()
@@ -131,10 +131,10 @@ def test_a_new_cohort_has_nothing_of_one_that_was_removed_by_hand(folder: Cohort
     assert folder.read_last_good("a") is None
 
 
-# What else may be in the folder.
+# Other things in the folder.
 
 
-def test_what_is_no_cohort_is_left_alone(folder: CohortFolder) -> None:
+def test_other_files_are_no_cohorts_and_stay(folder: CohortTexts) -> None:
     folder.create("mine")
     others: list[str | bytes] = [
         ".hidden.sql", ".sql", "README.md", "a.SQL", "a.sql~", "a.sql.swp", "a\nb.sql", b"\xff.sql", "x" * 252 + "sql",
@@ -149,7 +149,7 @@ def test_what_is_no_cohort_is_left_alone(folder: CohortFolder) -> None:
             folder.read(name)
 
 
-def test_a_file_added_by_hand_is_a_cohort_and_so_is_a_link_to_one(folder: CohortFolder, tmp_path: Path) -> None:
+def test_a_file_added_by_hand_is_a_cohort_and_so_is_a_link_to_one(folder: CohortTexts, tmp_path: Path) -> None:
     folder.create("b")
     (folder.path / "a.b é.sql").write_bytes(b"by hand")
     (tmp_path / "elsewhere").write_bytes(b"linked")
@@ -180,9 +180,7 @@ def make_device_link(path: Path) -> None:
 
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize("make", [Path.mkdir, make_pipe, make_socket, make_device_link])
-def test_what_is_no_file_is_no_cohort_and_nobody_waits_for_it(
-    folder: CohortFolder, make: Callable[[Path], None]
-) -> None:
+def test_anything_but_a_file_is_no_cohort_and_blocks_nobody(folder: CohortTexts, make: Callable[[Path], None]) -> None:
     folder.create("mine")
     make(folder.path / "other.sql")
     assert list(folder.names()) == ["mine"]
@@ -196,8 +194,8 @@ def test_what_is_no_file_is_no_cohort_and_nobody_waits_for_it(
         folder.create("other")
 
 
-def test_of_a_file_that_is_too_large_no_more_is_read_than_shows_it(
-    folder: CohortFolder, monkeypatch: pytest.MonkeyPatch
+def test_of_a_file_that_is_too_long_one_byte_beyond_the_limit_is_read(
+    folder: CohortTexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cohort_folder, "MAX_TEXT", 1000)
     folder.create("a")
@@ -244,7 +242,7 @@ def test_a_name_is_refused_or_is_a_file_of_that_name(name: bytes) -> None:
         return
     assert text.encode() == name
     with tempfile.TemporaryDirectory() as path:
-        folder = CohortFolder(Path(path))
+        folder = CohortTexts(Path(path))
         folder.create(text)
         folder.write(text, b"x")
         folder.keep_last_good(text, b"y")
@@ -255,37 +253,37 @@ def test_a_name_is_refused_or_is_a_file_of_that_name(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b".hidden", b"a/b", b"a\0b", b"a\nb", b"\xff", b"\xed\xa0\x80"])
-def test_names_that_no_cohort_can_have(name: bytes) -> None:
+def test_names_that_no_cohort_can_have_are_refused(name: bytes) -> None:
     with pytest.raises(NameRefused):
         check_name(name)
 
 
-# Several at once.
+# Several writers at once.
 
 APPEND = """
 import sys
 from pathlib import Path
-from idcfs.cohorts.folder import CohortFolder
+from idcfs.cohorts.folder import CohortTexts
 for number in range(int(sys.argv[3])):
-    CohortFolder(Path(sys.argv[1])).append("shared", f"{sys.argv[2]} {number}\\n".encode())
+    CohortTexts(Path(sys.argv[1])).append("shared", f"{sys.argv[2]} {number}\\n".encode())
 """
 
 
-def test_two_mounts_that_append_at_once_lose_nothing(folder: CohortFolder) -> None:
+def test_two_mounts_that_append_at_once_lose_nothing(folder: CohortTexts) -> None:
     folder.create("shared")
     processes = [
         subprocess.Popen([sys.executable, "-c", APPEND, str(folder.path), name, "40"]) for name in ("one", "two")
     ]
 
     def append(name: str) -> None:
-        other = CohortFolder(folder.path)
+        other = CohortTexts(folder.path)
         for number in range(40):
             other.append("shared", f"{name} {number}\n".encode())
 
     threads = [threading.Thread(target=append, args=[name]) for name in ("three", "four")]
     for thread in threads:
         thread.start()
-    # Who reads meanwhile sees whole lines, and never fewer than before.
+    # A reader sees whole lines only, and never fewer than before.
     seen = b""
     while any(process.poll() is None for process in processes) or any(thread.is_alive() for thread in threads):
         text = folder.read("shared")[0]
@@ -302,12 +300,12 @@ def test_two_mounts_that_append_at_once_lose_nothing(folder: CohortFolder) -> No
     assert list(files(folder)) == ["shared.sql"]
 
 
-def test_of_several_that_make_one_cohort_at_once_one_does(folder: CohortFolder) -> None:
+def test_of_several_threads_that_make_one_cohort_at_once_one_succeeds(folder: CohortTexts) -> None:
     made: list[str] = []
     ready = threading.Barrier(8)
 
     def make(name: str) -> None:
-        mine = CohortFolder(folder.path)
+        mine = CohortTexts(folder.path)
         ready.wait()
         for number in range(10):
             try:
@@ -326,11 +324,11 @@ def test_of_several_that_make_one_cohort_at_once_one_does(folder: CohortFolder) 
     for thread in threads:
         thread.join()
     assert sorted(made) == [f"new{number}" for number in range(10)]
-    # What was not renamed is there under its old name.
+    # A cohort that was not renamed has its old name.
     assert len(folder.names()) == 50 - sum(folder.read(f"new{number}")[0] != b"" for number in range(10))
 
 
-# A disk that says no.
+# A disk that fails.
 
 
 def file_in_its_place(path: Path) -> Path:
@@ -345,8 +343,8 @@ def file_above_it(path: Path) -> Path:
 
 @pytest.mark.parametrize("place", [file_in_its_place, file_above_it])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_where_the_folder_should_be(tmp_path: Path, place: Callable[[Path], Path], change: str) -> None:
-    folder = CohortFolder(place(tmp_path / "place"))
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path, place: Callable[[Path], Path], change: str) -> None:
+    folder = CohortTexts(place(tmp_path / "place"))
     with pytest.raises(CohortsUnusable, match=r"place.*Not a directory; choose another with --cohort-dir"):
         CHANGES[change](folder)
     for ask in (folder.names, lambda: folder.read("a"), lambda: folder.stamp("a"), lambda: folder.read_last_good("a")):
@@ -355,7 +353,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, place: Callable[[Path
     assert (tmp_path / "place").read_bytes() == b"x"
 
 
-def test_a_file_where_last_texts_should_be_spoils_nothing_else(folder: CohortFolder) -> None:
+def test_a_file_where_the_folder_of_last_texts_should_be_affects_nothing_else(folder: CohortTexts) -> None:
     folder.write("old", b"text")
     (folder.path / ".last-good").touch()
     with pytest.raises(CohortsUnusable, match="Not a directory"):
@@ -371,8 +369,8 @@ READ_ONLY = """
 import sys
 from pathlib import Path
 from idcfs.errors import CohortsUnusable
-from tests.unit.test_cohort_folder import CHANGES, CohortFolder
-folder = CohortFolder(Path(sys.argv[1]))
+from tests.unit.test_cohort_folder import CHANGES, CohortTexts
+folder = CohortTexts(Path(sys.argv[1]))
 assert list(folder.names()) == ["old"]
 assert folder.read("old")[0] == b"text"
 assert folder.read_last_good("old") == b"good"
@@ -387,10 +385,10 @@ for name, change in CHANGES.items():
 
 
 @needs_another_user
-def test_a_folder_that_may_only_be_read_is_read() -> None:
+def test_a_read_only_folder_can_be_read() -> None:
     with tempfile.TemporaryDirectory(prefix="idcfs-test-") as path:
         Path(path).chmod(0o755)
-        folder = CohortFolder(Path(path) / "cohorts")
+        folder = CohortTexts(Path(path) / "cohorts")
         folder.write("old", b"text")
         folder.keep_last_good("old", b"good")
         before = files(folder)
@@ -405,18 +403,18 @@ def test_a_folder_that_may_only_be_read_is_read() -> None:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[CohortFolder]:
+def tiny_disk(tmp_path: Path) -> Iterator[CohortTexts]:
     """A folder on a file system of 256 kB."""
     path = tmp_path / "tiny"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
     if os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("only root, and not in every container, can mount a small disk")
-    yield CohortFolder(path)
+    yield CohortTexts(path)
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_a_full_disk_leaves_the_text_as_it_was(tiny_disk: CohortFolder) -> None:
+def test_a_full_disk_leaves_the_text_unchanged(tiny_disk: CohortTexts) -> None:
     tiny_disk.write("a", b"x" * 100_000)
     for change in (
         lambda: tiny_disk.write("a", b"y" * 200_000),
@@ -429,8 +427,8 @@ def test_a_full_disk_leaves_the_text_as_it_was(tiny_disk: CohortFolder) -> None:
     tiny_disk.write("a", b"y" * 100_000)
 
 
-def test_what_killed_writers_left_is_removed_unless_somebody_writes(
-    folder: CohortFolder, monkeypatch: pytest.MonkeyPatch
+def test_partial_files_of_killed_writers_are_removed_unless_somebody_writes(
+    folder: CohortTexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cohort_folder, "LOCK_SECONDS", 0)
     folder.remove_leftovers()
@@ -439,22 +437,22 @@ def test_what_killed_writers_left_is_removed_unless_somebody_writes(
     folder.keep_last_good("a", b"y")
     kept = {**files(folder), ".mine.partial": b""}
     (folder.path / ".mine.partial").touch()
-    left = [place / f".{16 * 'a'}.partial" for place in (folder.path, folder.path / ".last-good")]
+    left = [parent / f".{16 * 'a'}.partial" for parent in (folder.path, folder.path / ".last-good")]
     for file in left:
         file.write_bytes(b"half of")
     with folder._locked():
-        CohortFolder(folder.path).remove_leftovers()
+        CohortTexts(folder.path).remove_leftovers()
         assert all(file.exists() for file in left)
     folder.remove_leftovers()
     assert files(folder) == kept
 
 
-def test_a_folder_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
-    # Its name is too long for any file system.
-    CohortFolder(tmp_path / ("x" * 300)).remove_leftovers()
+def test_leftovers_in_an_unreadable_folder_are_ignored(tmp_path: Path) -> None:
+    # The name is too long for any file system.
+    CohortTexts(tmp_path / ("x" * 300)).remove_leftovers()
 
 
-def test_a_disk_without_locks_is_told_of(folder: CohortFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_reported(folder: CohortTexts, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -463,7 +461,7 @@ def test_a_disk_without_locks_is_told_of(folder: CohortFolder, monkeypatch: pyte
         folder.create("a")
 
 
-STEPS: dict[str, Callable[[CohortFolder, str, str, bytes], object]] = {
+STEPS: dict[str, Callable[[CohortTexts, str, str, bytes], object]] = {
     "c": lambda folder, name, other, text: folder.create(name),
     "w": lambda folder, name, other, text: folder.write(name, text),
     "a": lambda folder, name, other, text: folder.append(name, text),
@@ -481,12 +479,12 @@ STEPS: dict[str, Callable[[CohortFolder, str, str, bytes], object]] = {
         max_size=20,
     )
 )
-def test_whatever_is_done_in_whatever_order_the_folder_holds_it(steps: list[tuple[str, str, str, bytes]]) -> None:
+def test_any_sequence_of_operations_leaves_the_texts_of_a_model(steps: list[tuple[str, str, str, bytes]]) -> None:
     model: dict[str, bytes] = {}
     good: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as path:
         for step, name, other, text in steps:
-            folder = CohortFolder(Path(path))
+            folder = CohortTexts(Path(path))
             error: type[IdcfsError] | None = None
             match step:
                 case "c" if name in model:

@@ -1,4 +1,4 @@
-"""What a cohort's text says; and what no text can do, however it is meant."""
+"""The parser of cohorts' texts, and hostile texts, which must reach nothing."""
 
 import os
 import re
@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 from idcfs.catalog import build as catalogue_build
 from idcfs.catalog.catalogue import open_catalogue
+from idcfs.catalog.messages import Bound
 from idcfs.cohorts import text
+from idcfs.cohorts.messages import BuildCohort, Facts
 from idcfs.cohorts.results import Results
 from idcfs.cohorts.text import MAX_SQL, CohortText, Manifest, parse_text
 from idcfs.config import Settings
 from idcfs.errors import ChildEnded, QueryRefused, QueryTooLong
 from idcfs.layout import DEFAULT_TEMPLATE
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
 from tests.index_factory import Row, make_index, make_uuid
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, children_of
 from tests.unit.test_query import HOSTILE, TABLES, hostile_text
 
 UUID = "0123abcd-0000-4000-8000-00000000000f"
@@ -52,7 +54,7 @@ def manifest(data: str | bytes) -> Manifest:
         f"s3://idc-open-data/{UUID.upper()}/*",
     ],
 )
-def test_a_line_that_names_a_series_by_its_uuid(line: str) -> None:
+def test_lines_that_name_a_series_by_its_uuid(line: str) -> None:
     assert manifest(f"{line}\n") == Manifest([(1, UUID)], [], [])
 
 
@@ -64,7 +66,7 @@ def test_a_line_that_names_a_series_by_its_uuid(line: str) -> None:
         f"{UUID},", f"{UUID} {UUID}", "\u0661.\u0662", "\0", "SELECT 1",
     ],
 )  # fmt: skip
-def test_a_line_that_names_none(line: str) -> None:
+def test_lines_that_name_no_series(line: str) -> None:
     assert manifest(f"{UUID}\n{line}\n") == Manifest([(1, UUID)], [], [(2, line)])
 
 
@@ -76,7 +78,7 @@ def test_lines_have_the_numbers_that_an_editor_shows() -> None:
             assert found == Manifest([(4, UUID)], [(7, "1.2.3")], [(5, "x\u2028y")])
 
 
-def test_a_broken_first_line_does_not_make_a_manifest_a_query() -> None:
+def test_a_manifest_with_a_wrong_first_line_is_not_sql() -> None:
     assert manifest(f"series_aws_url\n{UUID}\n") == Manifest([(2, UUID)], [], [(1, "series_aws_url")])
 
 
@@ -84,11 +86,11 @@ def test_a_broken_first_line_does_not_make_a_manifest_a_query() -> None:
     st.lists(st.sampled_from([UUID, "1.2.3", "# x", "--", "", " ", "x y", "\x0c", "\u2028 z", "1.2\x0b"]), max_size=30)
 )
 @example(["x", "1.2.3"])
-def test_every_line_of_a_manifest_is_a_series_a_comment_or_told(lines: list[str]) -> None:
+def test_every_line_of_a_manifest_is_a_series_a_comment_or_unreadable(lines: list[str]) -> None:
     whole = [UUID, *lines]
     found = manifest("\n".join(whole))
-    told = sorted([*found.uuids, *found.uids, *found.unreadable])
-    assert told == [
+    lines_found = sorted([*found.uuids, *found.uids, *found.unreadable])
+    assert lines_found == [
         (number, line.strip())
         for number, line in enumerate(whole, start=1)
         if line.strip() and not line.startswith(("#", "--"))
@@ -103,14 +105,14 @@ def test_every_line_of_a_manifest_is_a_series_a_comment_or_told(lines: list[str]
         f"SELECT '\n{UUID}\n1.2.3\n' AS crdc_series_uuid", "TABLE index", "VALUES (1)",
     ],
 )  # fmt: skip
-def test_everything_else_is_sql_as_it_was_written(sql: str) -> None:
+def test_any_other_text_is_sql_and_stays_unchanged(sql: str) -> None:
     for whole in (sql, sql.replace("\n", "\r\n")):
         assert parse_text(whole.encode()) == CohortText(None, whole, None)
         assert parse_text(b"\xef\xbb\xbf" + whole.encode()) == CohortText(None, whole, None)
 
 
 @pytest.mark.parametrize("blank", ["", "\n", " \r\n\t\n", "-- only\n# comments\n", "\ufeff", "\x0c\n"])
-def test_a_text_of_nothing_but_comments_is_neither(blank: str) -> None:
+def test_a_text_of_comments_only_is_neither_sql_nor_a_manifest(blank: str) -> None:
     assert parse_text(blank.encode()) == CohortText(None, None, None)
 
 
@@ -136,7 +138,7 @@ def test_the_layout_is_in_the_comments_at_the_start(data: str, layout: str | Non
     assert parse_text(data.encode()).layout == layout
 
 
-def test_sql_has_a_limit_and_a_manifest_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sql_has_a_limit_and_a_manifest_has_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
     select = b"SELECT 1 --"
     assert parse_text(select.ljust(MAX_SQL, b"x")).sql is not None
     with pytest.raises(QueryTooLong, match="1,048,577 bytes of SQL; 1,048,576 are the most"):
@@ -159,7 +161,7 @@ def test_sql_has_a_limit_and_a_manifest_a_larger_one(monkeypatch: pytest.MonkeyP
         (b"\0", "line 1 of the query has a NUL byte"),
     ],
 )
-def test_bytes_that_are_no_text_are_refused(data: bytes, message: str) -> None:
+def test_bytes_that_are_not_text_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(QueryRefused, match=message):
         parse_text(data)
 
@@ -167,7 +169,7 @@ def test_bytes_that_are_no_text_are_refused(data: bytes, message: str) -> None:
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @example(b"cp " + b"-a " * 3000 + b"x\n1.2")
 @example(b" " * 20000 + b"x\n1.2")
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
     try:
         parsed = parse_text(data)
     except QueryRefused:
@@ -175,12 +177,12 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     assert parsed.sql is None or parsed.manifest is None
 
 
-# Hostile texts: on the real index, in the child that mounts use.
+# Hostile texts, over the real index and in the child process that a mount uses.
 
 LAYOUT = "-- layout: %PatientID/x\n"
 
 REFUSED: list[str | bytes] = [
-    # Files, of which one would make a cohort if it were read.
+    # Files; one of them would define a cohort if it were read.
     "SELECT SeriesInstanceUID FROM read_csv('{cwd}/secret.csv')",
     "SELECT SeriesInstanceUID FROM '{cwd}/secret.csv'",
     "FROM '{cwd}/*.csv'",
@@ -201,7 +203,7 @@ REFUSED: list[str | bytes] = [
     "WITH a AS (COPY index TO '{cwd}/stolen.csv') FROM a",
     "WITH a AS (DELETE FROM index RETURNING *) FROM a",
     "SELECT SeriesInstanceUID FROM index INTO OUTFILE '{cwd}/stolen.csv'",
-    # What DuckDB offers as table functions.
+    # Table functions of DuckDB.
     "FROM enable_logging(storage_path='{cwd}/stolen')",
     "FROM enable_logging('QueryLog', storage='file', storage_path='{cwd}/stolen')",
     "FROM enable_profiling(save_location='{cwd}/stolen')",
@@ -212,13 +214,13 @@ REFUSED: list[str | bytes] = [
     "FROM seq_scan()",
     "FROM copy_database('memory', 'memory')",
     "FROM register_external_resource('x')",
-    # The tables that idcfs works with itself.
+    # The tables that idcfs itself uses.
     "FROM given",
     "FROM matched",
     "FROM rendered",
     "FROM cohort_result",
     "FROM series_rows",
-    # No series, and no layout.
+    # Queries without series, and wrong layouts.
     "SELECT Modality FROM index",
     "SELECT PatientID AS patient FROM index",
     "-- layout: %Nothing\nSELECT * FROM index",
@@ -228,7 +230,7 @@ REFUSED: list[str | bytes] = [
     "-- layout: " + "/" * 1000000 + "\n1.2.3",
     "SELECT CAST(PatientID AS INTEGER) AS PatientID FROM index",
     "SELECT error(repeat('x', 50000000)) AS PatientID",
-    # Too long, and no text.
+    # Texts that are too long, and bytes that are no text.
     "SELECT SeriesInstanceUID FROM index --".ljust(10_000_000, "x"),
     "x" * 10_000_000,
     "SELECT " + "(" * 500_000 + "1" + ")" * 500_000,
@@ -278,19 +280,11 @@ ENDLESS = {
 
 def building_children() -> list[int]:
     """The cohorts' builders that are children of this process."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"idcfs.cohorts.build" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    return children_of(os.getpid(), "idcfs.cohorts.build")
 
 
 class RealWorld:
-    """The real index, and a current folder in which nothing may change."""
+    """The real index, and a current folder that no text may change."""
 
     def __init__(self, series: Path, folder: Path) -> None:
         self.series = series
@@ -308,18 +302,13 @@ class RealWorld:
             if isinstance(data, str):
                 data = hostile_text(data, self.cwd).encode()
             source.write_bytes(data)
-            told: list[dict[str, Any]] = []
-            specification = {
-                "tables": TABLES, "memory": memory, "only_bind": False, "text": str(source), "layout": DEFAULT_TEMPLATE,
-                "series": str(self.series), "folder": f"{source}.view",
-            }  # fmt: skip
+            view = f"{source}.view"
+            request = BuildCohort(TABLES, memory, str(source), DEFAULT_TEMPLATE, str(self.series), view, False)
             try:
                 with trio.fail_after(seconds):
-                    await run_child("idcfs.cohorts.build", specification, told.append)
+                    return (await run_program("idcfs.cohorts.build", request, Facts, [Bound])).facts
             except (QueryRefused, ChildEnded, trio.TooSlowError) as error:
                 return error
-            facts: dict[str, Any] = told[-1]["facts"]
-            return facts
 
     def check_is_untouched(self) -> None:
         assert [path.name for path in self.cwd.iterdir()] == ["secret.csv"]
@@ -360,7 +349,7 @@ async def test_hostile_texts_are_refused_and_reach_nothing(real: RealWorld) -> N
     assert not list(real.out.glob("*.view/*"))
 
 
-async def test_texts_that_look_worse_than_they_are(real: RealWorld) -> None:
+async def test_strange_but_valid_texts_are_evaluated(real: RealWorld) -> None:
     outcomes: dict[str, dict[str, Any] | Exception] = {}
 
     async def ask(data: str) -> None:
@@ -377,7 +366,7 @@ async def test_texts_that_look_worse_than_they_are(real: RealWorld) -> None:
     real.check_is_untouched()
 
 
-async def test_texts_that_take_all_they_can_get_are_bounded(real: RealWorld) -> None:
+async def test_texts_that_take_much_time_or_memory_are_stopped(real: RealWorld) -> None:
     outcomes: dict[str, dict[str, Any] | Exception] = {}
 
     async def ask(name: str) -> None:
@@ -391,14 +380,14 @@ async def test_texts_that_take_all_they_can_get_are_bounded(real: RealWorld) -> 
     assert not [path for path in real.out.rglob("*") if path.is_file() and path.stat().st_size > MAX_SQL]
 
 
-async def test_too_little_memory_for_any_query_is_no_fault_of_the_index(real: RealWorld) -> None:
+async def test_too_little_memory_is_not_reported_as_an_unusable_index(real: RealWorld) -> None:
     outcome = await real.ask("SELECT * FROM index LIMIT 3", memory=64 << 20)
     assert isinstance(outcome, QueryRefused), outcome
-    # It depends on the machine's threads whether DuckDB starts with so little.
+    # Whether DuckDB starts with so little memory depends on the number of threads.
     assert re.fullmatch(".*: set query_memory to more", str(outcome)), outcome
 
 
-async def test_a_text_that_takes_too_much_is_refused_and_a_busy_machine_is_not_remembered(tmp_path: Path) -> None:
+async def test_a_text_that_takes_too_much_is_refused_and_a_timeout_is_not_remembered(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", [Row()])
     async with open_catalogue(tmp_path / "cache", index) as catalogue:
         hasty, patient = (Results(catalogue, Settings(query_timeout=limit, query_memory=2 << 30)) for limit in (2, 60))
@@ -409,7 +398,7 @@ async def test_a_text_that_takes_too_much_is_refused_and_a_busy_machine_is_not_r
             for _ in range(2):
                 with trio.fail_after(90), pytest.raises(QueryRefused, match=words):
                     await results.get(ENDLESS[name].encode())
-        # What duckdb itself says of memory is of the text; what took too long may have met a busy machine.
+        # A refusal by DuckDB for lack of memory is kept; a timeout is not, since the machine may have been busy.
         assert await hasty.kept(ENDLESS["sleeping"].encode()) is None
         assert not building_children()
         kept = list((catalogue.folder / "cohorts").rglob("*"))

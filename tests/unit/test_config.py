@@ -12,7 +12,7 @@ from idcfs.errors import UsageError
 from idcfs.layout import DEFAULT_TEMPLATE
 
 EXAMPLES: dict[str, tuple[Any, Any, Any, tuple[Any, Any, Any]]] = {
-    # For each setting: in the file, in the environment, as a flag; and what each of them means.
+    # For each setting: its value in the file, in the environment and as a flag, and what these three mean.
     "mirror": ('"gcs"', "http://h", "/m", ("gcs", "http://h", "/m")),
     "cache_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
     "cohort_dir": ('"/f"', "/e", Path("/g"), (Path("/f"), Path("/e"), Path("/g"))),
@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
 
 
-def test_every_setting_has_an_example_here() -> None:
+def test_every_setting_has_an_example() -> None:
     assert set(EXAMPLES) == {known.name for known in fields(Settings)}
 
 
@@ -65,12 +65,12 @@ def test_the_defaults(file: Path) -> None:
     assert load_settings({"cache_size": "5GB"}, {}, file).cache_limit == 5 * 10**9
 
 
-def test_the_limit_is_of_the_disk_that_the_folder_will_be_on(tmp_path: Path, file: Path) -> None:
+def test_the_limit_depends_on_the_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path, file: Path) -> None:
     settings = load_settings({"cache_dir": tmp_path / "not" / "yet"}, {}, file)
     assert settings.cache_limit == load_settings({"cache_dir": tmp_path}, {}, file).cache_limit
 
 
-def test_paths_are_absolute_and_know_home(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_absolute_and_a_tilde_expanded(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.chdir(tmp_path)
     assert load_settings({"cache_dir": "~/c"}, {}, file).cache_dir == Path("/home/someone/c")
@@ -110,7 +110,7 @@ def test_paths_are_absolute_and_know_home(file: Path, tmp_path: Path, monkeypatc
         ("mirror", '"a\\u0000b"'),
     ],
 )
-def test_a_bad_value_is_told_in_one_line_with_its_place(name: str, value: str, file: Path) -> None:
+def test_a_wrong_value_is_reported_in_one_line_with_its_file_and_name(name: str, value: str, file: Path) -> None:
     file.write_text(f"{name} = {value}\n")
     with pytest.raises(UsageError) as raised:
         load_settings({}, {}, file)
@@ -119,7 +119,7 @@ def test_a_bad_value_is_told_in_one_line_with_its_place(name: str, value: str, f
     assert "\n" not in message
 
 
-def test_bad_flags_and_variables_are_told_by_their_names(file: Path) -> None:
+def test_wrong_flags_and_variables_are_reported_with_their_names(file: Path) -> None:
     with pytest.raises(UsageError, match=r"^IDCFS_TIMEOUT: 'x\\ny'"):
         load_settings({}, {"IDCFS_TIMEOUT": "x\ny"}, file)
     with pytest.raises(UsageError, match=r"^--cache-size: size 'x'"):
@@ -134,7 +134,7 @@ def test_bad_flags_and_variables_are_told_by_their_names(file: Path) -> None:
         (b"cachesize = 1", "cachesize is no setting; the settings are allow_other, allow_other_cohorts, cache_dir"),
     ],
 )
-def test_a_bad_file_is_told_in_one_line(content: bytes, message: str, file: Path) -> None:
+def test_a_wrong_file_is_reported_in_one_line(content: bytes, message: str, file: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UsageError, match=message) as raised:
         load_settings({}, {}, file)
@@ -171,7 +171,7 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "GB", "-1GB", "1e9", "1,5GB", "1 000 MB", "20PB", "1iB", "20 G B", "63MiB", "67108863", "0x1000000000"]
 )
-def test_what_is_no_size(text: str) -> None:
+def test_texts_that_are_no_size_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse_size(text)
     assert repr(text) in str(raised.value)
@@ -196,7 +196,7 @@ def test_any_text_is_a_size_or_a_usage_error(text: str) -> None:
         assert "\n" not in str(error)  # noqa: PT017  # either may happen
 
 
-def test_a_cache_folder_that_diskcache_would_take_for_another(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+def test_a_cache_folder_with_a_variable_in_its_path_is_refused(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.setenv("SOMETHING", "else")
     with pytest.raises(UsageError, match=r"without \$"):
         load_settings({"cache_dir": "/tmp/$SOMETHING"}, {}, file)

@@ -16,14 +16,14 @@ def in_thread(call: object) -> None:
     thread.join()
 
 
-def test_a_program_is_known_by_its_name_and_others_are_not() -> None:
+def test_a_program_is_recognized_by_its_name() -> None:
     assert Crawlers([own_name()]).find(os.getpid()) == own_name()
     assert Crawlers(["another", own_name() + "x"]).find(os.getpid()) is None
     assert Crawlers(KNOWN_CRAWLERS).find(os.getpid()) is None
     assert Crawlers([]).find(os.getpid()) is None
 
 
-def test_a_thread_with_a_name_of_its_own_belongs_to_its_program() -> None:
+def test_a_thread_with_its_own_name_is_recognized_by_the_name_of_its_program() -> None:
     found: list[str | None] = []
     crawlers = Crawlers([own_name()])
 
@@ -35,13 +35,13 @@ def test_a_thread_with_a_name_of_its_own_belongs_to_its_program() -> None:
     assert found == [own_name()]
 
 
-def test_what_nobody_can_tell_is_let_in() -> None:
+def test_a_process_whose_name_is_unknown_is_not_refused() -> None:
     crawlers = Crawlers(KNOWN_CRAWLERS)
     assert crawlers.find(0) is None
     assert crawlers.find(2**30) is None
 
 
-def test_the_kernel_keeps_no_more_of_a_name() -> None:
+def test_a_long_name_is_compared_as_far_as_the_kernel_keeps_it() -> None:
     name = "n" * 40
     found: list[str | None] = []
 

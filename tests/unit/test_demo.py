@@ -1,4 +1,4 @@
-"""The demo's mirror: right DICOM objects for true series, the same each time, and nobody's folder harmed."""
+"""The demo's mirror: valid DICOM objects of true series, equal in each run; other folders are unchanged."""
 
 import hashlib
 import os
@@ -46,7 +46,7 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Only the demo's rows of the installed index: reading that again and again is the slow part."""
+    """The demo's rows of the installed index, because reading all of it again and again is slow."""
     table = pyarrow.parquet.read_table(
         idc_index_data.IDC_INDEX_PARQUET_FILEPATH, filters=[("crdc_series_uuid", "in", list(DEMO_SERIES))]
     )
@@ -102,7 +102,7 @@ def test_the_series_cover_modalities_collections_buckets_and_stay_small(demo: De
     assert demo.summary.bytes < 40_000_000
 
 
-def test_the_layout_is_the_buckets_and_counts_are_the_indexs(demo: Demo) -> None:
+def test_the_layout_is_that_of_the_buckets_and_the_numbers_are_those_of_the_index(demo: Demo) -> None:
     counted = Counter((path.parent.parent.name, path.parent.name) for path in demo.objects)
     assert counted == {(row["aws_bucket"], uuid): row["instanceCount"] for uuid, row in demo.rows.items()}
     assert demo.summary.instances == len(demo.objects)
@@ -142,13 +142,13 @@ def test_every_object_says_that_it_is_synthetic(demo: Demo) -> None:
     assert "CC0" in readme
 
 
-def test_native_pixels_have_the_length_their_attributes_say(demo: Demo) -> None:
+def test_pixel_data_have_the_length_that_follows_from_the_attributes(demo: Demo) -> None:
     for image in demo.of_modality(*SLICES, "SEG", "SM"):
         samples = image.Rows * image.Columns * image.SamplesPerPixel * int(image.get("NumberOfFrames", 1))
         assert len(image.PixelData) == samples * image.BitsAllocated // 8
 
 
-def test_derived_objects_refer_to_slices_that_are_there(demo: Demo) -> None:
+def test_derived_objects_refer_to_slices_that_exist(demo: Demo) -> None:
     for derived, source in SOURCES.items():
         (dataset,) = demo.series(derived)
         slices = demo.series(source)
@@ -182,7 +182,7 @@ def test_a_structure_sets_contours_lie_on_their_slices(demo: Demo) -> None:
         assert set(contour.ContourData[2::3]) == {height}
 
 
-def test_a_slides_levels_halve_and_cover_the_same_glass(demo: Demo) -> None:
+def test_each_level_of_a_slide_has_half_the_resolution_and_covers_the_same_area(demo: Demo) -> None:
     levels = sorted(demo.of_modality("SM"), key=lambda level: int(level.InstanceNumber))
     assert [level.TotalPixelMatrixColumns for level in levels] == [1024 >> n for n in range(len(levels))]
     for level in levels:
@@ -253,14 +253,14 @@ def test_a_run_interrupted_before_its_first_file_is_completed(demo: Demo, tmp_pa
     assert not (tmp_path / ".README.txt.unfinished").exists()
 
 
-def test_progress_is_told_after_each_instance(demo: Demo) -> None:
-    told: list[tuple[int, int]] = []
-    write_demo_mirror(demo.folder, demo.index, progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, len(demo.objects)) for done in range(1, len(demo.objects) + 1)]
+def test_progress_is_reported_after_each_instance(demo: Demo) -> None:
+    reported: list[tuple[int, int]] = []
+    write_demo_mirror(demo.folder, demo.index, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(done, len(demo.objects)) for done in range(1, len(demo.objects) + 1)]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "README.txt"])
-def test_another_folder_is_refused_and_left_alone(index: Path, tmp_path: Path, name: str) -> None:
+def test_another_folder_is_refused_and_unchanged(index: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match=r"not a demo mirror; name another folder") as refusal:
         write_demo_mirror(tmp_path, index)
@@ -269,13 +269,13 @@ def test_another_folder_is_refused_and_left_alone(index: Path, tmp_path: Path, n
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
-def test_a_file_in_the_folders_place_is_refused(index: Path, tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(index: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="name another folder"):
         write_demo_mirror(tmp_path / "file", index)
 
 
-def test_series_the_index_lacks_are_skipped_with_what_derives_from_them(index: Path, tmp_path: Path) -> None:
+def test_series_that_the_index_lacks_are_skipped_with_those_derived_from_them(index: Path, tmp_path: Path) -> None:
     head, its_segmentation = "3528931f-75ed-49e7-a98b-84704208e5b1", "c4136534-d280-4c39-b199-5ecf4fecea7f"
     report = "a153abb4-ed73-40d3-8042-98cb931c0dc7"
     other = write_rows(index, tmp_path / "index.parquet", {head, its_segmentation, report})

@@ -6,7 +6,9 @@ from idcfs.errors import DeadlineExceeded, Unreachable
 from idcfs.reading.failures import SECONDS, SLOW, Failures
 
 
-async def test_who_asks_again_after_a_long_wait_is_told_the_same(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failure_that_took_long_is_raised_again_for_some_seconds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     failures = Failures[str]()
     asked = trio.current_time()
     await trio.sleep(SLOW)

@@ -10,13 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from idcfs.catalog.index import Index, find_index
-from idcfs.processes.child import run_child
+from idcfs.catalog.messages import Bound, Query
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Done
 from tests.index_factory import Row, make_index
 
 
 @pytest.fixture
 def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where idc-index puts what it fetches."""
+    """The folder to which idc-index downloads tables."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path / "data" / "idc_index_data" / version("idc-index-data")
 
@@ -27,7 +29,7 @@ def write_table(file: Path, value: str = "x") -> Path:
     return file
 
 
-def test_what_idc_index_has_fetched_is_found_by_the_name_it_gives_it(fetched: Path) -> None:
+def test_tables_that_idc_index_has_fetched_are_found_by_their_names(fetched: Path) -> None:
     assert find_index().fetched == {}
     file = write_table(fetched / "sm_index.parquet")
     (fetched / "half.parquet.part").touch()
@@ -37,7 +39,7 @@ def test_what_idc_index_has_fetched_is_found_by_the_name_it_gives_it(fetched: Pa
     assert set(index.query_tables) == {"sm_index", *index.tables}
 
 
-def test_what_was_fetched_for_another_version_is_not(fetched: Path) -> None:
+def test_tables_that_were_fetched_for_another_version_are_not_used(fetched: Path) -> None:
     write_table(fetched.with_name("1.0.0") / "sm_index.parquet")
     write_table(fetched.parent / "seg_index.parquet")
     assert find_index().fetched == {}
@@ -52,7 +54,7 @@ def test_an_index_in_a_folder_has_that_folders_tables_only(fetched: Path, tmp_pa
     assert index.query_tables["own_index"] == str(own)
 
 
-def test_an_installed_table_counts_before_a_fetched_one_of_its_name(fetched: Path) -> None:
+def test_an_installed_table_is_preferred_to_a_fetched_one_of_the_same_name(fetched: Path) -> None:
     write_table(fetched / "collections_index.parquet")
     index = find_index()
     assert index.query_tables["collections_index"] == str(index.tables["collections_index"])
@@ -61,11 +63,8 @@ def test_an_installed_table_counts_before_a_fetched_one_of_its_name(fetched: Pat
 async def test_a_query_reads_a_fetched_table(fetched: Path, tmp_path: Path) -> None:
     write_table(fetched / "sm_index.parquet", "seen")
     result = tmp_path / "result"
-    specification = {
-        "tables": find_index().query_tables, "memory": 3 << 30, "sql": "FROM sm_index", "limit": None,
-        "result": str(result),
-    }  # fmt: skip
-    await run_child("idcfs.catalog.query", specification)
+    request = Query(find_index().query_tables, 3 << 30, "FROM sm_index", None, str(result))
+    await run_program("idcfs.catalog.query", request, Done, [Bound])
     assert pa.ipc.open_stream(pa.memory_map(str(result))).read_all().to_pylist() == [{"value": "seen"}]
 
 
@@ -82,7 +81,7 @@ def rename(file: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [touch, resize, rename, Path.unlink])
-def test_a_fetched_table_that_changes_is_of_concern_to_queries_and_not_to_the_tree(
+def test_a_changed_fetched_table_changes_the_fingerprint_of_queries_only(
     fetched: Path, change: Callable[[Path], None]
 ) -> None:
     bare = find_index()
@@ -97,7 +96,7 @@ def test_a_fetched_table_that_changes_is_of_concern_to_queries_and_not_to_the_tr
     assert after.fingerprint == before.fingerprint == bare.fingerprint
 
 
-def test_an_installed_table_that_changes_is_of_concern_to_both(tmp_path: Path) -> None:
+def test_a_changed_installed_table_changes_both_fingerprints(tmp_path: Path) -> None:
     index = make_index(tmp_path, [Row()])
     before = index.fingerprint, index.query_fingerprint
     touch(tmp_path / "collections_index.parquet")

@@ -1,4 +1,4 @@
-"""Landlock, in processes of their own: it cannot be undone."""
+"""Landlock, in processes of their own, because it cannot be undone."""
 
 import subprocess
 import sys

@@ -19,7 +19,7 @@ text = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
 
 
 @pytest.mark.parametrize("character", UNPRINTABLE, ids=ascii)
-def test_what_a_terminal_would_obey_is_escaped_as_its_bytes(character: str) -> None:
+def test_control_characters_are_escaped_as_their_bytes(character: str) -> None:
     escaped = "".join(f"%{byte:02X}" for byte in character.encode())
     assert layout.escape(f"a{character}b") == f"a{escaped}b"
 
@@ -30,7 +30,7 @@ def test_what_a_terminal_would_obey_is_escaped_as_its_bytes(character: str) -> N
 @example(".idc")
 @example("%\n25")
 @example("/" * 90)
-def test_a_component_is_a_legal_visible_name(value: str) -> None:
+def test_a_component_is_a_valid_visible_file_name(value: str) -> None:
     component = layout.escape(value)
     assert component
     assert not component.startswith(".")
@@ -59,12 +59,12 @@ def test_different_values_have_different_names(one: str, other: str) -> None:
 
 
 @given(st.from_regex(layout.PLAIN_COMPONENT, fullmatch=True))
-def test_a_plain_name_is_its_own(value: str) -> None:
+def test_a_plain_value_is_its_own_name(value: str) -> None:
     assert layout.escape(value) == value
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_no_value_has_a_name(value: str | None) -> None:
+def test_a_missing_value_has_a_name(value: str | None) -> None:
     assert layout.escape(value) == "_"
 
 
@@ -90,7 +90,7 @@ def test_the_default_template() -> None:
     assert template.columns == ("collection_id", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
 
 
-def test_the_longest_column_counts() -> None:
+def test_the_longest_column_that_matches_is_used() -> None:
     assert layout.parse_template("x%Modality", COLUMNS).levels == (("x", Column("Modality")),)
 
 
@@ -101,6 +101,6 @@ def test_an_empty_template_is_one_folder_of_series(empty: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["%Nothing", "%", "%PatientID//%Modality", "/".join(["%Mod"] * 16)])
-def test_a_bad_template_is_refused_by_name(bad: str) -> None:
+def test_a_wrong_template_is_refused(bad: str) -> None:
     with pytest.raises(UsageError, match="layout"):
         layout.parse_template(bad, COLUMNS)

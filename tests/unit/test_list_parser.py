@@ -1,4 +1,4 @@
-"""`parse_listing` reads what botocore's own parser reads, and refuses what is no listing."""
+"""`parse_listing` returns what botocore's parser returns, and refuses anything that is no listing."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ def parsed_by_botocore(body: bytes, encoded: bool) -> ListPage:
     space=st.sampled_from(["", "\n  "]),
     found=st.lists(entries, max_size=5),
 )
-def test_it_reads_what_botocore_reads(
+def test_a_listing_is_parsed_as_botocore_parses_it(
     namespace: str, encoded: bool, token: str | None, space: str, found: list[Entry]
 ) -> None:
     body = xml(namespace, encoded, token, space, found)
@@ -126,12 +126,12 @@ ENTRY = Entry("s/k", 1, '"e"', "2024-01-02T03:04:05.678Z", [], list(range(10)))
 GOOD = xml(NAMESPACE, False, None, "", [ENTRY])
 
 
-def test_the_listing_that_the_bad_ones_are_made_from() -> None:
+def test_the_listing_that_the_wrong_ones_are_made_from_is_parsed() -> None:
     assert parse_listing(GOOD) == ([ObjectInfo("s/k", 1, '"e"', 1704164645_678_000_000)], None)
 
 
 @given(cut=st.integers(0, len(GOOD) - 1))
-def test_a_listing_that_was_cut_short(cut: int) -> None:
+def test_a_listing_that_was_cut_is_refused(cut: int) -> None:
     with pytest.raises(Untrusted):
         parse_listing(GOOD[:cut])
 
@@ -160,14 +160,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("body", BAD.values(), ids=BAD.keys())
-def test_what_is_no_listing(body: bytes) -> None:
+def test_bodies_that_are_no_listing_are_refused(body: bytes) -> None:
     assert body != GOOD
     with pytest.raises(Untrusted):
         parse_listing(body)
 
 
 @given(st.lists(st.text(st.sampled_from("abc0/-_.é"), max_size=5), unique=True).map(sorted))
-def test_keys_in_order_pass_unless_they_lead_elsewhere(names: list[str]) -> None:
+def test_keys_in_order_are_accepted_unless_they_lead_out_of_the_folder(names: list[str]) -> None:
     objects = [ObjectInfo(f"s/{name}", 0, "", 0) for name in names]
     if any(part in (".", "..") for name in names for part in name.split("/")):
         with pytest.raises(Untrusted, match="key with"):
@@ -179,7 +179,7 @@ def test_keys_in_order_pass_unless_they_lead_elsewhere(names: list[str]) -> None
 @pytest.mark.parametrize(
     "names", [["s/b", "s/a"], ["s/a", "s/a"], ["t/a"], ["s"], ["s/a\n"], ["s/\x00"], ["s/\x85"], ["s/.."]]
 )
-def test_keys_that_are_not_a_page_of_the_prefix(names: list[str]) -> None:
+def test_keys_that_are_not_a_page_of_the_prefix_are_refused(names: list[str]) -> None:
     with pytest.raises(Untrusted):
         check_keys([ObjectInfo(name, 0, "", 0) for name in names], "s/")
 

@@ -34,7 +34,7 @@ def test_aws_and_gcs_share_bytes_but_not_listings() -> None:
         ("http://h", "new-one", ("new-one", "idc-open-data", "idc-open-data-two", "idc-open-data-cr")),
     ],
 )
-def test_the_named_bucket_comes_first_then_its_siblings(word: str, bucket: str, candidates: tuple[str, ...]) -> None:
+def test_the_bucket_of_the_index_comes_before_the_others(word: str, bucket: str, candidates: tuple[str, ...]) -> None:
     assert parse_mirror(word).candidates(bucket) == candidates
 
 
@@ -47,7 +47,7 @@ def test_mirrors_that_stand_in_for_each_other(word: str, names: tuple[str, str])
     assert mirror.members == (first, parse_mirror(names[1]))
     assert mirror.candidates("idc-open-data-cr") == first.candidates("idc-open-data-cr")
     assert mirror.bytes_namespace == first.bytes_namespace
-    # What it lists may be of either, and in another order the ETags of the other are marked.
+    # A listing may come from either mirror, and the order decides whose ETags are marked.
     assert len({parse_mirror(other).listing_namespace for other in ("aws", "gcs", "aws,gcs", "gcs,aws")}) == 4
     assert parse_mirror("aws").members == ()
 
@@ -64,7 +64,7 @@ def test_mirrors_that_stand_in_for_each_other(word: str, names: tuple[str, str])
         ("https://example.org,aws", "'https://example.org' cannot stand in"),
     ],
 )
-def test_mirrors_that_cannot_stand_in_for_each_other(word: str, problem: str) -> None:
+def test_mirrors_that_cannot_stand_in_for_each_other_are_refused(word: str, problem: str) -> None:
     with pytest.raises(UsageError, match=problem) as raised:
         parse_mirror(word)
     (message,) = raised.value.args
@@ -79,7 +79,7 @@ def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bucket", ["idc-open-data", "idc-open-data-two", "idc-open-data-cr", "new-one"])
 @pytest.mark.parametrize("word", ["aws", "gcs"])
-def test_what_the_index_calls_a_bucket_is_known(word: str, bucket: str) -> None:
+def test_a_bucket_is_mapped_to_its_name_in_the_index(word: str, bucket: str) -> None:
     mirror = parse_mirror(word)
     assert mirror.index_bucket(mirror.candidates(bucket)[0]) == bucket
 
@@ -146,7 +146,7 @@ def test_endpoints_and_folders_have_namespaces_of_their_own() -> None:
         "./a\0b",
     ],
 )
-def test_words_that_mean_no_mirror(word: str) -> None:
+def test_words_that_are_no_mirror_are_refused(word: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse_mirror(word)
     (message,) = raised.value.args
@@ -181,7 +181,7 @@ def test_check_asks_for_a_folder(tmp_path: Path) -> None:
         parse_mirror(f"{tmp_path}/missing").check()
 
 
-def test_a_mirror_does_not_change() -> None:
+def test_a_mirror_is_hashable_and_immutable() -> None:
     mirror = parse_mirror("aws")
     assert {mirror: 1}[parse_mirror("aws")] == 1
     with pytest.raises(FrozenInstanceError):
@@ -197,7 +197,7 @@ def test_any_word_is_a_mirror_or_a_usage_error(word: str) -> None:
         assert (mirror.endpoint is None) != (mirror.folder is None)
 
 
-def test_a_relative_path_needs_a_mark() -> None:
+def test_a_relative_path_starts_with_a_dot() -> None:
     with pytest.raises(UsageError, match=r"\./copy"):
         parse_mirror("copy")
     assert parse_mirror("./copy").folder == Path(os.getcwd(), "copy").resolve()

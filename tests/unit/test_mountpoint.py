@@ -26,7 +26,7 @@ def line(path: str, kind: str = "fuse.idcfs", device: str = "0:61", optional: st
         ("/", "/"),
     ],
 )
-def test_a_mounts_path_is_read_as_the_kernel_writes_it(written: str, path: str) -> None:
+def test_the_path_of_a_mount_is_unescaped(written: str, path: str) -> None:
     text = line("/before", "ext4") + line(written) + line("/after", "tmpfs", "0:7")
     assert [tuple(mount) for mount in parse_mountinfo(text)] == [
         (Path("/before"), "ext4", "0:61"),
@@ -36,12 +36,12 @@ def test_a_mounts_path_is_read_as_the_kernel_writes_it(written: str, path: str) 
 
 
 @pytest.mark.parametrize("optional", ["", " shared:1", " master:1 propagate_from:2 unbindable"])
-def test_optional_fields_are_of_any_number(optional: str) -> None:
+def test_there_may_be_any_number_of_optional_fields(optional: str) -> None:
     (mount,) = parse_mountinfo(line("/m", optional=optional))
     assert mount == (Path("/m"), "fuse.idcfs", "0:61")
 
 
-def test_this_machines_mounts_are_read() -> None:
+def test_the_mounts_of_this_machine_are_parsed() -> None:
     assert Path("/proc") in {mount.path for mount in mounts()}
 
 
@@ -59,7 +59,7 @@ def test_a_mount_with_an_odd_name_is_found(tmp_path: Path) -> None:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_mountpoint_is_made_if_only_it_is_missing(tmp_path: Path) -> None:
+def test_a_mountpoint_is_made_if_its_parent_exists(tmp_path: Path) -> None:
     prepare(tmp_path / "idc", recover=False)
     assert (tmp_path / "idc").is_dir()
     prepare(tmp_path / "idc", recover=True)
@@ -68,7 +68,7 @@ def test_a_mountpoint_is_made_if_only_it_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "missing").exists()
 
 
-def test_what_cannot_take_a_mount_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_a_mountpoint_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(MountFailed, match="is a file"):
         prepare(tmp_path / "file", recover=True)
@@ -79,7 +79,7 @@ def test_what_cannot_take_a_mount_is_left_as_it_is(tmp_path: Path) -> None:
         unmount(tmp_path)
 
 
-def test_the_last_part_of_a_path_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_component_of_a_path_is_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "real").mkdir()

@@ -9,7 +9,7 @@ from idcfs.printable import printable
 
 
 @given(st.text(st.characters()))
-def test_what_comes_out_is_one_line_that_moves_no_cursor(text: str) -> None:
+def test_printable_text_is_one_line_without_control_characters(text: str) -> None:
     shown = printable(text)
     assert shown.splitlines() in ([shown], [])
     assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)
@@ -18,11 +18,11 @@ def test_what_comes_out_is_one_line_that_moves_no_cursor(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a/b.dcm", "Größe é 漢字 💀", "back\\slash", "'quotes\""])
-def test_ordinary_text_stays(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert printable(text) == text
 
 
-def test_what_is_logged_cannot_pass_for_another_line_or_move_a_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_logged_text_cannot_look_like_another_record_or_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers.clear()

@@ -1,9 +1,6 @@
-"""Users' SQL in its sandbox: what it may do, and sixty ways of asking for more."""
+"""Users' SQL in its sandbox: what it may do, and sixty attempts to do more."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +8,12 @@ import pytest
 import trio
 
 from idcfs.catalog.index import find_index
+from idcfs.catalog.messages import Bound, Query
 from idcfs.errors import ChildEnded, IdcfsError, QueryRefused
-from idcfs.processes.child import run_child
+from idcfs.processes.child import run_program
+from idcfs.processes.messages import Decoder, Done, Message
 from tests.index_factory import Row, make_index
+from tests.processes import children_of, started
 
 MEMORY = 3 << 30
 TABLES = {name: str(path) for name, path in find_index().tables.items()}
@@ -26,9 +26,11 @@ async def ask(
     import pyarrow as pa
 
     result = folder / "result.arrow"
-    specification = {"tables": tables, "memory": MEMORY, "sql": sql, "limit": limit, "result": str(result)}
+    reported: list[Message] = []
     with trio.fail_after(seconds):
-        await run_child("idcfs.catalog.query", specification)
+        request = Query(tables, MEMORY, sql, limit, str(result))
+        await run_program("idcfs.catalog.query", request, Done, [Bound], reported.append)
+    assert reported == [Bound()]
     rows: list[dict[str, Any]] = pa.ipc.open_stream(pa.memory_map(str(result))).read_all().to_pylist()
     return rows
 
@@ -52,13 +54,13 @@ async def test_a_select_over_the_index_is_answered(tmp_path: Path, sql: str, row
     assert await ask(tmp_path, sql) == rows
 
 
-async def test_a_refusal_says_where_in_the_text(tmp_path: Path) -> None:
+async def test_a_refusal_has_the_number_of_the_line(tmp_path: Path) -> None:
     for sql in ("-- one\n-- two\nSELECT PatientID\nFROM index WHERE Modalty = 'CT'", "\n\nSELECT\n1 FROM nothing"):
         with pytest.raises(QueryRefused, match=r"(?m)^LINE 4: (FROM index WHERE Modalty|1 FROM nothing)"):
             await ask(tmp_path, sql)
 
 
-async def test_a_limit_holds(tmp_path: Path) -> None:
+async def test_a_limit_bounds_the_rows(tmp_path: Path) -> None:
     assert len(await ask(tmp_path, "SELECT * FROM index", limit=7)) == 7
 
 
@@ -150,22 +152,14 @@ HOSTILE = [
     "SELECT 1 FROM index WHERE",
     "\ufeff\u202e SELECT",
     "DROP TABLE IF EXISTS students; --",
-    "SELECT error('told to')",
+    "SELECT error('on purpose')",
     "SELECT CAST('x' AS INTEGER)",
 ]
 
 
 def running_queries() -> list[int]:
     """The queries that are children of this process."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"idcfs.catalog.query" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    return children_of(os.getpid(), "idcfs.catalog.query")
 
 
 def hostile_text(template: str, cwd: Path) -> str:
@@ -175,7 +169,7 @@ def hostile_text(template: str, cwd: Path) -> str:
 
 
 @pytest.mark.parametrize("template", HOSTILE)
-async def test_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+async def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     out.mkdir()
@@ -194,13 +188,13 @@ WRITING = [
     "UPDATE index SET PatientID = 'x'",
     "DELETE FROM index",
 ]
-"""What newer versions of duckdb take in a WITH."""
+"""Statements that newer versions of DuckDB accept in a WITH."""
 
 
 @pytest.mark.parametrize("form", ["WITH x AS ({}) SELECT 1 AS a", "SELECT * FROM (WITH x AS ({}) SELECT 1 AS a)"])
 @pytest.mark.parametrize("writing", WRITING)
 async def test_a_with_that_writes_is_refused(tmp_path: Path, writing: str, form: str) -> None:
-    # A copy: if this fails, it is not the installed index that is gone.
+    # An index of its own, so that a failure does not damage the installed one.
     rows = [Row("nlst", "p1"), Row("nlst", "p2")]
     tables = {name: str(path) for name, path in make_index(tmp_path / "index", rows).tables.items()}
     before = {path: path.read_bytes() for path in (tmp_path / "index").iterdir()}
@@ -222,12 +216,12 @@ async def test_a_with_that_writes_is_refused(tmp_path: Path, writing: str, form:
     ids=["strings", "a list", "a cross join", "a sort", "columns"],
 )
 async def test_memory_is_bounded(tmp_path: Path, sql: str) -> None:
-    """Refused, ended, or out of time; and this process goes on."""
+    """The query is refused, killed or out of time, and this process goes on."""
     with pytest.raises((QueryRefused, ChildEnded, trio.TooSlowError)):
         await ask(tmp_path, sql, seconds=8, limit=None)
 
 
-async def test_time_is_bounded_and_the_child_is_gone(tmp_path: Path) -> None:
+async def test_time_is_bounded_and_the_child_ends(tmp_path: Path) -> None:
     endless = "WITH RECURSIVE a(n) AS (SELECT 1 UNION ALL SELECT 1 - n FROM a) SELECT count(*) FROM a"
     with pytest.raises((trio.TooSlowError, IdcfsError)):
         await ask(tmp_path, endless, seconds=2)
@@ -236,14 +230,8 @@ async def test_time_is_bounded_and_the_child_is_gone(tmp_path: Path) -> None:
 
 def test_a_query_ends_with_its_parent(tmp_path: Path) -> None:
     sql = "SELECT count(*) FROM range(100000000000)"
-    specification = {"tables": TABLES, "memory": MEMORY, "sql": sql, "limit": None, "result": str(tmp_path / "r")}
-    command = [sys.executable, "-P", "-m", "idcfs.catalog.query"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(json.dumps(specification).encode() + b"\n")
-    child.stdin.flush()
-    assert b"bound" in child.stdout.readline()
-    child.stdin.close()
-    assert child.wait(60) == 1
-    child.stdout.close()
+    request = Query(TABLES, MEMORY, sql, None, str(tmp_path / "r"))
+    with started("idcfs.catalog.query", request) as (child, connection):
+        assert Decoder([Bound]).feed(connection.recv(1000)) == [(0, False, Bound())]
+        connection.close()
+        assert child.wait(60) == 1

@@ -437,9 +437,9 @@ def open_all(watched: Watched, series: int, instances: Iterable[int], witnesses:
     """Open files that the kernel has, one in *witnesses* of which shows that it is read whole; bytes then wanted."""
     wanted = []
     for instance in instances:
-        is_witness = instance % witnesses == 0
-        found = [ahead for ahead in watched.policy.open(series, instance, is_witness) if isinstance(ahead, Extent)]
-        if is_witness and whole:
+        is_observed = instance % witnesses == 0
+        found = [ahead for ahead in watched.policy.open(series, instance, is_observed) if isinstance(ahead, Extent)]
+        if is_observed and whole:
             size = watched.tree.series[series][instance]
             read = watched.policy.read(series, instance, size - 4096, size)
             found += [ahead for ahead in read if isinstance(ahead, Extent)]

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from idcfs.catalog import check
 from idcfs.catalog.table import BATCH_ROWS, BatchCache, Strings, Table, TableWriter, column_of
+from idcfs.catalog.view import LAST_SCHEMA
 from idcfs.errors import CatalogueDamaged
+from idcfs.layout import MAX_COMPONENT_BYTES
 
 SCHEMA = pa.schema([("name", pa.binary()), ("small", pa.uint8()), ("count", pa.uint32()), ("bytes", pa.uint64())])
 
@@ -20,7 +23,7 @@ def row(number: int) -> tuple[bytes, int, int, int]:
 
 
 def write(path: Path, *sizes: int) -> int:
-    """A table of rows as `row` says, appended in pieces of *sizes*."""
+    """Write a table of the rows of `row`, appended in pieces of *sizes*; returns its length."""
     total = 0
     with TableWriter(path, SCHEMA) as writer:
         for size in sizes:
@@ -40,7 +43,7 @@ border = st.sampled_from([0, 1, BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 1, 2 * 
 
 @in_one_folder
 @given(st.lists(border | st.integers(0, 300), max_size=4), st.data())
-def test_what_is_written_is_read(tmp_path: Path, sizes: list[int], data: st.DataObject) -> None:
+def test_values_are_read_as_they_were_written(tmp_path: Path, sizes: list[int], data: st.DataObject) -> None:
     total = write(tmp_path / "table", *sizes)
     table = Table(tmp_path / "table", BatchCache(1 << 20))
     assert len(table) == total
@@ -54,7 +57,7 @@ def test_what_is_written_is_read(tmp_path: Path, sizes: list[int], data: st.Data
     table.close()
 
 
-def test_a_table_has_no_name_before_it_is_whole(tmp_path: Path) -> None:
+def test_a_table_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "table"
     with TableWriter(path, SCHEMA):
         assert not path.exists()
@@ -68,23 +71,22 @@ def test_memory_is_bounded_and_the_batches_in_use_stay(tmp_path: Path) -> None:
     write(path, 6 * BATCH_ROWS)
     one = BatchCache(1 << 30)
     Table(path, one).value(0, 5 * BATCH_ROWS)
-    limit = one._size * 5 // 2
+    limit = int(one.currsize * 5 / 2)
     cache = BatchCache(limit)
     table = Table(path, cache)
     for number in (0, 1, 2, 3, 4, 0, 5):
         table.value(2, number * BATCH_ROWS)
-        assert 0 < cache._size <= limit
-        assert cache._size == sum(size for _, size in cache._batches.values())
+        assert 0 < cache.currsize <= limit
     table.value(2, 0)
     table.value(2, 3 * BATCH_ROWS)
     path.write_bytes(b"")
-    assert table.value(2, 0) == 0, "used since the other that was there"
-    assert table.value(2, 3 * BATCH_ROWS) == 3 * BATCH_ROWS, "the last one"
+    assert table.value(2, 0) == 0, "a batch that was used lately"
+    assert table.value(2, 3 * BATCH_ROWS) == 3 * BATCH_ROWS, "the batch that was used last"
     with pytest.raises(CatalogueDamaged):
         table.value(2, 5 * BATCH_ROWS)
 
 
-def test_tables_share_a_cache_without_meeting(tmp_path: Path) -> None:
+def test_tables_that_share_a_cache_do_not_mix_batches(tmp_path: Path) -> None:
     write(tmp_path / "one", 10)
     write(tmp_path / "other", 20)
     cache = BatchCache(1 << 20)
@@ -94,17 +96,17 @@ def test_tables_share_a_cache_without_meeting(tmp_path: Path) -> None:
 
 
 def is_found_damaged(path: Path, expected: list[tuple[bytes, int, int, int]]) -> bool:
-    """Whether a file is seen to be damaged; what can be read of it has to be as it was written."""
+    """Return whether the damage of a file is found; any value that can be read must be right."""
     try:
         found = rows(Table(path, BatchCache(1 << 20)))
     except CatalogueDamaged:
         return True
     assert found == expected[: len(found)]
-    # Fewer rows may be a whole table; whoever opens one knows how many there are (see View).
+    # A file with fewer rows may be a valid table; a view checks the number of rows.
     return len(found) != len(expected)
 
 
-def test_a_flipped_bit_never_gives_a_wrong_value(tmp_path: Path) -> None:
+def test_a_flipped_bit_never_changes_a_value(tmp_path: Path) -> None:
     path = tmp_path / "table"
     total = write(path, BATCH_ROWS + 40)
     expected = [row(number) for number in range(total)]
@@ -153,7 +155,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [overwrite, cut])
-def test_damage_while_it_is_open_is_found_at_the_next_new_batch(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_damage_to_an_open_table_is_found_at_the_next_new_batch(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "table"
     write(path, 3 * BATCH_ROWS)
     table = Table(path, BatchCache(1 << 20))
@@ -166,7 +168,7 @@ def test_damage_while_it_is_open_is_found_at_the_next_new_batch(tmp_path: Path, 
         table.values(0, 0, 3 * BATCH_ROWS)
 
 
-def test_a_batch_in_the_place_of_another_is_damage(tmp_path: Path) -> None:
+def test_exchanged_batches_are_damage(tmp_path: Path) -> None:
     path = tmp_path / "table"
     write(path, 2 * BATCH_ROWS)
     with pa.OSFile(str(path)) as file:
@@ -177,6 +179,14 @@ def test_a_batch_in_the_place_of_another_is_damage(tmp_path: Path) -> None:
             swapped.write_batch(batch, custom_metadata=metadata)
     with pytest.raises(CatalogueDamaged):
         Table(path, BatchCache(1 << 20)).value(2, 0)
+
+
+def test_a_table_of_the_longest_names_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "level.arrow"
+    names = [b"n" * MAX_COMPONENT_BYTES] * BATCH_ROWS
+    with TableWriter(path, LAST_SCHEMA) as writer:
+        writer.append([pa.array(names, pa.binary()), pa.array(range(BATCH_ROWS), pa.uint32())])
+    assert check.damage(path) is None
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1))

@@ -19,7 +19,7 @@ class Opened(View):
 
 
 class Shown:
-    """What is known of a generation without asking."""
+    """The model of a generation."""
 
     def __init__(self, view: Opened) -> None:
         self.views = [view]
@@ -95,7 +95,7 @@ class TemporaryViewsMachine(RuleBasedStateMachine):
 TestTemporaryViews = TemporaryViewsMachine.TestCase
 
 
-def test_a_view_that_is_shown_no_more_closes_with_its_last_reference() -> None:
+def test_a_retired_view_closes_with_its_last_reference() -> None:
     views, view = TemporaryViews(), Opened()
     generation = views.add(view)
     views.hold(generation, 2)
@@ -118,7 +118,7 @@ def test_a_view_that_is_shown_stays_open_without_references() -> None:
     assert view.closed == 1
 
 
-def test_closing_closes_what_is_shown_and_what_is_held() -> None:
+def test_close_closes_shown_and_retired_views() -> None:
     views, opened = TemporaryViews(), [Opened(), Opened(), Opened()]
     generations = [views.add(view) for view in opened]
     views.hold(generations[0])
@@ -140,7 +140,7 @@ def test_a_generation_is_never_used_again_and_all_of_them_fit_an_inode_number() 
     assert len(seen) == 100
 
 
-def test_when_the_generations_are_used_up_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_used_up_generations_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idcfs.catalog.temporary.FIRST_GENERATION", MAX_GENERATION)
     views, refused = TemporaryViews(), Opened()
     views.retire(views.add(Opened()))

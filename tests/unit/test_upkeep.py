@@ -1,3 +1,5 @@
+"""Checks, repairs and sweeps of a cache folder."""
+
 import contextlib
 import errno
 import fcntl
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from idcfs.cache import upkeep
 from idcfs.cache.entries import Entries
 from tests.conftest import WarningsLogged
-from tests.unit.test_cache import entries_in
+from tests.unit.test_entries import entries_in
+from tests.unit.test_entries import value as value_of
 
 SMALL = b"small"
 LARGE = bytes(range(256)) * 400
@@ -70,7 +73,7 @@ def plant_key(folder: Path) -> None:
 
 
 def plant_name(folder: Path) -> None:
-    # What it then does not know any more is found, too, when it is old.
+    # The file that lost its name here is found as well once it is old.
     change(folder, "UPDATE Cache SET filename = '../../outside' WHERE key = 'key3'")
 
 
@@ -85,17 +88,17 @@ def plant_long_name(folder: Path) -> None:
 DAMAGES = [flip, flip_inside, lose_file, plant_key, plant_name, plant_long_values, plant_long_name]
 
 
-def test_nothing_is_found_where_nothing_is_wrong(entries: Entries, tmp_path: Path) -> None:
-    told: list[int] = []
+def test_nothing_is_found_in_a_sound_cache(entries: Entries, tmp_path: Path) -> None:
+    progress: list[int] = []
     orphan(tmp_path, changed=YOUNG)
-    assert list(upkeep.check(tmp_path, True, told.append)) == []
-    assert sum(told) == upkeep.count(tmp_path) == 200
+    assert list(upkeep.check(tmp_path, True, progress.append)) == []
+    assert sum(progress) == upkeep.count(tmp_path) == 200
     assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
-    assert len(files(tmp_path)) == 101, "what is being written is young"
+    assert len(files(tmp_path)) == 101, "a young file may be one that is being written"
     assert all(entries.get(f"key{number}") is not None for number in range(200))
 
 
-def test_where_there_is_no_cache_nothing_is_found(tmp_path: Path) -> None:
+def test_nothing_is_found_or_made_where_there_is_no_cache(tmp_path: Path) -> None:
     assert check(tmp_path / "none", True) == []
     assert upkeep.count(tmp_path / "none") == 0
     assert not (tmp_path / "none").exists()
@@ -105,13 +108,13 @@ def test_where_there_is_no_cache_nothing_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_found_and_only_that_is_dropped(
+def test_damage_is_found_and_only_the_damaged_entry_is_dropped(
     entries: Entries, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     outside = tmp_path.parent.parent / "outside"
     damage(tmp_path)
     (found,) = check(tmp_path)
-    assert check(tmp_path) == [found], "looking changes nothing"
+    assert check(tmp_path) == [found], "a check without repair changes nothing"
     assert check(tmp_path, repair=True) == [found]
     assert check(tmp_path) == []
     values = [entries.get(f"key{number}") for number in range(200)]
@@ -122,12 +125,24 @@ def test_damage_is_found_and_only_that_is_dropped(
     assert check(tmp_path) == []
 
 
+def test_an_entry_that_is_replaced_during_a_check_is_neither_reported_nor_removed(
+    entries: Entries, tmp_path: Path
+) -> None:
+    for key in ("key2", "key4"):
+        change(tmp_path, "UPDATE Cache SET value = x'00' WHERE key = ?", key)
+    findings = upkeep.check(tmp_path, True)
+    assert next(findings).what == "key2"
+    entries.put_many([("key2", SMALL), ("key4", SMALL)])
+    assert list(findings) == []
+    assert [value_of(entries, key) for key in ("key2", "key4")] == [SMALL, SMALL]
+
+
 COLUMNS = ["key", "raw", "store_time", "expire_time", "access_count", "tag", "size", "mode", "filename", "value"]
 VALUES = ["NULL", "1.5", "4611686018427387904", "-5", "x'ff61'", "'text'", "CAST(x'ff61' AS TEXT)"]
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_values_of_all_kinds_cost_one_entry_at_most(entries: Entries, tmp_path: Path, column: str) -> None:
+def test_a_planted_value_in_any_column_costs_one_entry_at_most(entries: Entries, tmp_path: Path, column: str) -> None:
     for value in VALUES:
         for key in ("key3", "key4"):
             change(tmp_path, f"UPDATE Cache SET {column} = {value} WHERE key = ?", key)
@@ -137,10 +152,10 @@ def test_values_of_all_kinds_cost_one_entry_at_most(entries: Entries, tmp_path: 
         assert upkeep.sweep(tmp_path, upkeep.abandoned_before(tmp_path)) == 0
         assert sum(entries.get(f"key{number}") is not None for number in range(200)) >= 198, value
         entries.put_many([("key3", LARGE), ("key4", SMALL)])
-        assert bytes(entries.get("key3") or b"") == LARGE, value
+        assert value_of(entries, "key3") == LARGE, value
 
 
-def test_a_wrong_size_counts_for_nothing(entries: Entries, tmp_path: Path) -> None:
+def test_a_planted_size_is_found_and_not_counted(entries: Entries, tmp_path: Path) -> None:
     for number, value in enumerate(VALUES):
         change(tmp_path, f"UPDATE Cache SET size = {value} WHERE key = ?", f"key{number}")
         assert len(check(tmp_path)) in {1, 2}, value
@@ -151,7 +166,7 @@ def test_a_wrong_size_counts_for_nothing(entries: Entries, tmp_path: Path) -> No
             assert base.execute("SELECT value FROM Settings WHERE key = 'size'").fetchone() == (known,)
 
 
-def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(entries: Entries, tmp_path: Path) -> None:
+def test_an_unknown_file_is_removed_with_its_empty_folders(entries: Entries, tmp_path: Path) -> None:
     lost = orphan(tmp_path)
     beside = files(tmp_path)[-1].with_name("f" * 28 + ".val")
     beside.write_bytes(b"half of")
@@ -166,7 +181,18 @@ def test_a_file_that_the_database_does_not_know_goes_and_its_folders_with_it(ent
     assert check(tmp_path) == []
 
 
-def test_by_the_clock_of_the_disk_young_files_are_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    entries: Entries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        check(tmp_path)
+
+
+def test_the_age_of_files_is_measured_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = time.time() + 100
     monkeypatch.setattr(time, "time", lambda: ahead)
     before = upkeep.abandoned_before(tmp_path)
@@ -174,7 +200,7 @@ def test_by_the_clock_of_the_disk_young_files_are_young(tmp_path: Path, monkeypa
     assert before <= (tmp_path / "later").stat().st_mtime
 
 
-def test_where_nothing_can_be_locked_young_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_young_files_stay_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(lock: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
@@ -182,7 +208,7 @@ def test_where_nothing_can_be_locked_young_files_are_left(tmp_path: Path, monkey
     assert upkeep.abandoned_before(tmp_path) <= time.time() - upkeep.ORPHAN_SECONDS
 
 
-def test_young_files_go_too_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
+def test_young_files_are_removed_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
     with entries_in(tmp_path) as entries:
         entries.put_many([("key", LARGE)])
         orphan(tmp_path, changed=YOUNG)
@@ -191,15 +217,15 @@ def test_young_files_go_too_when_nobody_can_be_writing_them(tmp_path: Path) -> N
     before = upkeep.abandoned_before(tmp_path)
     orphan(tmp_path, changed=time.time() + 1)
     with entries_in(tmp_path) as entries:
-        # In a transaction that goes on while the files are looked at.
+        # As if it were written in a transaction that goes on during the sweep.
         later = orphan(tmp_path, changed=time.time() + 1)
         assert upkeep.sweep(tmp_path, before) == 1
         assert later.exists()
-        assert bytes(entries.get("key") or b"") == LARGE
+        assert value_of(entries, "key") == LARGE
     assert upkeep.sweep(tmp_path, time.time() + 10) == 2
 
 
-def test_wrong_counts_are_set_right(entries: Entries, tmp_path: Path) -> None:
+def test_wrong_totals_are_corrected(entries: Entries, tmp_path: Path) -> None:
     for wrong in ("value = value + 10", "value = 'x'"):
         for key in ("count", "size"):
             change(tmp_path, f"UPDATE Settings SET {wrong} WHERE key = '{key}'")
@@ -215,14 +241,14 @@ def test_wrong_counts_are_set_right(entries: Entries, tmp_path: Path) -> None:
     assert entries.usage()[0] == 200
 
 
-def test_an_index_that_is_damaged_is_made_again(entries: Entries, tmp_path: Path) -> None:
+def test_a_damaged_index_is_built_again(entries: Entries, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as base:
         base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         sql = "SELECT pageno FROM dbstat WHERE name = 'Cache_key_raw' AND pagetype = 'leaf' LIMIT 1"
         try:
             (page,) = base.execute(sql).fetchone()
         except sqlite3.OperationalError:
-            pytest.skip("this SQLite cannot tell which pages are an index")
+            pytest.skip("this SQLite has no dbstat, which lists the pages of an index")
     data = bytearray((tmp_path / "cache.db").read_bytes())
     data[data.index(b"key1", 4096 * (page - 1))] ^= 1
     (tmp_path / "cache.db").write_bytes(data)
@@ -233,7 +259,7 @@ def test_an_index_that_is_damaged_is_made_again(entries: Entries, tmp_path: Path
     assert all(entries.get(f"key{number}") is not None for number in range(200))
 
 
-def test_a_damaged_database_is_set_aside_under_who_uses_it(
+def test_a_damaged_database_is_renamed_while_it_is_in_use(
     entries: Entries, tmp_path: Path, warnings_logged: WarningsLogged
 ) -> None:
     change(tmp_path, "PRAGMA user_version = 1")
@@ -247,18 +273,18 @@ def test_a_damaged_database_is_set_aside_under_who_uses_it(
     check(tmp_path, repair=True)
     warnings_logged.take("damaged")
     entries.put_many([("new", LARGE)])
-    assert bytes(entries.get("new") or b"") == LARGE
+    assert value_of(entries, "new") == LARGE
     for file in files(tmp_path):
         os.utime(file, (OLD, OLD))
-    # Those of the old one.
+    # The files of the damaged database are found.
     assert len(check(tmp_path, repair=True)) == 100
-    assert bytes(entries.get("new") or b"") == LARGE
+    assert value_of(entries, "new") == LARGE
     assert check(tmp_path) == []
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(known=st.sets(st.integers(0, 300)), there=st.sets(st.integers(0, 300)))
-def test_exactly_what_is_old_and_unknown_is_swept(
+def test_a_sweep_removes_exactly_the_old_files_that_the_database_does_not_know(
     tmp_path_factory: pytest.TempPathFactory, known: set[int], there: set[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("cache")

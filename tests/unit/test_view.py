@@ -43,7 +43,7 @@ several_rows = st.lists(st.tuples(values, values, values, values), min_size=1, m
 
 
 def build_view(folder: Path, rows: list[Row], text: str) -> tuple[View, Table]:
-    """Build in this process what a child process builds, and open it."""
+    """Build a view in this process, and open it."""
     index = make_index(folder / "index", rows)
     tables = {name: str(path) for name, path in index.tables.items()}
     (folder / "built").mkdir()
@@ -58,7 +58,7 @@ def build_view(folder: Path, rows: list[Row], text: str) -> tuple[View, Table]:
 
 
 def walk(view: View, level: int = 0, group: int = 0, path: tuple[bytes, ...] = ()) -> dict[tuple[bytes, ...], int]:
-    """The row of each series by its path; every way of asking has to say the same on the way."""
+    """Return the row of each series by its path; checks that all methods of the view agree."""
     assert view.path(level, group) == list(path)
     if level == view.depth:
         assert view.series_groups(level, group) == range(group, group + 1)
@@ -86,7 +86,7 @@ def walk(view: View, level: int = 0, group: int = 0, path: tuple[bytes, ...] = (
 @example([row(number, "c", "p", "s", "CT") for number in range(9)], DEFAULT_TEMPLATE)
 @example([row(number, *"cpsm") for number in range(9)], "%Modality")
 @example([row(0, "a_b", "c", "s", "CT"), row(1, "a", "b_c", "s", "CT")], TEMPLATES[1])
-def test_every_series_has_one_place_where_the_template_says(rows: list[Row], text: str) -> None:
+def test_every_series_has_exactly_the_path_of_the_template(rows: list[Row], text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         view, series = build_view(Path(folder), rows, text)
         found = walk(view)
@@ -107,7 +107,7 @@ def test_every_series_has_one_place_where_the_template_says(rows: list[Row], tex
         assert sum(len(names) for names in folders(model).values()) == sum(map(view.groups, range(1, view.depth + 1)))
 
 
-def test_a_tree_larger_than_a_batch_of_duckdb_and_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_may_be_larger_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "STREAM_ROWS", 2048)
     rows = [Row(f"c{n // 4000}", f"p{n // 3 % 1500}", f"s{n % 5}", f"1.{n}", uuid=make_uuid(n)) for n in range(9000)]
     view, series = build_view(tmp_path, rows, DEFAULT_TEMPLATE)
@@ -118,7 +118,7 @@ def test_a_tree_larger_than_a_batch_of_duckdb_and_of_ours(tmp_path: Path, monkey
     }
 
 
-def test_a_study_of_two_patients_and_a_patient_of_two_collections_are_kept_apart(tmp_path: Path) -> None:
+def test_a_study_of_two_patients_and_a_patient_of_two_collections_are_two_folders_each(tmp_path: Path) -> None:
     rows = [
         Row("one", "p", "study", "1.1"),
         Row("one", "q", "study", "1.2"),
@@ -132,7 +132,7 @@ def test_a_study_of_two_patients_and_a_patient_of_two_collections_are_kept_apart
     ]
 
 
-def test_namesakes_are_told_apart_by_their_uuids_and_others_are_left_alone(tmp_path: Path) -> None:
+def test_series_with_equal_paths_get_suffixes_and_others_do_not(tmp_path: Path) -> None:
     same = "0123abcd-0000-4000-8000-00000000000"
     uuids = [same + "1", same + "2", "ffffffff-0000-4000-8000-000000000003"]
     rows = [*(Row(series="1.2", uuid=uuid) for uuid in uuids), Row(series="1.3")]
@@ -145,7 +145,7 @@ def test_namesakes_are_told_apart_by_their_uuids_and_others_are_left_alone(tmp_p
     ]
 
 
-def test_a_description_with_a_changed_byte_is_damaged_or_says_the_same(tmp_path: Path) -> None:
+def test_a_description_with_a_changed_byte_is_damaged_or_has_the_same_values(tmp_path: Path) -> None:
     view, _ = build_view(tmp_path, [Row("a"), Row("b")], DEFAULT_TEMPLATE)
     file = tmp_path / "view" / DESCRIPTION
     text = file.read_bytes()

@@ -1,4 +1,4 @@
-"""The form of an entry on disk."""
+"""The format of an entry on disk."""
 
 import io
 import os
@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idcfs.cache import format as entry
-from idcfs.cache.format import PIECE, EntryFile
+from idcfs.cache.format import PIECE, EntryFile, pack, unpack
 
 KEY = "aws/series/name/300/0"
 
@@ -21,11 +20,11 @@ def content_of(length: int) -> bytes:
 
 
 def packed(key: str, length: int) -> bytes:
-    return b"".join(entry.pack(key, content_of(length)[:length]))
+    return b"".join(pack(key, content_of(length)[:length]))
 
 
 def unpacked(key: str, form: bytes) -> bytes | None:
-    found = entry.unpack(key, io.BytesIO(form), len(form), bytearray)
+    found = unpack(key, io.BytesIO(form), bytearray)
     return None if found is None else bytes(found)
 
 
@@ -36,12 +35,12 @@ def file_of(folder: Path, form: bytes) -> str:
 
 
 @given(st.text(max_size=100), lengths)
-def test_a_value_comes_back(key: str, length: int) -> None:
+def test_a_packed_value_is_unpacked(key: str, length: int) -> None:
     assert unpacked(key, packed(key, length)) == content_of(length)[:length]
 
 
 @given(lengths, st.data())
-def test_one_bit_or_one_byte_less_is_seen(length: int, data: st.DataObject) -> None:
+def test_any_flipped_bit_and_any_missing_byte_is_found(length: int, data: st.DataObject) -> None:
     form = packed(KEY, length)
     bit = data.draw(st.integers(0, 8 * len(form) - 1))
     flipped = bytearray(form)
@@ -53,7 +52,7 @@ def test_one_bit_or_one_byte_less_is_seen(length: int, data: st.DataObject) -> N
 
 
 @given(lengths.filter(bool), st.data())
-def test_parts_are_those_of_the_value(
+def test_a_part_that_is_read_is_that_part_of_the_value(
     tmp_path_factory: pytest.TempPathFactory, length: int, data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(0, length - 1))
@@ -61,14 +60,14 @@ def test_parts_are_those_of_the_value(
     file = EntryFile(file_of(tmp_path_factory.mktemp("entry"), packed(KEY, length)), KEY)
     try:
         part = file.read(start, stop)
-        # Not every file system has reads that do not wait.
+        # Not every file system supports RWF_NOWAIT.
         assert part is None or bytes(part) == content_of(length)[start:stop]
-        assert part is not None or not has_reads_that_do_not_wait(tmp_path_factory.getbasetemp())
+        assert part is not None or not supports_nowait(tmp_path_factory.getbasetemp())
     finally:
         file.close()
 
 
-def has_reads_that_do_not_wait(folder: Path) -> bool:
+def supports_nowait(folder: Path) -> bool:
     path = folder / "probe"
     path.write_bytes(b"probe")
     descriptor = os.open(path, os.O_RDONLY)
@@ -80,9 +79,9 @@ def has_reads_that_do_not_wait(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def test_a_part_that_is_damaged_is_not_given_and_others_are(tmp_path: Path) -> None:
-    if not has_reads_that_do_not_wait(tmp_path):
-        pytest.skip("the file system knows no reads that do not wait")
+def test_a_damaged_part_is_not_returned_and_other_parts_are(tmp_path: Path) -> None:
+    if not supports_nowait(tmp_path):
+        pytest.skip("the file system does not support RWF_NOWAIT")
     form = packed(KEY, 3 * PIECE)
     file = EntryFile(file_of(tmp_path, form), KEY)
     try:
@@ -99,7 +98,7 @@ def test_a_part_that_is_damaged_is_not_given_and_others_are(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("form", [b"", b"IDC2", packed("another", 100), packed(KEY, 100)[:-1]])
-def test_what_is_not_the_entry_is_refused(tmp_path: Path, form: bytes) -> None:
+def test_a_file_that_is_not_the_entry_is_refused_and_closed(tmp_path: Path, form: bytes) -> None:
     with pytest.raises(ValueError, match="is not the entry of"):
         EntryFile(file_of(tmp_path, form), KEY)
     assert not [

@@ -1,0 +1,1 @@
+"""Small programs that tests of `idcfs.processes` run as children."""
