@@ -35,9 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # The command that tests run is this environment's.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # How fast this machine is says nothing about an invariant.
-    no_clock: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-    hypothesis.settings.register_profile("short", **no_clock)
-    hypothesis.settings.register_profile("long", **no_clock, max_examples=1000)
+    short = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.register_profile("short", short)
+    hypothesis.settings.register_profile("long", short, max_examples=1000)
     hypothesis.settings.load_profile("long" if config.getoption("--long") else "short")
     worker = getattr(config, "workerinput", None)
     if worker is None:

@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 from tests.processes import PATIENCE, is_running
 
@@ -18,6 +21,13 @@ T = TypeVar("T")
 
 ORDINARY_USER = 65534
 """Nobody: on every Linux system, and without rights."""
+
+_PYTHON = Path(sys.executable).resolve()
+
+needs_another_user = pytest.mark.skipif(
+    os.getuid() != 0 or not all(path.stat().st_mode & 0o001 for path in (_PYTHON, *_PYTHON.parents)),
+    reason="only root can become another user, who needs a Python that is not in somebody's home",
+)
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 """The kernel's control of FUSE mounts."""

@@ -23,7 +23,7 @@ PATTERN_BYTES = 24 << 20
 VERIFIED_BYTES = 4096
 """Bytes for each of fio's checksums."""
 
-STRESS_SECONDS = 3
+STRESS_SECONDS = 1
 
 READS = {
     "from front to back": ["--rw=read", "--bs=64k"],

@@ -743,7 +743,7 @@ async def test_two_evaluate_at_a_time_and_all_in_the_end(
 ) -> None:
     for number in range(6):
         keep(cache / "cohorts", f"c{number}", NLST + b" " * number)
-    async with open_filesystem(cache, index, store) as opened:
+    async with open_filesystem(cache, index, store, seconds=PATIENCE) as opened:
         found = []
 
         async def look(name: str) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
@@ -54,6 +57,23 @@ def folder_mirror(shared: Path) -> Path:
             shutil.copytree(REAL_MIRROR, folder, dirs_exist_ok=True)
 
     return made_once(shared / "mirror", write)
+
+
+@pytest.fixture(scope="session")
+def index_of_the_mirror(shared: Path, folder_mirror: Path) -> Path:
+    """The rows of the real index for the series that the mirror has; their catalogue is built in a second."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        there = pa.array(list(mirror_series(folder_mirror)))
+        for name, path in find_index().tables.items():
+            table = pq.read_table(path)
+            if name == "index":
+                table = table.filter(pc.is_in(table["crdc_series_uuid"], there))
+                assert len(table) == len(there)
+            pq.write_table(table, folder / path.name)
+
+    return made_once(shared / "index", write)
 
 
 @pytest.fixture(scope="session")

@@ -346,7 +346,9 @@ def open_views(daemon: int) -> int:
     return found
 
 
-def test_the_tree_changes_at_once_and_open_files_stay(cohort: Path, mounted: Path, folder_mirror: Path) -> None:
+def test_the_tree_changes_at_once_and_open_files_stay(
+    cohort: Path, mounted: Path, folder_mirror: Path, is_long: bool
+) -> None:
     series = mirror_series(folder_mirror)
     halves = [sorted(series)[0::2], sorted(series)[1::2]]
     (cohort / ".query").write_text(manifest(sorted(series)))
@@ -358,7 +360,7 @@ def test_the_tree_changes_at_once_and_open_files_stay(cohort: Path, mounted: Pat
     wanted = (series[first.name] / name).read_bytes()
     daemon = status(mounted)["pid"]
     try:
-        for turn in range(1, 31):
+        for turn in range(1, 31 if is_long else 11):
             half = halves[turn % 2]
             (cohort / ".query").write_text(manifest(half) + "\n" * turn)
             # A look-up by name, before a listing gives the kernel the new entries.
@@ -401,7 +403,8 @@ def test_concurrent_readers_see_one_of_the_trees(cohort: Path) -> None:
     assert (wrong, len(seen)) == ([], 2)
 
 
-def test_two_mounts_share_one_cohort_folder(commands: Commands, folder_mirror: Path) -> None:
+def test_two_mounts_share_one_cohort_folder(commands: Commands, folder_mirror: Path, is_long: bool) -> None:
+    times = 20 if is_long else 6
     flags: list[str | Path] = ["--mirror", folder_mirror, "--cohort-dir", commands.home / "queries"]
     with (
         commands.mounted(commands.home / "one", *flags) as one,
@@ -411,14 +414,14 @@ def test_two_mounts_share_one_cohort_folder(commands: Commands, folder_mirror: P
         assert os.listdir(two / "cohorts") == ["mine"]
         (two / "cohorts" / "mine" / ".query").write_text(f"{SMALL}\n")
         assert os.listdir(one / "cohorts" / "mine") == ["tcga_luad"]
-        script = 'for n in $(seq 20); do echo "-- $2 $n" >> "$1/cohorts/mine/.query"; done'
+        script = f'for n in $(seq {times}); do echo "-- $2 $n" >> "$1/cohorts/mine/.query"; done'
         writing = [commands.start("sh", "-c", script, "sh", point, point.name) for point in (one, two)]
         assert [process.wait(PATIENCE) for process in writing] == [0, 0]
         text = (one / "cohorts" / "mine" / ".query").read_text()
         assert text == (two / "cohorts" / "mine" / ".query").read_text()
         lines = text.splitlines()
         assert lines[0] == SMALL
-        assert sorted(lines[1:]) == sorted(f"-- {name} {n}" for name in ("one", "two") for n in range(1, 21))
+        assert sorted(lines[1:]) == sorted(f"-- {name} {n}" for name in ("one", "two") for n in range(1, times + 1))
         assert os.listdir(two / "cohorts" / "mine") == ["tcga_luad"]
         (two / "cohorts" / "mine").rename(two / "cohorts" / "ours")
         assert os.listdir(one / "cohorts") == ["ours"]

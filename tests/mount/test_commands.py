@@ -503,7 +503,7 @@ def test_systemd_is_notified_when_the_mount_answers(commands: Commands, folder_m
     address = commands.home / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(address))
-        systemd.settimeout(30)
+        systemd.settimeout(PATIENCE)
         commands.environment["NOTIFY_SOCKET"] = str(address)
         point = commands.home / "idc"
         daemon = commands.start("idcfs", "mount", "--foreground", "--mirror", folder_mirror, point)

@@ -130,11 +130,11 @@ def test_the_next_demo_removes_the_folder_of_a_killed_one(commands: Commands, te
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_start_reports_it_and_leaves_nothing(
-    commands: Commands, temporary: Path, number: signal.Signals
+    commands: Commands, temporary: Path, number: signal.Signals, is_long: bool
 ) -> None:
     point = commands.home / "idc"
     stderr = commands.home / "stderr"
-    for delay in [0, *(random.Random(number).uniform(0, 2.2) for _ in range(7))]:
+    for delay in [0, *(random.Random(number).uniform(0, 2.2) for _ in range(20 if is_long else 3))]:
         with stderr.open("w") as errors:
             starting = commands.start(
                 "idcfs", "mount", "--foreground", "--demo", point, stdout=subprocess.PIPE, stderr=errors

@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pydicom
 import pytest
 import SimpleITK
 
-from idcfs.catalog.index import find_index
 from tests.mount.conftest import REAL_MIRROR, give_catalogue
 from tests.mounting import Commands, checksums, mirror_series, status
 
@@ -33,20 +29,6 @@ def mirror(request: pytest.FixtureRequest, folder_mirror: Path) -> str:
 @pytest.fixture(params=[SAMPLE_CT, pytest.param(REAL_CT, marks=needs_real_data)], ids=["sample", "real"])
 def ct(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def index_of_the_mirror(tmp_path_factory: pytest.TempPathFactory, folder_mirror: Path) -> Path:
-    """The rows of the real index for the series that the mirror has."""
-    folder = tmp_path_factory.mktemp("index")
-    there = pa.array(list(mirror_series(folder_mirror)))
-    for name, path in find_index().tables.items():
-        table = pq.read_table(path)
-        if name == "index":
-            table = table.filter(pc.is_in(table["crdc_series_uuid"], there))
-            assert len(table) == len(there)
-        pq.write_table(table, folder / path.name)
-    return folder
 
 
 def by_uuid(point: Path, uuid: str) -> Path:

@@ -22,13 +22,17 @@ def refused(commands: Commands, *arguments: str | Path) -> str:
     return line
 
 
-def test_all_written_files_are_for_their_owner_only(someone: Commands, folder_mirror: Path) -> None:
+def test_all_written_files_are_for_their_owner_only(
+    someone: Commands, folder_mirror: Path, index_of_the_mirror: Path
+) -> None:
     point = someone.home / "idc"
+    someone.environment["IDCFS_INDEX"] = str(index_of_the_mirror)
+    query = "SELECT SeriesInstanceUID FROM index WHERE collection_id = 'nlst'"
     with someone.mounted(point, "--mirror", folder_mirror):
         someone.run("sh", "-c", f"cat {point}/.idc/by-uuid/{CT}/* >/dev/null; cat {point}/nlst/.idc/info.json")
         someone.run("mkdir", point / "cohorts" / "mine")
-        someone.run("sh", "-c", f'echo "{SMALL}" > {point}/cohorts/mine/.query; ls {point}/cohorts/mine')
-    someone.idcfs("cohort", "create", "other", SMALL)
+        someone.run("sh", "-c", f'echo "{query}" > {point}/cohorts/mine/.query; ls {point}/cohorts/mine')
+    someone.idcfs("cohort", "create", "other", query)
     folders = [someone.home / name for name in (".cache", ".local")]
     paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
     assert {path.suffix for path in paths} >= {".db", ".val", ".arrow", ".parquet", ".log", ".sql", ".json", ".lock"}

@@ -22,10 +22,10 @@ from idcfs.catalog.index import Index
 from idcfs.catalog.view import View
 from idcfs.errors import CacheUnusable, IndexUnusable, NotFound, UsageError
 from tests.index_factory import PriorRow, Row, build_catalogue, make_index
+from tests.mounting import ORDINARY_USER, needs_another_user
 
 ROWS = [Row("a", "p1"), Row("a", "p2", revised=2), Row("b", "p3", revised=3, analysis_result="Nuclei")]
 PRIOR = [PriorRow("a", "p2", first=1, last=1)]
-NOBODY = 65534
 
 Tree = dict[tuple[bytes, ...], tuple[int, str]]
 
@@ -164,9 +164,8 @@ def test_two_processes_that_open_a_catalogue_at_once_build_it_once(tmp_path: Pat
     assert sum("reading the index" in lines for lines in printed) == 1
 
 
-def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path: Path, index: Index) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can become another user")
+@needs_another_user
+def test_a_cache_folder_that_cannot_be_written_is_refused(index: Index) -> None:
     home = Path("/tmp") / f"idcfs-test-{os.getpid()}"
     home.mkdir(mode=0o755)
     try:
@@ -174,7 +173,7 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path: Path, index:
         copy.chmod(0o755)
         cache = home / "cache"
         cache.mkdir(mode=0o755)
-        process = start(cache, Index(copy, {}), user=NOBODY, group=NOBODY, extra_groups=[], cwd=home)
+        process = start(cache, Index(copy, {}), user=ORDINARY_USER, group=ORDINARY_USER, extra_groups=[], cwd=home)
         line = process.communicate(timeout=60)[0].strip()
     finally:
         shutil.rmtree(home)

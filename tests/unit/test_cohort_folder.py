@@ -26,6 +26,7 @@ from idcfs.errors import (
     NotThereNow,
     QueryTooLong,
 )
+from tests.mounting import ORDINARY_USER, needs_another_user
 
 Change = Callable[[CohortTexts], object]
 
@@ -177,7 +178,7 @@ def make_device_link(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(100)
 @pytest.mark.parametrize("make", [Path.mkdir, make_pipe, make_socket, make_device_link])
 def test_anything_but_a_file_is_no_cohort_and_blocks_nobody(folder: CohortTexts, make: Callable[[Path], None]) -> None:
     folder.create("mine")
@@ -383,7 +384,7 @@ for name, change in CHANGES.items():
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@needs_another_user
 def test_a_read_only_folder_can_be_read() -> None:
     with tempfile.TemporaryDirectory(prefix="idcfs-test-") as path:
         Path(path).chmod(0o755)
@@ -391,12 +392,12 @@ def test_a_read_only_folder_can_be_read() -> None:
         folder.write("old", b"text")
         folder.keep_last_good("old", b"good")
         before = files(folder)
-        nobody = 65534
         command = [sys.executable, "-c", READ_ONLY, str(folder.path)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
-            command, user=nobody, group=nobody, extra_groups=[], env=environment, capture_output=True, check=False
-        )
+            command,
+            user=ORDINARY_USER, group=ORDINARY_USER, extra_groups=[], env=environment, capture_output=True, check=False,
+        )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, b"")
         assert files(folder) == before
 

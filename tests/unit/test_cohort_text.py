@@ -22,7 +22,7 @@ from idcfs.errors import ChildEnded, QueryRefused, QueryTooLong
 from idcfs.layout import DEFAULT_TEMPLATE
 from idcfs.processes.child import run_program
 from tests.index_factory import Row, make_index, make_uuid
-from tests.processes import children_of
+from tests.processes import PATIENCE, children_of
 from tests.unit.test_query import HOSTILE, TABLES, hostile_text
 
 UUID = "0123abcd-0000-4000-8000-00000000000f"
@@ -294,7 +294,9 @@ class RealWorld:
         self.at_once = trio.CapacityLimiter(4)
         (self.cwd / "secret.csv").write_text("SeriesInstanceUID,Secret\nof nobody's business,1\n")
 
-    async def ask(self, data: str | bytes, seconds: float = 60, memory: int = 3 << 30) -> dict[str, Any] | Exception:
+    async def ask(
+        self, data: str | bytes, seconds: float = PATIENCE, memory: int = 3 << 30
+    ) -> dict[str, Any] | Exception:
         async with self.at_once:
             source = self.out / make_uuid(data, memory)
             if isinstance(data, str):

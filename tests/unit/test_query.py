@@ -234,4 +234,4 @@ def test_a_query_ends_with_its_parent(tmp_path: Path) -> None:
     with started("idcfs.catalog.query", request) as (child, connection):
         assert Decoder([Bound]).feed(connection.recv(1000)) == [(0, False, Bound())]
         connection.close()
-        assert child.wait(10) == 1
+        assert child.wait(60) == 1
