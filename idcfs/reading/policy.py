@@ -37,7 +37,7 @@ MOST_FILES = 256
 """The factor by which files ahead grow with each file that follows, and the most: a series of 304 slices at 50 ms."""
 
 MOST_BYTES = 40 << 20
-"""Bytes ahead of a walk or a stream where no arena sets them: at 50 ms and 60 MB/s a connection, enough for 600 MB/s."""
+"""Bytes ahead of a walk or a stream, unless an arena sets them: at 50 ms and 60 MB/s a connection, 600 MB/s."""
 
 MEMORY_PART = 5 / 16
 """The part of the arena that may be ahead of one reader."""
