@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from idcfs.catalog.description import FORMAT
+from tests.mount.conftest import give_catalogue
 from tests.mounting import Commands, mirror_series, status
 from tests.processes import children_of, stopped, until
 
@@ -34,12 +35,23 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(data)
 
 
-@pytest.fixture
-def cache(commands: Commands, folder_mirror: Path) -> Path:
-    """A cache folder that was filled."""
-    with commands.mounted(commands.home / "idc", "--mirror", folder_mirror) as point:
+@pytest.fixture(scope="module")
+def filled(world_readable: Path, catalogue_folder: Path, folder_mirror: Path) -> Path:
+    """A cache folder in which is all of the mirror."""
+    home = world_readable / "filled"
+    home.mkdir()
+    with give_catalogue(Commands(home), catalogue_folder).mounted(home / "idc", "--mirror", folder_mirror) as point:
         read_all(point, folder_mirror)
-    return commands.home / ".cache" / "idcfs"
+    return home / ".cache" / "idcfs"
+
+
+@pytest.fixture
+def cache(commands: Commands, filled: Path) -> Path:
+    """A cache folder in which is all of the mirror, for one test."""
+    folder = commands.home / ".cache" / "idcfs"
+    for name in ("objects", "listings"):
+        shutil.copytree(filled / name, folder / name)
+    return folder
 
 
 def verify(commands: Commands, code: int, *flags: str) -> list[str]:
