@@ -32,11 +32,12 @@ def children_of(parent: int, program: str = "") -> list[int]:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process is there and not just waiting to be reaped."""
+    """Whether a process is there and not just waiting to be reaped; a killed one is until its last thread has ended."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return fields[0] != "Z" or int(fields[17]) > 1
 
 
 def is_reaped(process: int) -> bool:
